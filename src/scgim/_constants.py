@@ -1,0 +1,72 @@
+"""Names under which scGIM registers its inputs and stores its results: the only place where they are spelled."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class _RegistryKeys(NamedTuple):
+    """Names of scGIM's own fields in the scvi-tools data registry."""
+
+    PERTURBATION: str = "perturbation"
+    DOSAGE: str = "dosage"
+    CONTEXT: str = "gim_context"
+
+
+REGISTRY = _RegistryKeys()
+
+
+class Key:
+    """Slots of an annotated AnnData; `key` is the `key_added` given to :meth:`scgim.model.GIM.annotate`."""
+
+    DEFAULT = "gim"
+
+    class varp:
+        """Gene by gene matrices."""
+
+        @staticmethod
+        def edge_probs(key: str) -> str:
+            return f"{key}_edge_probs"
+
+        @staticmethod
+        def edge_weights(key: str) -> str:
+            return f"{key}_edge_weights"
+
+    class varm:
+        """Gene by perturbation data frames."""
+
+        @staticmethod
+        def targets(key: str) -> str:
+            return f"{key}_targets"
+
+        @staticmethod
+        def shifts(key: str) -> str:
+            return f"{key}_shifts"
+
+        @staticmethod
+        def shift_sds(key: str) -> str:
+            return f"{key}_shift_sds"
+
+        @staticmethod
+        def total_effects(key: str) -> str:
+            return f"{key}_total_effects"
+
+        @staticmethod
+        def emax(key: str) -> str:
+            return f"{key}_emax"
+
+        @staticmethod
+        def ec50(key: str) -> str:
+            return f"{key}_ec50"
+
+        @staticmethod
+        def hill(key: str) -> str:
+            return f"{key}_hill"
+
+    class uns:
+        """Entries of the dictionary `adata.uns[key]`."""
+
+        PARAMS = "params"
+        PERTURBATIONS = "perturbations"
+        HISTORY = "history"
+        FEATURE_IMPORTANCE = "feature_importance"
