@@ -1,0 +1,44 @@
+"""Checks of user input: every message names the key, says what was found and what to do."""
+
+from __future__ import annotations
+
+from scgim._validation._design import (
+    check_covariates,
+    check_dosage,
+    check_perturbations,
+    check_query_dosage,
+    check_size_factors,
+)
+from scgim._validation._embedding import check_query_embedding, resolve_embedding
+from scgim._validation._matrix import (
+    check_continuous,
+    check_counts,
+    check_gene_names,
+    check_matrix_type,
+    check_nonempty,
+    check_var_names,
+    iterate_blocks,
+    matrix_name,
+)
+from scgim._validation._messages import check_key, numeric_values, quote_some
+
+__all__ = [
+    "check_continuous",
+    "check_counts",
+    "check_covariates",
+    "check_dosage",
+    "check_gene_names",
+    "check_key",
+    "check_matrix_type",
+    "check_nonempty",
+    "check_perturbations",
+    "check_query_dosage",
+    "check_query_embedding",
+    "check_size_factors",
+    "check_var_names",
+    "iterate_blocks",
+    "matrix_name",
+    "numeric_values",
+    "quote_some",
+    "resolve_embedding",
+]

@@ -1,0 +1,135 @@
+"""Checks of the columns that describe cells: perturbation, dosage, size factor, covariates."""
+
+from __future__ import annotations
+
+import difflib
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scgim._validation._messages import check_key, numeric_values, quote_some
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_VEHICLES = ("control", "ctrl", "dmso", "vehicle", "untreated", "mock", "pbs", "nt", "ntc", "non-targeting")
+
+
+def check_perturbations(obs: pd.DataFrame, perturbation_key: str, control: str) -> pd.Categorical:
+    """Labels of all cells as a categorical of strings (unused categories dropped) after checking the design.
+
+    Raises
+    ------
+    KeyError
+        The column is missing.
+    ValueError
+        There are cells without label, no control cells, nothing but controls, or a perturbation with a single cell.
+    """
+    check_key(perturbation_key, obs.columns, where="adata.obs", argument="perturbation_key")
+    column, where = obs[perturbation_key], f"adata.obs[{perturbation_key!r}]"
+    missing = int(column.isna().sum())
+    if missing:
+        raise ValueError(
+            f"{missing} cells have no label (NaN) in `{where}`. Remove them or, if they are controls, call them "
+            f"{control!r}."
+        )
+    # Labels are strings throughout: scvi-tools lets a new category equal to the number 0 pass unseen.
+    labels = pd.Categorical(column.astype(str))
+    counts = pd.Series(labels).value_counts()
+    if control not in counts.index:
+        close = difflib.get_close_matches(control, counts.index, n=1)
+        close += [name for name in counts.index if name.lower() in _VEHICLES]
+        hint = f"Did you mean `control={close[0]!r}`? " if close else ""
+        raise ValueError(
+            f"No control cells: `{where}` has no {control!r}. {hint}"
+            f"Its categories are {quote_some(sorted(counts.index), 10)}. Name the one of the controls: `control=...`."
+        )
+    if len(counts) == 1:
+        raise ValueError(f"All cells are {control!r} in `{where}`. At least one perturbation is needed.")
+    single = sorted(counts.index[counts == 1])
+    if single:
+        raise ValueError(
+            f"{len(single)} labels in `{where}` have a single cell: {quote_some(single)}. Remove them: "
+            f"`n = {where}.value_counts(); adata = adata[{where}.isin(n.index[n > 1])].copy()`."
+        )
+    return labels
+
+
+def check_dosage(obs: pd.DataFrame, dosage_key: str | None, perturbation_key: str, control: str) -> np.ndarray:
+    """Doses of all cells, shape (cells,), float64; 1 for treated cells and 0 for controls when `dosage_key` is None."""
+    is_control = (obs[perturbation_key].astype(str) == control).to_numpy()
+    if dosage_key is None:
+        return np.where(is_control, 0.0, 1.0)
+    check_key(dosage_key, obs.columns, where="adata.obs", argument="dosage_key")
+    where = f"adata.obs[{dosage_key!r}]"
+    dosage = numeric_values(obs[dosage_key], where)
+    for name, bad in (("NaN", np.isnan(dosage)), ("infinite", np.isinf(dosage)), ("negative", dosage < 0)):
+        if bad.any():
+            of = quote_some(obs[perturbation_key].astype(str)[bad].unique())
+            raise ValueError(
+                f"Found {name} doses in `{where}` ({int(bad.sum())} cells of {of}). "
+                "Doses are finite and positive, and 0 for controls."
+            )
+    dosed = is_control & (dosage > 0)
+    if dosed.any():
+        raise ValueError(
+            f"{int(dosed.sum())} control cells ({control!r}) have a dose above 0 in `{where}` (such as "
+            f"{dosage[dosed][0]:g}). Set it to 0: `adata.obs.loc[adata.obs[{perturbation_key!r}] == {control!r}, "
+            f"{dosage_key!r}] = 0`."
+        )
+    undosed = ~is_control & (dosage == 0)
+    if undosed.any():
+        of = quote_some(obs[perturbation_key].astype(str)[undosed].unique())
+        raise ValueError(
+            f"{int(undosed.sum())} treated cells have dose 0 in `{where}` (of {of}). If they got no drug, call them "
+            f"{control!r} in `adata.obs[{perturbation_key!r}]`; otherwise give their dose."
+        )
+    return dosage
+
+
+def check_query_dosage(dosage: Any, n: int) -> np.ndarray:
+    """Doses to predict as float64 of shape (n,), from a number or one number a row."""
+    values = pd.Series([dosage]) if isinstance(dosage, (Real, str)) else pd.Series(np.asarray(dosage).ravel())
+    doses = numeric_values(values, "dosage")
+    if len(doses) == 1:
+        doses = np.repeat(doses, n)
+    if len(doses) != n:
+        raise ValueError(f"`dosage` has {len(doses)} values for {n} rows of `drug_embedding`. Give one number or {n}.")
+    if not (np.isfinite(doses) & (doses >= 0)).all():
+        bad = doses[~(np.isfinite(doses) & (doses >= 0))][0]
+        raise ValueError(f"`dosage` contains {bad:g}. Doses are finite and not negative, in the units of the fit.")
+    return doses
+
+
+def check_size_factors(obs: pd.DataFrame, size_factor_key: str) -> np.ndarray:
+    """Size factors of all cells, shape (cells,), float64, positive and finite."""
+    check_key(size_factor_key, obs.columns, where="adata.obs", argument="size_factor_key")
+    where = f"adata.obs[{size_factor_key!r}]"
+    factors = numeric_values(obs[size_factor_key], where)
+    bad = ~(np.isfinite(factors) & (factors > 0))
+    if bad.any():
+        raise ValueError(f"{int(bad.sum())} cells have a size factor in `{where}` that is not positive and finite.")
+    return factors
+
+
+def check_covariates(values: pd.DataFrame, known: Mapping[str, Sequence[Any]]) -> None:
+    """Raise when `values` (rows x covariates) lack a covariate of the model or hold a value that it was not fitted on.
+
+    Parameters
+    ----------
+    values
+        Covariates, one column each.
+    known
+        Values seen in training for each categorical covariate.
+    """
+    for key, seen in known.items():
+        check_key(key, values.columns, where="covariates", argument="covariate")
+        names = {str(value) for value in seen}
+        unseen = [value for value in pd.unique(values[key].astype(str)) if value not in names]
+        if unseen:
+            raise ValueError(
+                f"Covariate {key!r} has values that were not in the training data: {quote_some(unseen)}. "
+                f"Known values: {quote_some(seen, 20)}."
+            )

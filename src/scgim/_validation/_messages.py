@@ -1,0 +1,45 @@
+"""Parts that messages about wrong input share."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def quote_some(names: Iterable[Any], n: int = 5) -> str:
+    """List the first `n` names for a message: "'a', 'b' and 3 more"."""
+    names = list(names)
+    shown = ", ".join(repr(str(name)) for name in names[:n])
+    return shown if len(names) <= n else f"{shown} and {len(names) - n} more"
+
+
+def check_key(key: str, available: Iterable[Any], *, where: str, argument: str) -> None:
+    """Raise a KeyError with the closest existing name when `key` is not among `available`."""
+    names = [str(name) for name in available]
+    if key in names:
+        return
+    lower = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(str(key).lower(), lower, n=1)
+    hint = f"Did you mean {lower[close[0]]!r}?" if close else f"It has: {quote_some(names, 10) or 'nothing'}."
+    raise KeyError(f"`{argument}={key!r}` is not in `{where}`. {hint} Pass the right name as `{argument}=...`.")
+
+
+def numeric_values(column: pd.Series, where: str) -> np.ndarray:
+    """Values of a column as float64; text is an error, also where it looks like a number."""
+    if isinstance(column.dtype, pd.CategoricalDtype) and pd.api.types.is_numeric_dtype(column.cat.categories):
+        column = column.astype(np.float64)
+    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+        return column.to_numpy(dtype=np.float64, na_value=np.nan)
+    parsed = pd.to_numeric(column.astype(object), errors="coerce")
+    bad = column[parsed.isna() & column.notna()]
+    if len(bad):
+        raise ValueError(
+            f"`{where}` holds text such as {str(bad.iloc[0])!r}. Give numbers in one unit (10.0 and not '10uM')."
+        )
+    raise ValueError(f"`{where}` has dtype {column.dtype}. Convert it to numbers: `{where} = {where}.astype(float)`.")
