@@ -1,0 +1,80 @@
+# Everything works on a fresh machine with Python >= 3.11 and make, and from a folder whose path has a space:
+# make splits lists at spaces, so every path below is relative.
+#
+#   make demo        simulate a drug screen, fit, predict, compare; figures and files go to demo_output/
+#   make test        the whole test suite, with coverage
+#   make docs        the documentation, in docs/_build/html; warnings are errors
+#   make tutorials   run the tutorial notebooks again, in place
+#   make bench-real  tables on real data (DATA=folder)
+#   make lint        style and types
+#   make clean       remove what the above made
+
+# The first of these that is new enough; PYTHON=/path/to/python overrides.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+DATA ?= ../shared/data
+
+# An editable install remembers the folder it was made in, so a checkout that was moved or copied installs again.
+HERE := $(shell pwd | cksum | cut -d ' ' -f 1)
+PY := .venv/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check install --constraint constraints.txt
+
+.PHONY: help demo test docs tutorials bench-real lint clean .venv
+
+help:
+	@sed -n 's/^#   make/make/p' Makefile
+
+demo: .venv
+	$(PY) tutorials/demo.py --output demo_output
+
+test: .venv/test-$(HERE)
+	$(PY) -m pytest --cov --cov-report=term --cov-report=xml $(PYTEST_ARGS)
+
+docs: .venv/doc-$(HERE)
+	$(PY) -m sphinx -b html -W --keep-going docs docs/_build/html
+
+tutorials: .venv/tutorials-$(HERE)
+	$(PY) -m nbconvert --to notebook --execute --inplace tutorials/*.ipynb
+
+bench-real: .venv/bench-$(HERE)
+	$(PY) benchmarks/real/run.py --data "$(DATA)"
+
+lint: .venv/lint-$(HERE)
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+
+clean:
+	rm -rf .venv demo_output docs/_build docs/generated docs/notebooks .coverage coverage.xml dist \
+		.pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+.venv: .venv/run-$(HERE)
+
+# One stamp for each set of packages, made again when pyproject.toml or constraints.txt is newer.
+.venv/run-$(HERE): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "scGIM needs Python 3.11 or newer; none found. Try: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PY) -c "" 2>/dev/null || { echo "Making .venv with $(PYTHON)"; "$(PYTHON)" -m venv --clear .venv; }
+	@echo "Installing scGIM and what it needs into .venv (a few minutes the first time)"
+	@$(PIP) --quiet --upgrade pip
+	@$(PIP) --editable .
+	@touch $@
+
+.venv/test-$(HERE): .venv/run-$(HERE)
+	@$(PIP) --quiet --group test --editable ".[chem]"
+	@touch $@
+
+.venv/doc-$(HERE): .venv/run-$(HERE)
+	@$(PIP) --quiet --group doc
+	@touch $@
+
+.venv/lint-$(HERE): .venv/run-$(HERE)
+	@$(PIP) --quiet --group typecheck ruff
+	@touch $@
+
+.venv/tutorials-$(HERE): .venv/run-$(HERE)
+	@$(PIP) --quiet --editable ".[chem,tutorials]"
+	@touch $@
+
+.venv/bench-$(HERE): .venv/run-$(HERE)
+	@$(PIP) --quiet --group bench
+	@touch $@
