@@ -1,0 +1,124 @@
+"""Which drug features drive the shifts of which genes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from scgim._constants import Key
+from scgim._docs import d
+from scgim.pl._matrix import diagonal_order, matrix_plot, similarity_order
+from scgim.pl._utils import pick, stored, symmetric_limit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+
+@d.dedent
+def feature_importance(
+    adata: AnnData,
+    *,
+    features: str | Iterable[str] | None = None,
+    genes: str | Iterable[str] | None = None,
+    n_features: int = 20,
+    n_genes: int = 30,
+    cluster: bool = True,
+    swap_axes: bool = False,
+    key: str = Key.DEFAULT,
+    cmap: Any = "RdBu_r",
+    figsize: tuple[float, float] | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+    **kwargs: Any,
+) -> Any:
+    """How strongly each drug feature drives the direct effect on each gene, as a matrix centred at 0.
+
+    Rows are features, columns are genes. The sign tells whether more of the feature raises or lowers the expression of
+    the gene. Features that go together in the screen share their importance among them: read groups, not single rows.
+
+    Parameters
+    ----------
+    %(adata)s
+    features
+        Features to show, in this order. By default the `n_features` with the largest sum of absolute importances.
+    genes
+        Genes to show, in this order. By default the `n_genes` with the largest sum of absolute importances.
+    n_features
+        Number of features to choose when `features` is not given.
+    n_genes
+        Number of genes to choose when `genes` is not given.
+    cluster
+        Whether the features and genes that were chosen here are ordered by similarity.
+    swap_axes
+        Whether genes are rows and features are columns.
+    %(key)s
+    %(cmap)s
+    %(figsize)s
+    %(title)s
+    %(ax)s
+    %(show)s
+    %(return_fig)s
+    **kwargs
+        Passed to :class:`scanpy.pl.MatrixPlot`.
+
+    Returns
+    -------
+    %(returns_matrix)s
+
+    Raises
+    ------
+    KeyError
+        If `adata` holds no feature importance: it was not annotated, or the model was fitted without drug features.
+        Also if a feature or gene is unknown.
+    ValueError
+        If `n_features` or `n_genes` is below 1.
+
+    Examples
+    --------
+    >>> scgim.pl.feature_importance(adata, n_features=10)
+    """
+    if min(n_features, n_genes) < 1:
+        raise ValueError(f"Expected `n_features` and `n_genes` to be at least 1, found {n_features} and {n_genes}.")
+    results = stored(adata, "uns", key)
+    if Key.uns.FEATURE_IMPORTANCE not in results:
+        raise KeyError(
+            f"No `{Key.uns.FEATURE_IMPORTANCE}` in `adata.uns[{key!r}]`. Run `model.annotate(adata)` with a model that "
+            "was set up with a drug embedding."
+        )
+    values = results[Key.uns.FEATURE_IMPORTANCE]
+    values = values.set_axis(values.index.astype(str)).set_axis(values.columns.astype(str), axis=1)
+
+    sizes = values.abs()
+    # genes may have been subset since the model was fitted
+    known = [gene for gene in values.columns if gene in set(adata.var_names)]
+    top_genes = sizes[known].sum().nlargest(n_genes).index
+    top_features = sizes.sum(axis=1).nlargest(n_features).index
+    values = values.loc[
+        top_features if features is None else pick(features, values.index, "feature"),
+        top_genes if genes is None else pick(genes, known, "gene"),
+    ]
+    if cluster and features is None:
+        values = values.iloc[similarity_order(values.to_numpy())]
+    if cluster and genes is None:
+        values = values.iloc[:, diagonal_order(values.to_numpy())]
+
+    limit = symmetric_limit(values)
+    return matrix_plot(
+        values,
+        group="feature",
+        color_title="Importance\n(signed)",
+        cmap=cmap,
+        limits=(-limit, limit),
+        vcenter=0.0,
+        swap_axes=swap_axes,
+        figsize=figsize,
+        title=title,
+        ax=ax,
+        show=show,
+        return_fig=return_fig,
+        **kwargs,
+    )

@@ -1,0 +1,188 @@
+"""What all plots share: reading stored results, figures and axes, and text that stays readable."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from typing import TYPE_CHECKING, Any, Literal
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import scanpy as sc
+from matplotlib import patheffects
+
+from scgim._constants import Key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's palette, told apart with any common colour blindness; yellow is left out because it is too pale for lines
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
+POSITIVE, NEGATIVE = "#D55E00", "#0072B2"
+INK, GREY, PALE = "#222222", "#8C8C8C", "#D9D9D9"
+
+ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
+
+
+def stored(adata: AnnData, slot: Literal["varm", "varp", "uns"], name: str) -> Any:
+    """The result stored as `name` in a slot of `adata`."""
+    if name not in getattr(adata, slot):
+        raise KeyError(f"No `{name}` in `adata.{slot}`. Run `model.annotate(adata)` first.")
+    return getattr(adata, slot)[name]
+
+
+def stored_entry(adata: AnnData, key: str, entry: str) -> Any:
+    """An entry of the dictionary `adata.uns[key]`."""
+    entries = stored(adata, "uns", key)
+    if entry not in entries:
+        raise KeyError(f"No `{entry}` in `adata.uns[{key!r}]`. Run `model.annotate(adata)` first.")
+    return entries[entry]
+
+
+def stored_params(adata: AnnData, key: str) -> dict[str, Any]:
+    """Settings of the fitted model."""
+    return dict(stored_entry(adata, key, Key.uns.PARAMS))
+
+
+def pick(names: str | Iterable[str] | None, available: Iterable[str], what: str) -> list[str]:
+    """`names` (one, several, or `None` for all) as a list without repeats, each checked to be among `available`."""
+    known = [str(name) for name in available]
+    if names is None:
+        return known
+    wanted = [names] if isinstance(names, str) else list(dict.fromkeys(str(name) for name in names))
+    if not wanted:
+        raise ValueError(f"Expected at least one {what}, found none.")
+    missing = [name for name in wanted if name not in set(known)]
+    if missing:
+        close = difflib.get_close_matches(missing[0], known, n=3)
+        hint = f"Did you mean {close}?" if close else f"The first known ones are {known[:5]}."
+        raise KeyError(f"Unknown {what}: {missing[:5]}. {hint}")
+    return wanted
+
+
+def pick_one(perturbation: str | None, available: Sequence[str]) -> str:
+    """One perturbation; it may be left out when there is only one."""
+    if perturbation is None:
+        if len(available) != 1:
+            found = [str(name) for name in available[:5]]
+            raise ValueError(f"`perturbation` is needed: {len(available)} are stored, among them {found}.")
+        return str(available[0])
+    return pick(perturbation, available, "perturbation")[0]
+
+
+def new_axes(ax: Axes | None, figsize: tuple[float, float]) -> tuple[Axes, bool]:
+    """`ax`, or the axes of a new figure; and whether `ax` was given."""
+    if ax is not None:
+        return ax, True
+    return plt.subplots(figsize=figsize, layout="constrained")[1], False
+
+
+def new_panels(
+    ax: Axes | None,
+    figsize: tuple[float, float],
+    shape: tuple[int, int],
+    n_panels: int,
+    *,
+    width_ratios: Sequence[float] | None = None,
+) -> tuple[list[Axes], bool]:
+    """Axes of a grid of panels, in a new figure or within the area of `ax`; and whether `ax` was given.
+
+    `shape` counts rows and columns; the first `n_panels` cells are used, by rows.
+    """
+    n_rows, n_cols = shape
+    if ax is None:
+        figure, grid = plt.subplots(
+            n_rows, n_cols, figsize=figsize, layout="constrained", squeeze=False, width_ratios=width_ratios
+        )
+        for unused in grid.ravel()[n_panels:]:
+            figure.delaxes(unused)
+        return list(grid.ravel()[:n_panels]), False
+
+    ax.axis("off")
+    widths = np.asarray([1.0] * n_cols if width_ratios is None else width_ratios)
+    widths = widths / widths.sum()
+    lefts = np.concatenate([[0.0], np.cumsum(widths)[:-1]])
+    # decorations of neighbours need room that no layout engine leaves between inset axes
+    gap_x, gap_y = 0.22 * (n_cols > 1), 0.3 * (n_rows > 1)
+    panels = []
+    for i in range(n_panels):
+        row, col = divmod(i, n_cols)
+        bottom = 1 - (row + 1) / n_rows
+        panels.append(
+            ax.inset_axes((lefts[col], bottom + gap_y / n_rows / 2, widths[col] * (1 - gap_x), (1 - gap_y) / n_rows))
+        )
+    return panels, True
+
+
+def finish(axes: Any, *, given: bool, show: bool | None, return_fig: bool = False) -> Any:
+    """What a plotting function returns, after showing the figure if that is wanted.
+
+    `axes` are one, or a list or dictionary of several; `given` tells that they lie in axes of the user's.
+    """
+    if return_fig:
+        return (axes[0] if isinstance(axes, list) else axes).get_figure(root=True)
+    if given:
+        return axes
+    if show if show is not None else sc.settings.autoshow:
+        plt.show()
+        return None
+    return axes
+
+
+def despine(ax: Axes) -> None:
+    """Leave only the left and the lower frame line."""
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def shorten(names: Iterable[str], longest: int) -> list[str]:
+    """Names of at most `longest` characters, cut in the middle by an ellipsis and still distinct.
+
+    Names that would look the same once cut lose what they have in common at the start instead.
+    """
+    names = [str(name) for name in names]
+    short = pd.Series([_cut(name, longest, tail=(longest - 1) // 3) for name in names])
+    for _, alike in short[short.duplicated(keep=False)].groupby(short):
+        common = len(os.path.commonprefix([names[i] for i in alike.index]))
+        for i in alike.index:
+            short[i] = _cut(names[i][:3] + ELLIPSIS + names[i][common:], longest)
+    for _, alike in short[short.duplicated(keep=False)].groupby(short):
+        for number, i in enumerate(alike.index):
+            mark = f"~{number + 1}"
+            short[i] = _cut(names[i], longest - len(mark)) + mark
+    return short.tolist()
+
+
+def _cut(name: str, longest: int, *, tail: int = 0) -> str:
+    """`name` with an ellipsis before its last `tail` characters in place of what is too long."""
+    if len(name) <= longest:
+        return name
+    return name[: longest - 1 - tail].rstrip() + ELLIPSIS + name[len(name) - tail :].lstrip()
+
+
+def font_size(spacing: float, *, largest: float = 9.0, smallest: float = 4.0) -> float:
+    """Font size in points for lines of text that lie `spacing` inches apart."""
+    return float(np.clip(0.8 * 72 * spacing, smallest, largest))
+
+
+def axes_inches(ax: Axes) -> tuple[float, float]:
+    """Width and height of `ax` in inches, after the figure's layout has been worked out."""
+    figure = ax.get_figure(root=True)
+    figure.draw_without_rendering()  # type: ignore[union-attr]
+    box = ax.get_window_extent().transformed(figure.dpi_scale_trans.inverted())  # type: ignore[union-attr]
+    return box.width, box.height
+
+
+def halo(width: float = 2.0) -> list[patheffects.AbstractPathEffect]:
+    """A white outline that keeps text readable on lines."""
+    return [patheffects.withStroke(linewidth=width, foreground="white")]
+
+
+def symmetric_limit(values: Any) -> float:
+    """Largest finite absolute value, or 1 where there is none, for a colour scale centred on 0."""
+    magnitudes = np.abs(np.asarray(values, dtype=float))
+    magnitudes = magnitudes[np.isfinite(magnitudes)]
+    return float(magnitudes.max()) if magnitudes.size and magnitudes.max() > 0 else 1.0
