@@ -71,7 +71,9 @@ def check_query_embedding(
     """
     if isinstance(embedding, str):
         embedding = [embedding]
-    if isinstance(embedding, (list, tuple, pd.Index)) and all(isinstance(name, str) for name in embedding):
+    if not sparse.issparse(embedding) and len(embedding) == 0:
+        raise ValueError("`drug_embedding` has no rows. Give one row a drug to predict.")
+    if isinstance(embedding, (list, tuple, pd.Index, np.ndarray)) and all(isinstance(name, str) for name in embedding):
         return _measured(pd.DataFrame(index=pd.Index(embedding, dtype=object)), perturbation_names)
     if feature_names is None:
         if isinstance(embedding, pd.DataFrame):
@@ -86,8 +88,6 @@ def check_query_embedding(
         frame = _match_columns(embedding, list(feature_names))
     else:
         frame = _frame_from_array(embedding, list(feature_names))
-    if len(frame) == 0:
-        raise ValueError("`drug_embedding` has no rows. Give one row a drug to predict.")
     if isinstance(frame.index, pd.RangeIndex):
         frame.index = _unused_names(len(frame), set(perturbation_names))
     frame.index = frame.index.astype(str)

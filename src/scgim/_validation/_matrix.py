@@ -116,25 +116,25 @@ def check_var_names(var_names: Sequence[str]) -> None:
 
 def check_gene_names(found: Sequence[str], expected: Sequence[str], *, where: str = "adata") -> None:
     """Raise a ValueError unless `found` are the genes of the model in the order of the model."""
-    found, expected = pd.Index(found), pd.Index(expected)
-    if found.equals(expected):
+    genes, wanted = pd.Index(found), pd.Index(expected)
+    if genes.equals(wanted):
         return
-    missing, extra = expected.difference(found, sort=False), found.difference(expected, sort=False)
+    missing, extra = wanted.difference(genes, sort=False), genes.difference(wanted, sort=False)
     subset = "Take them as in the training data: `adata = adata[:, training_adata.var_names].copy()`."
     if len(missing):
         raise ValueError(
-            f"`{where}` lacks {len(missing)} of the {len(expected)} genes that the model was fitted on: "
+            f"`{where}` lacks {len(missing)} of the {len(wanted)} genes that the model was fitted on: "
             f"{quote_some(missing)}{f'; it has {len(extra)} others: {quote_some(extra)}' if len(extra) else ''}. "
             "Add them or fit a model on the genes that both have."
         )
     if len(extra):
         raise ValueError(f"`{where}` has {len(extra)} genes unknown to the model: {quote_some(extra)}. {subset}")
-    if not found.is_unique:
-        raise ValueError(f"Gene names in `{where}` are duplicated: {quote_some(found[found.duplicated()].unique())}.")
-    first = int(np.flatnonzero(found != expected)[0])
+    if not genes.is_unique:
+        raise ValueError(f"Gene names in `{where}` are duplicated: {quote_some(genes[genes.duplicated()].unique())}.")
+    first = int(np.flatnonzero(genes != wanted)[0])
     raise ValueError(
-        f"`{where}` has the genes of the model in another order (gene {first} is {found[first]!r}, expected "
-        f"{expected[first]!r}). {subset}"
+        f"`{where}` has the genes of the model in another order (gene {first} is {genes[first]!r}, expected "
+        f"{wanted[first]!r}). {subset}"
     )
 
 
