@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.transforms import Bbox
 
 from scgim.pl._utils import INK, halo
 
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
     from matplotlib.text import Annotation
+    from matplotlib.transforms import Bbox
 
 # where a label may sit around its point, as (x, y) in units of the offset, best first
 _PLACES = ((1, 0), (0, 1), (0, -1), (-1, 0), (0.8, 0.8), (0.8, -0.8), (-0.8, 0.8), (-0.8, -0.8))
@@ -29,7 +29,7 @@ def place_labels(
     offset: float = 4.0,
     fontsize: float = 8.0,
     places: Sequence[tuple[float, float]] = _PLACES,
-    obstacles: np.ndarray | None = None,
+    radius: float = 0.0,
 ) -> list[Annotation]:
     """Write labels beside points, the most important ones first, leaving out those for which there is no room.
 
@@ -49,18 +49,19 @@ def place_labels(
         Font size in points.
     places
         Directions in which a label may lie from its point, best first.
-    obstacles
-        Positions in data units, points x 2, that labels avoid as far as possible. By default `points`.
+    radius
+        Radius of the marks at the points, in typographic points; labels avoid the marks as far as possible.
 
     Returns
     -------
     The labels that were written.
     """
-    figure = ax.get_figure(root=True)
+    figure = ax.figure.figure
     figure.draw_without_rendering()  # type: ignore[union-attr]
     renderer = figure.canvas.get_renderer()  # type: ignore[union-attr]
     frame = ax.get_window_extent()
-    dots = ax.transData.transform(np.asarray(points if obstacles is None else obstacles, dtype=float))
+    dots = ax.transData.transform(np.asarray(points, dtype=float))
+    reach = 0.9 * radius * figure.dpi / 72
     written: list[Annotation] = []
     taken: list[Bbox] = []
     for i in range(len(labels)) if order is None else order:
@@ -77,7 +78,7 @@ def place_labels(
             annotation_clip=False,
             zorder=6,
         )
-        box = _settle(text, places, offset, renderer, frame, taken, dots)
+        box = _settle(text, places, offset, renderer, frame, taken, dots, reach)
         if box is None:
             text.remove()
         else:
@@ -86,7 +87,9 @@ def place_labels(
     return written
 
 
-def _settle(text, places, offset, renderer, frame: Bbox, taken: list[Bbox], dots: np.ndarray) -> Bbox | None:
+def _settle(
+    text, places, offset, renderer, frame: Bbox, taken: list[Bbox], dots: np.ndarray, reach: float
+) -> Bbox | None:
     """Move `text` to the free place that covers the fewest dots; None when every place is taken."""
     best: tuple[int, tuple[float, float], Bbox] | None = None
     for x, y in places:
@@ -96,7 +99,7 @@ def _settle(text, places, offset, renderer, frame: Bbox, taken: list[Bbox], dots
             continue
         if any(box.overlaps(other) for other in taken):
             continue
-        covered = int(((dots > box.min) & (dots < box.max)).all(axis=1).sum())
+        covered = int(((dots > box.min - reach) & (dots < box.max + reach)).all(axis=1).sum())
         if best is None or covered < best[0]:
             best = covered, (x, y), box
         if covered == 0:

@@ -124,7 +124,7 @@ def finish(axes: Any, *, given: bool, show: bool | None, return_fig: bool = Fals
     `axes` are one, or a list or dictionary of several; `given` tells that they lie in axes of the user's.
     """
     if return_fig:
-        return (axes[0] if isinstance(axes, list) else axes).get_figure(root=True)
+        return (axes[0] if isinstance(axes, list) else axes).figure.figure
     if given:
         return axes
     if show if show is not None else sc.settings.autoshow:
@@ -170,7 +170,7 @@ def font_size(spacing: float, *, largest: float = 9.0, smallest: float = 4.0) ->
 
 def axes_inches(ax: Axes) -> tuple[float, float]:
     """Width and height of `ax` in inches, after the figure's layout has been worked out."""
-    figure = ax.get_figure(root=True)
+    figure = ax.figure.figure
     figure.draw_without_rendering()  # type: ignore[union-attr]
     box = ax.get_window_extent().transformed(figure.dpi_scale_trans.inverted())  # type: ignore[union-attr]
     return box.width, box.height

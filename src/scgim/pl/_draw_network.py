@@ -1,0 +1,219 @@
+"""Nodes, edges, labels and legends of a layered network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize, TwoSlopeNorm
+from matplotlib.lines import Line2D
+from matplotlib.patches import FancyArrowPatch
+from matplotlib.path import Path
+
+from scgim.pl._labels import place_labels
+from scgim.pl._layout import layered_layout
+from scgim.pl._utils import GREY, INK, NEGATIVE, PALE, POSITIVE, axes_inches, new_axes, shorten, symmetric_limit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import networkx as nx
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+# the perturbation itself as a node; a tuple cannot be mistaken for a gene
+DRUG = ("perturbation",)
+LONGEST_DRUG = 20
+LEGEND_STYLE = {"frameon": False, "fontsize": "small", "handlelength": 1.8, "columnspacing": 1.4}
+
+
+@dataclass
+class _Way:
+    """The way of an edge through its waypoints, for a :class:`~matplotlib.patches.FancyArrowPatch`.
+
+    It leaves and meets the nodes at the heights `ports`, in radii, so that the tips of many edges do not lie on one
+    another; matplotlib calls it at each drawing, so it follows every change of the figure's size.
+    """
+
+    ax: Axes
+    points: np.ndarray  # (points, 2), data units
+    ports: tuple[float, float]
+
+    def __call__(self, posA, posB, shrinkA=0.0, shrinkB=0.0, patchA=None, patchB=None) -> Path:
+        points = self.ax.transData.transform(self.points)
+        for end, side, radius in ((0, 1, shrinkA), (-1, -1, shrinkB)):
+            port = self.ports[end]
+            points[end] += radius * np.array([side * np.sqrt(1 - port**2), port])
+        reach = 0.45 * np.diff(points[:, 0])[:, None] * np.array([1.0, 0.0])
+        bends = np.stack([points[:-1] + reach, points[1:] - reach, points[1:]], axis=1)
+        return Path(
+            np.concatenate([points[:1], bends.reshape(-1, 2)]), [Path.MOVETO] + [Path.CURVE4] * 3 * (len(points) - 1)
+        )
+
+
+def _ports(ways: Mapping[tuple[Any, Any], np.ndarray]) -> dict[tuple[Any, Any], tuple[float, float]]:
+    """Heights, in radii, at which each edge leaves its source and meets its target, in the order of arrival."""
+    heights: list[dict[tuple[Any, Any], float]] = [{}, {}]
+    for end, next_to_end in ((0, 1), (1, -2)):
+        at_node: dict[Any, list[tuple[Any, Any]]] = {}
+        for edge in ways:
+            at_node.setdefault(edge[end], []).append(edge)
+        for edges in at_node.values():
+            edges.sort(key=lambda edge: ways[edge][next_to_end, 1])
+            spread = 0.75 * min(1.0, (len(edges) - 1) / 3)
+            heights[end].update(zip(edges, np.linspace(-spread, spread, len(edges)), strict=True))
+    return {edge: (heights[0][edge], heights[1][edge]) for edge in ways}
+
+
+def _line_width(probability: float, thickness: float = 2.2) -> float:
+    return thickness * probability**2
+
+
+def _draw_edges(
+    ax: Axes, graph: nx.DiGraph, ways: dict[tuple[Any, Any], np.ndarray], diameter: float, thickness: float
+) -> None:
+    ports = _ports(ways)
+    for edge, points in ways.items():
+        weight, probability = graph.edges[edge]["weight"], graph.edges[edge]["probability"]
+        from_drug, raises = edge[0] == DRUG, weight > 0
+        ax.add_patch(
+            FancyArrowPatch(
+                tuple(points[0]),
+                tuple(points[-1]),
+                connectionstyle=_Way(ax, points, ports[edge]),
+                arrowstyle="-|>,head_length=0.6,head_width=0.3" if raises else "-[,widthB=0.45,lengthB=0",
+                mutation_scale=max(3.0, 0.5 * diameter),
+                shrinkA=2.0 if from_drug else diameter / 2,
+                shrinkB=diameter / 2 + (0.5 if raises else 0.12 * diameter),
+                linewidth=_line_width(probability, thickness),
+                linestyle=(0, (3, 1.5)) if from_drug else "-",
+                color=INK if from_drug else POSITIVE if raises else NEGATIVE,
+                alpha=0.8,
+                joinstyle="miter",
+                capstyle="butt",
+                zorder=1,
+            )
+        )
+
+
+def _legend_handles(thickness: float, *, has_drug: bool) -> list[Line2D]:
+    handles = [
+        Line2D([], [], color=POSITIVE, lw=1.5, marker=">", ms=5, markevery=[1], label="raises"),
+        Line2D([], [], color=NEGATIVE, lw=1.5, marker="|", ms=7, mew=1.5, label="lowers"),
+        *(Line2D([], [], color=GREY, lw=_line_width(p, thickness), label=f"probability {p:g}") for p in (0.5, 1.0)),
+    ]
+    if has_drug:
+        square = {"marker": "s", "ms": 7, "mfc": "white", "mec": INK, "mew": 1.6, "ls": ""}
+        handles.append(Line2D([], [], label="direct target", **square))
+    return handles
+
+
+def _scale(colors: pd.Series | None, nodes: list[str], *, by_effect: bool, cmap: Any) -> tuple[np.ndarray, Any]:
+    """Face colours of the nodes, and what a colour bar needs (None when colours mean nothing)."""
+    if colors is None:
+        return np.array([PALE] * len(nodes)), None
+    limit = symmetric_limit(colors[nodes])
+    norm = TwoSlopeNorm(0.0, -limit, limit) if by_effect else Normalize(0.0, 1.0)
+    mappable = ScalarMappable(norm, colormaps.get_cmap(cmap or ("RdBu_r" if by_effect else "Reds")))
+    return mappable.to_rgba(colors[nodes].to_numpy(dtype=float)), mappable
+
+
+def _draw_nodes(ax: Axes, xy: np.ndarray, face: np.ndarray, is_target: np.ndarray, diameter: float) -> None:
+    for marker, chosen, edge, width in (("o", ~is_target, GREY, 0.6), ("s", is_target, INK, 1.6)):
+        size = (diameter if marker == "o" else 0.95 * diameter) ** 2
+        ax.scatter(*xy[chosen].T, s=size, c=face[chosen], marker=marker, edgecolors=edge, linewidths=width, zorder=3)
+
+
+def _draw_frame(ax: Axes, extent: tuple[float, float, float], drug: str | None, place: np.ndarray | None) -> None:
+    """Limits of the axes, with room on the left for the box of the perturbation, and that box."""
+    low, high, n_layers = extent
+    ax.set_axis_off()
+    ax.set_ylim(low, high)
+    ax.set_xlim(-0.5, n_layers - 0.4)
+    if drug is None or place is None:
+        return
+    name = shorten([drug], LONGEST_DRUG)[0]
+    inches = 0.09 * len(name) + 0.15
+    share = min(inches / axes_inches(ax)[0], 0.5)
+    ax.set_xlim(-0.1 - n_layers * share / (1 - share), n_layers - 0.4)
+    ax.text(
+        *place,
+        name,
+        ha="right",
+        va="center",
+        fontsize=9,
+        color="white",
+        bbox={"boxstyle": "round,pad=0.35", "facecolor": INK, "edgecolor": "none"},
+        zorder=5,
+    )
+
+
+def _draw_labels(ax: Axes, genes: list[str], xy: np.ndarray, order: np.ndarray, diameter: float, unit: float) -> None:
+    """Names under the nodes, or beside them where the nodes of a layer are close; `diameter` and `unit` in points."""
+    fontsize = float(np.clip(0.6 * diameter, 5.5, 9.0))
+    under = unit > diameter + 1.35 * fontsize + 2
+    layer_width = 72 * axes_inches(ax)[0] / np.diff(ax.get_xlim())[0]
+    room = layer_width - (0 if under else diameter)
+    place_labels(
+        ax,
+        xy,
+        shorten(genes, max(6, int(room / (0.6 * fontsize)))),
+        order=order,
+        offset=diameter / 2 + 1.5,
+        fontsize=fontsize,
+        places=((0, -1), (0, 1), (1, 0), (-1, 0)) if under else ((1, 0), (-1, 0)),
+        radius=diameter / 2,
+    )
+
+
+def draw_network(
+    graph: nx.DiGraph,
+    *,
+    perturbation: str | None,
+    target_probs: pd.Series | None,
+    colors: pd.Series | None,
+    by_effect: bool,
+    importance: pd.Series,
+    n_labels: int,
+    cmap: Any,
+    figsize: tuple[float, float] | None,
+    title: str | None,
+    ax: Axes | None,
+) -> tuple[Axes, bool]:
+    """Draw an acyclic `graph` of genes (edges with `weight` and `probability`), and a perturbation with its targets.
+
+    `colors` and `importance` are indexed by gene, `target_probs` by the direct targets. Returns the axes, and whether
+    they were given.
+    """
+    genes = list(graph)
+    for target, prob in {} if target_probs is None else target_probs.items():
+        graph.add_edge(DRUG, target, weight=1.0, probability=float(prob))
+    places, ways = layered_layout(graph)
+    xy = np.stack([places[gene] for gene in genes])
+    heights = np.concatenate([xy[:, 1], *(way[:, 1] for way in ways.values())])
+    low, high, n_layers = heights.min() - 0.8, heights.max() + 0.8, xy[:, 0].max() + 1
+    if figsize is None:
+        figsize = (np.clip(1.1 * n_layers, 3.5, 11.0) + 1.0, np.clip(0.42 * (high - low), 2.2, 7.5) + 0.6)
+    ax, given = new_axes(ax, figsize)
+
+    face, mappable = _scale(colors, genes, by_effect=by_effect, cmap=cmap)
+    if mappable is not None:
+        bar = ax.figure.colorbar(mappable, ax=ax, shrink=0.7, aspect=18, pad=0.01)
+        bar.set_label("Total effect (log fold change)" if by_effect else "Target probability", fontsize="small")
+        bar.ax.tick_params(labelsize="small")
+    if title is not None:
+        ax.set_title(title)
+    _draw_frame(ax, (low, high, n_layers), perturbation, places.get(DRUG))
+    # many genes call for small nodes and thin edges
+    unit = 72 * axes_inches(ax)[1] / (high - low)
+    diameter = float(np.clip(0.45 * unit, 4.0, 14.0))
+    thickness = max(0.9, 2.2 * diameter / 14)
+    handles = _legend_handles(thickness, has_drug=perturbation is not None)
+    ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=len(handles), **LEGEND_STYLE)
+    _draw_edges(ax, graph, ways, diameter, thickness)
+    _draw_nodes(ax, xy, face, np.array([graph.has_edge(DRUG, gene) for gene in genes]), diameter)
+    _draw_labels(ax, genes, xy, np.argsort(-importance[genes].to_numpy(), kind="stable")[:n_labels], diameter, unit)
+    return ax, given

@@ -1,0 +1,194 @@
+"""The gene network, and how the effect of a perturbation spreads in it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from scgim._constants import Key
+from scgim._docs import d
+from scgim.pl._draw_network import draw_network
+from scgim.pl._utils import finish, pick, pick_one, stored
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+
+def edge_graph(adata: AnnData, key: str, min_prob: float) -> nx.DiGraph:
+    """All genes, and the edges of the fitted graph whose probability is at least `min_prob`."""
+    weights = sparse.coo_matrix(stored(adata, "varp", Key.varp.edge_weights(key)))
+    probs = sparse.csr_matrix(stored(adata, "varp", Key.varp.edge_probs(key)))
+    names = adata.var_names.astype(str)
+    graph: nx.DiGraph = nx.DiGraph()
+    graph.add_nodes_from(names)
+    for i, j, weight in zip(weights.row, weights.col, weights.data, strict=True):
+        if weight != 0 and probs[i, j] >= min_prob:
+            graph.add_edge(names[i], names[j], weight=float(weight), probability=float(probs[i, j]))
+    return graph
+
+
+def _top_reached(graph: nx.DiGraph, targets: list[str], importance: pd.Series, n_top: int) -> set[str]:
+    """At most `n_top` genes: targets and then the most important ones, each with the likeliest way by which it is reached."""
+    chosen = set(importance[targets].nlargest(n_top).index)
+    _, paths = nx.multi_source_dijkstra(
+        graph, set(targets), weight=lambda *edge: -np.log(max(edge[2]["probability"], 1e-12))
+    )
+    for gene in importance.sort_values(ascending=False).index:
+        if gene in paths and len(chosen | set(paths[gene])) <= n_top:
+            chosen |= set(paths[gene])
+    return chosen
+
+
+def _choose_targets(probs: pd.Series, perturbation: str, min_target_prob: float) -> list[str]:
+    targets = [str(gene) for gene in probs.index[probs >= min_target_prob]]
+    if not targets:
+        raise ValueError(
+            f"No gene is a direct target of {perturbation!r} with a probability of at least {min_target_prob}; the most "
+            f"probable is {probs.idxmax()!r} with {probs.max():.2f}. Lower `min_target_prob`."
+        )
+    return targets
+
+
+def _choose_genes(
+    graph: nx.DiGraph, targets: list[str], importance: pd.Series, scope: str, genes: list[str] | None, n_top: int | None
+) -> set[str]:
+    """The genes to draw."""
+    if targets and scope == "reached":
+        shown = set(targets).union(*(nx.descendants(graph, target) for target in targets))
+    else:
+        shown = {gene for gene in graph if graph.degree(gene)} | set(targets)
+    if genes is not None:
+        # genes that were asked for stay, even without an edge
+        shown = shown & set(genes) if targets and scope == "reached" else set(genes)
+    if n_top is None or len(shown) <= n_top:
+        return shown
+    importance = importance[[gene for gene in importance.index if gene in shown]]
+    if targets and genes is None:
+        return _top_reached(graph.subgraph(shown), targets, importance, n_top)
+    return set(importance.nlargest(n_top).index)
+
+
+@d.dedent
+def network(
+    adata: AnnData,
+    perturbation: str | None = None,
+    *,
+    scope: Literal["reached", "all"] = "reached",
+    genes: str | Iterable[str] | None = None,
+    n_top: int | None = 200,
+    min_prob: float = 0.5,
+    min_target_prob: float = 0.5,
+    node_color: Literal["effect", "target"] = "effect",
+    n_labels: int = 60,
+    key: str = Key.DEFAULT,
+    cmap: Any = None,
+    figsize: tuple[float, float] | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> Any:
+    """The gene network in layers from causes to effects, as a whole or as far as a perturbation reaches.
+
+    Without `perturbation`, the whole network. With it, arrows lead from the perturbation to its direct targets (squares)
+    and from there along the network to all genes that the effect can reach, from left to right. The width of an edge is
+    its probability; edges that raise the expression of a gene end in an arrow, edges that lower it in a bar.
+
+    Parameters
+    ----------
+    %(adata)s
+    perturbation
+        Name of a perturbation whose way through the network is to be shown.
+    scope
+        `"reached"`: only the direct targets of `perturbation` and what lies downstream of them. `"all"`: every gene that
+        has an edge.
+    genes
+        Show only these genes. Ways through other genes are then not to be seen.
+    n_top
+        Show at most so many genes: with `perturbation`, its targets and the genes of largest total effect, each with the
+        most probable way that leads there; without, those with the largest sum of edge probabilities. `None` for all.
+    min_prob
+        Leave out edges of a lower probability.
+    min_target_prob
+        Probability from which on a gene counts as a direct target of `perturbation`.
+    node_color
+        With `perturbation`, what the colour of a gene shows: `"effect"`, the total log fold change (direct and
+        propagated, at the largest measured dose), or `"target"`, the probability of being a direct target.
+    n_labels
+        Label at most so many genes, those that `n_top` would choose first. Labels without room are left out.
+    %(key)s
+    %(cmap)s By default `"RdBu_r"` for effects and `"Reds"` for probabilities.
+    %(figsize)s
+    %(title)s
+    %(ax)s
+    %(show)s
+    %(return_fig)s
+
+    Returns
+    -------
+    %(returns)s
+
+    Raises
+    ------
+    %(raises_missing)s
+    ValueError
+        If nothing is left to draw: no edge is as probable as `min_prob`, or no target as `min_target_prob`.
+
+    Examples
+    --------
+    >>> model.annotate(adata)
+    >>> scgim.pl.network(adata)
+    >>> scgim.pl.network(adata, "Trametinib", n_top=40)
+    """
+    if scope not in ("reached", "all"):
+        raise ValueError(f'Expected `scope` to be "reached" or "all", found {scope!r}.')
+    if node_color not in ("effect", "target"):
+        raise ValueError(f'Expected `node_color` to be "effect" or "target", found {node_color!r}.')
+    if n_top is not None and n_top < 1:
+        raise ValueError(f"Expected `n_top` to be at least 1, found {n_top}.")
+    graph = edge_graph(adata, key, min_prob)
+    wanted = None if genes is None else pick(genes, adata.var_names, "gene")
+
+    targets: list[str] = []
+    colors: pd.Series | None = None
+    probs: pd.Series | None = None
+    if perturbation is None:
+        importance = pd.Series(dict(graph.degree(weight="probability")), dtype=float)
+        if importance.sum() == 0 and wanted is None:
+            raise ValueError(f"No edge has a probability of at least {min_prob}. Lower `min_prob`.")
+    else:
+        all_probs = stored(adata, "varm", Key.varm.targets(key))
+        perturbation = pick_one(perturbation, all_probs.columns)
+        probs = all_probs[perturbation]
+        effects = stored(adata, "varm", Key.varm.total_effects(key))[perturbation]
+        targets = _choose_targets(probs, perturbation, min_target_prob)
+        importance, colors = effects.abs(), effects if node_color == "effect" else probs
+
+    shown = _choose_genes(graph, targets, importance, scope, wanted, n_top)
+    if not shown:
+        raise ValueError(
+            f'None of `genes` is reached by {perturbation!r}. Use `scope="all"` to show them nevertheless.'
+        )
+    part = nx.DiGraph(graph.subgraph([gene for gene in graph if gene in shown]))
+    targets = [gene for gene in targets if gene in shown]
+    ax, given = draw_network(
+        part,
+        perturbation=perturbation,
+        target_probs=probs[targets] if probs is not None else None,
+        colors=colors,
+        by_effect=node_color == "effect",
+        importance=importance + importance.max() * importance.index.isin(targets),
+        n_labels=n_labels,
+        cmap=cmap,
+        figsize=figsize,
+        title=title,
+        ax=ax,
+    )
+    return finish(ax, given=given, show=show, return_fig=return_fig)
