@@ -1,1 +1,10 @@
-"""TODO"""
+"""Preparation of a screen: drug features, choice of genes, check of the design."""
+
+from __future__ import annotations
+
+from scgim.pp._chem import drug_descriptors, drug_fingerprints
+from scgim.pp._features import pca_features
+from scgim.pp._genes import select_genes
+from scgim.pp._screen import check_screen
+
+__all__ = ["check_screen", "drug_descriptors", "drug_fingerprints", "pca_features", "select_genes"]
