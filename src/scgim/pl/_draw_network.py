@@ -89,7 +89,6 @@ def _draw_edges(
                 shrinkA=2.0 if from_drug else diameter / 2,
                 shrinkB=diameter / 2 + (0.5 if raises else 0.12 * diameter),
                 linewidth=_line_width(probability, thickness),
-                linestyle=(0, (3, 1.5)) if from_drug else "-",
                 color=INK if from_drug else POSITIVE if raises else NEGATIVE,
                 alpha=0.8,
                 joinstyle="miter",
@@ -212,7 +211,8 @@ def draw_network(
     diameter = float(np.clip(0.45 * unit, 4.0, 14.0))
     thickness = max(0.9, 2.2 * diameter / 14)
     handles = _legend_handles(thickness, has_drug=perturbation is not None)
-    ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=len(handles), **LEGEND_STYLE)
+    ncols = int(np.clip(axes_inches(ax)[0] / 1.25, 1, len(handles)))
+    ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=ncols, **LEGEND_STYLE)
     _draw_edges(ax, graph, ways, diameter, thickness)
     _draw_nodes(ax, xy, face, np.array([graph.has_edge(DRUG, gene) for gene in genes]), diameter)
     _draw_labels(ax, genes, xy, np.argsort(-importance[genes].to_numpy(), kind="stable")[:n_labels], diameter, unit)

@@ -71,7 +71,7 @@ def _with_waypoints(
 def _order_layers(proper: nx.DiGraph, layer: dict[Any, int], n_sweeps: int) -> list[list[Any]]:
     """Nodes of each layer in the order with the fewest crossings that sweeps to and fro come by."""
     order: list[list[Any]] = [[] for _ in range(max(layer.values(), default=-1) + 1)]
-    for node in nx.dfs_preorder_nodes(proper.to_undirected(as_view=True)):
+    for node in nx.dfs_preorder_nodes(proper.to_undirected()):
         order[layer[node]].append(node)
     best, fewest = [list(nodes) for nodes in order], _count_crossings(proper, order)
     for sweep in range(n_sweeps):

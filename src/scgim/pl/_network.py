@@ -176,7 +176,10 @@ def network(
         raise ValueError(
             f'None of `genes` is reached by {perturbation!r}. Use `scope="all"` to show them nevertheless.'
         )
-    part = nx.DiGraph(graph.subgraph([gene for gene in graph if gene in shown]))
+    # not a view: the order of its nodes, and so the drawing, would differ from session to session
+    part: nx.DiGraph = nx.DiGraph()
+    part.add_nodes_from(gene for gene in graph if gene in shown)
+    part.add_edges_from(edge for edge in graph.edges(data=True) if edge[0] in shown and edge[1] in shown)
     targets = [gene for gene in targets if gene in shown]
     ax, given = draw_network(
         part,
