@@ -1,0 +1,58 @@
+"""Directed acyclic graphs as boolean adjacency matrices: A[i, j] is True where i -> j."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def reachability(adjacency: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """R[i, j] is True where a directed path leads from i to j; each gene reaches itself."""
+    reach = adjacency.astype(bool) | np.eye(len(adjacency), dtype=bool)
+    while True:
+        longer = (reach.astype(np.float32) @ reach.astype(np.float32)) > 0
+        if (longer == reach).all():
+            return reach
+        reach = longer
+
+
+def topological_order(adjacency: NDArray) -> list[int]:
+    """Genes ordered so that parents come before children (Kahn); ValueError if there is a cycle."""
+    adjacency = np.asarray(adjacency, dtype=bool)
+    n_parents = adjacency.sum(0)
+    ready = [int(j) for j in np.flatnonzero(n_parents == 0)]
+    order: list[int] = []
+    while ready:
+        i = ready.pop()
+        order.append(i)
+        for j in np.flatnonzero(adjacency[i]):
+            n_parents[j] -= 1
+            if n_parents[j] == 0:
+                ready.append(int(j))
+    if len(order) < len(adjacency):
+        raise ValueError("The graph has a cycle, so its genes have no topological order.")
+    return order
+
+
+def topological_layers(adjacency: NDArray) -> list[list[int]]:
+    """Genes in layers such that the parents of a gene lie in earlier layers: what can be sampled at once."""
+    adjacency = np.asarray(adjacency, dtype=bool)
+    depth = np.zeros(len(adjacency), dtype=int)
+    for j in topological_order(adjacency):
+        parents = np.flatnonzero(adjacency[:, j])
+        if len(parents):
+            depth[j] = depth[parents].max() + 1
+    return [np.flatnonzero(depth == level).tolist() for level in range(depth.max() + 1)]
+
+
+def parent_table(adjacency: NDArray) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Parents of each gene, padded to the largest number: indices and 0/1 mask, both (n_genes, max_parents)."""
+    adjacency = np.asarray(adjacency, dtype=bool)
+    width = max(1, int(adjacency.sum(0).max()))
+    index = np.zeros((len(adjacency), width), dtype=np.int64)
+    mask = np.zeros((len(adjacency), width), dtype=np.float32)
+    for j in range(len(adjacency)):
+        parents = np.flatnonzero(adjacency[:, j])
+        index[j, : len(parents)] = parents
+        mask[j, : len(parents)] = 1.0
+    return index, mask

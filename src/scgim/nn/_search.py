@@ -1,0 +1,400 @@
+"""Search for the directed acyclic graph with the best score.
+
+Greedy moves (add, remove or reverse an edge) end in a local optimum, often with a few edges reversed. Three kinds of
+larger moves lead out of it: reversing an edge and choosing the parents of all genes concerned anew, taking a gene out
+of the graph and letting it back in, and reversing a few edges at random. Each is kept only if the score rises. The
+score is a sum over genes (:mod:`scgim.nn._score`), so a move costs no more than the genes whose parents it changes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from scgim.nn._graph import reachability
+from scgim.nn._score import GeneFit, ShiftPrior, fit_genes
+from scgim.nn._statistics import ContextStatistics
+
+_TOLERANCE = 1e-6
+_BATCH_ELEMENTS = 2_000_000
+
+Parents = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StructureResult:
+    """What the search found.
+
+    Parameters
+    ----------
+    adjacency
+        Edges of the graph, boolean, shape (d, d).
+    edge_probs
+        Probability of each edge from the scores of the graphs one move away, shape (d, d).
+    score
+        Log posterior of the graph, up to a constant.
+    prior
+        Prior of the direct effects, fitted to the data.
+    trace
+        Score after each round.
+    """
+
+    adjacency: NDArray[np.bool_]
+    edge_probs: NDArray[np.float64]
+    score: float
+    prior: ShiftPrior
+    trace: list[float]
+
+
+def candidate_parents(statistics: ContextStatistics, max_candidates: int) -> NDArray[np.bool_]:
+    """Genes that may be parents of each gene, boolean (d, d): all, or the most correlated where genes are many.
+
+    Half are chosen by partial correlation within contexts and half by correlation between context means.
+    """
+    d = statistics.n_genes
+    if d <= max_candidates + 1:
+        return ~np.eye(d, dtype=bool)
+    within = statistics.gram[:d, :d].numpy() / statistics.residual_dof
+    ridge = 0.05 * np.diag(np.diag(within)) + 1e-8 * np.eye(d)
+    inverse = np.linalg.inv(within + ridge)
+    scale = np.sqrt(np.diag(inverse))
+    partial = np.abs(inverse / np.outer(scale, scale))
+    between = np.abs(np.corrcoef(statistics.means[:, :d].numpy(), rowvar=False))
+    candidates = np.zeros((d, d), dtype=bool)
+    for strength in (partial, np.nan_to_num(between)):
+        np.fill_diagonal(strength, -1.0)
+        best = np.argsort(-strength, axis=0)[: max_candidates // 2]
+        np.put_along_axis(candidates, best, True, axis=0)
+    return candidates
+
+
+class StructureSearch:
+    """Hill climbing over directed acyclic graphs.
+
+    Parameters
+    ----------
+    statistics
+        Statistics of the cells.
+    prior
+        Prior of the direct effects.
+    intervention
+        "shift" or "hard".
+    edge_log_odds
+        Log prior odds of an edge, shape (d, d) or one number; added to the Bayesian information criterion.
+    max_candidates
+        Largest number of candidate parents of a gene.
+    seed
+        Seed of the random moves.
+    """
+
+    def __init__(
+        self,
+        statistics: ContextStatistics,
+        prior: ShiftPrior,
+        *,
+        intervention: str = "shift",
+        edge_log_odds: float | NDArray = -2.0,
+        max_candidates: int = 40,
+        seed: int = 0,
+    ):
+        self.statistics, self.prior, self.intervention = statistics, prior, intervention
+        d = self.n_genes = statistics.n_genes
+        self.candidates = candidate_parents(statistics, max_candidates)
+        cost = 0.5 * math.log(float(statistics.n_cells.sum())) * statistics.n_basis
+        self.edge_cost = cost - np.broadcast_to(np.asarray(edge_log_odds, dtype=float), (d, d))
+        self.random = np.random.default_rng(seed)
+        self.adjacency = np.zeros((d, d), dtype=bool)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._cache: dict[tuple[int, Parents], float] = {}
+        self.gain = np.full((self.n_genes, self.n_genes), -np.inf)
+        self.score_by_gene = np.zeros(self.n_genes)
+
+    @property
+    def score(self) -> float:
+        return float(self.score_by_gene.sum())
+
+    def parents(self, gene: int, adjacency: NDArray | None = None) -> Parents:
+        adjacency = self.adjacency if adjacency is None else adjacency
+        return tuple(np.flatnonzero(adjacency[:, gene]).tolist())
+
+    def fit(self, pairs: list[tuple[int, Parents]], n_iterations: int = 10) -> GeneFit:
+        """Fit the given (gene, parents) pairs."""
+        width = max([1, *(len(p) for _, p in pairs)])
+        index = torch.zeros(len(pairs), width, dtype=torch.long)
+        mask = torch.zeros(len(pairs), width, dtype=self.statistics.means.dtype)
+        for b, (_, parents) in enumerate(pairs):
+            index[b, : len(parents)] = torch.tensor(parents, dtype=torch.long)
+            mask[b, : len(parents)] = 1.0
+        genes = torch.tensor([gene for gene, _ in pairs])
+        return fit_genes(
+            self.statistics,
+            genes,
+            index,
+            mask,
+            self.prior,
+            intervention=self.intervention,
+            n_iterations=n_iterations,
+        )
+
+    def scores(self, pairs: list[tuple[int, Parents]]) -> list[float]:
+        """Score of each pair, from the cache where it is known."""
+        new = sorted((q for q in dict.fromkeys(pairs) if q not in self._cache), key=lambda q: len(q[1]))
+        s = self.statistics
+        step = max(1, _BATCH_ELEMENTS // (s.n_contexts * (s.n_basis * 4 + 4)))
+        for start in range(0, len(new), step):
+            batch = new[start : start + step]
+            for pair, evidence in zip(batch, self.fit(batch).log_evidence.tolist(), strict=True):
+                gene, parents = pair
+                self._cache[pair] = evidence - float(self.edge_cost[list(parents), gene].sum())
+        return [self._cache[q] for q in pairs]
+
+    def refresh(self, genes: Iterable[int]) -> None:
+        """Score each toggle of one candidate parent of the given genes."""
+        pairs: list[tuple[int, Parents]] = []
+        cells: list[tuple[int, int]] = []
+        genes = [int(j) for j in genes]
+        for j in genes:
+            parents = self.parents(j)
+            pairs.append((j, parents))
+            for i in np.flatnonzero(self.candidates[:, j]).tolist():
+                pairs.append((j, _toggle(parents, i)))
+                cells.append((i, j))
+        scores = self.scores(pairs)
+        own = {j: score for (j, parents), score in zip(pairs, scores, strict=True) if parents == self.parents(j)}
+        for j in genes:
+            self.score_by_gene[j] = own[j]
+            self.gain[:, j] = -np.inf
+        toggled = (s for (j, parents), s in zip(pairs, scores, strict=True) if parents != self.parents(j))
+        for (i, j), score in zip(cells, toggled, strict=True):
+            self.gain[i, j] = score - own[j]
+
+    def climb(self) -> float:
+        """Make the best single move until none raises the score; returns the score."""
+        reach = reachability(self.adjacency)
+        while True:
+            kind, i, j, gain = self._best_move(reach)
+            if gain <= _TOLERANCE:
+                return self.score
+            if kind == "add":
+                self.adjacency[i, j] = True
+                reach |= np.outer(reach[:, i], reach[j])
+                self.refresh([j])
+                continue
+            self.adjacency[i, j] = False
+            if kind == "reverse":
+                self.adjacency[j, i] = True
+            reach = reachability(self.adjacency)
+            self.refresh([j] if kind == "remove" else [i, j])
+
+    def _best_move(self, reach: NDArray[np.bool_]) -> tuple[str, int, int, float]:
+        add = np.where(self.adjacency | reach.T, -np.inf, self.gain)
+        i, j = np.unravel_index(add.argmax(), add.shape)
+        best = ("add", int(i), int(j), float(add[i, j]))
+        for i, j in np.argwhere(self.adjacency):
+            if self.gain[i, j] > best[3]:
+                best = ("remove", int(i), int(j), float(self.gain[i, j]))
+            reversed_gain = self.gain[i, j] + self.gain[j, i]
+            if reversed_gain > best[3] and not _other_path(self.adjacency, reach, i, j):
+                best = ("reverse", int(i), int(j), float(reversed_gain))
+        return best
+
+    def select_parents(self, gene: int, allowed: NDArray[np.bool_], start: Parents) -> tuple[Parents, float]:
+        """Forward-backward selection of the parents of a gene among those allowed."""
+        options = np.flatnonzero(allowed & self.candidates[:, gene]).tolist()
+        parents = tuple(p for p in start if allowed[p])
+        score = self.scores([(gene, parents)])[0]
+        while options:
+            trials = [_toggle(parents, i) for i in options]
+            scores = self.scores([(gene, t) for t in trials])
+            best = int(np.argmax(scores))
+            if scores[best] <= score + _TOLERANCE:
+                break
+            parents, score = trials[best], scores[best]
+        return parents, score
+
+    def reverse_and_reselect(self, i: int, j: int) -> bool:
+        """Put gene i after gene j in the order and choose the parents of all genes concerned anew."""
+        reach = reachability(self.adjacency)
+        between = [int(t) for t in np.flatnonzero(reach[i] & reach[:, j]) if t != i]
+        trial = self.adjacency.copy()
+        children = [t for t in between if trial[i, t]]
+        trial[i, between] = False
+        gain = 0.0
+        for gene in [*children, i]:
+            allowed = ~reachability(trial)[gene]
+            start = self.parents(gene, trial)
+            if gene == i:
+                start = tuple(sorted({*start, j}))
+            else:
+                allowed[i] = False
+            parents, score = self.select_parents(gene, allowed, start)
+            gain += score - self.score_by_gene[gene]
+            trial[:, gene] = False
+            trial[list(parents), gene] = True
+        if gain <= _TOLERANCE:
+            return False
+        self.adjacency = trial
+        self.refresh([*children, i])
+        self.climb()
+        return True
+
+    def _attempt(self, change: Callable[[NDArray[np.bool_]], None]) -> bool:
+        """Change the graph, climb, and keep the result if it is better."""
+        before, score, gain, by_gene = self.adjacency, self.score, self.gain.copy(), self.score_by_gene.copy()
+        self.adjacency = before.copy()
+        change(self.adjacency)
+        self.refresh(np.flatnonzero((self.adjacency != before).any(0)))
+        if self.climb() > score + _TOLERANCE:
+            return True
+        self.adjacency, self.gain, self.score_by_gene = before, gain, by_gene
+        return False
+
+    def remove_and_return(self, gene: int) -> bool:
+        """Take a gene out of the graph and climb from there."""
+
+        def isolate(adjacency: NDArray[np.bool_]) -> None:
+            adjacency[gene] = False
+            adjacency[:, gene] = False
+
+        return self._attempt(isolate)
+
+    def reverse_at_random(self, n_edges: int) -> bool:
+        """Reverse a few edges that lie together and climb from there."""
+        edges = np.argwhere(self.adjacency)
+        if not len(edges):
+            return False
+        centre = edges[self.random.integers(len(edges))]
+        near = edges[np.isin(edges, centre).any(1)]
+        pool = near if len(near) >= n_edges else edges
+        chosen = pool[self.random.permutation(len(pool))[:n_edges]]
+
+        def reverse(adjacency: NDArray[np.bool_]) -> None:
+            for i, j in chosen:
+                adjacency[i, j] = False
+                if not reachability(adjacency)[i, j] and self.candidates[j, i]:
+                    adjacency[j, i] = True
+
+        return self._attempt(reverse)
+
+    def escape(self, n_perturbations: int, on_round: Callable[[float], None] | None = None) -> None:
+        """Try the larger moves until none of them helps."""
+        improved = True
+        while improved:
+            improved = False
+            for i, j in np.argwhere(self.adjacency):
+                if self.adjacency[i, j]:
+                    improved |= self.reverse_and_reselect(int(i), int(j))
+            for gene in self.random.permutation(self.n_genes):
+                improved |= self.remove_and_return(int(gene))
+            for k in range(n_perturbations):
+                improved |= self.reverse_at_random(2 + 2 * (k % 2))
+            if on_round is not None:
+                on_round(self.score)
+
+    def update_prior(self) -> ShiftPrior:
+        """Fit the prior of the direct effects to the current graph (empirical Bayes)."""
+        fit = self.fit([(j, self.parents(j)) for j in range(self.n_genes)])
+        self.prior = empirical_prior(self.statistics, fit, self.prior)
+        self._reset()
+        return self.prior
+
+    def edge_probs(self) -> NDArray[np.float64]:
+        """Probability of each edge, given the rest of the graph: present, reversed or absent, by their scores."""
+        d, reach = self.n_genes, reachability(self.adjacency)
+        probs = np.zeros((d, d))
+        for i, j in np.argwhere(self.adjacency):
+            absent = self.gain[i, j]
+            reversed_ = absent + self.gain[j, i] if not _other_path(self.adjacency, reach, i, j) else -np.inf
+            log = np.array([0.0, absent, reversed_])
+            weight = np.exp(log - log.max())
+            probs[i, j], probs[j, i] = weight[0] / weight.sum(), weight[2] / weight.sum()
+        free = ~self.adjacency & ~self.adjacency.T & ~np.eye(d, dtype=bool)
+        forward = np.where(free & ~reach.T & self.candidates, np.exp(np.minimum(self.gain, 0.0)), 0.0)
+        return np.where(free, forward / (1.0 + forward + forward.T), probs)
+
+
+def empirical_prior(statistics: ContextStatistics, fit: GeneFit, prior: ShiftPrior) -> ShiftPrior:
+    """Prior of the direct effects from the displacements of the fitted graph, by moments."""
+    treated = statistics.group >= 0
+    probs = fit.target_probs[:, statistics.group[treated]]  # (d, contexts)
+    if not len(probs) or not probs.numel():
+        return prior
+    square = fit.residuals[:, treated].square() - fit.noise_var[:, None] / statistics.n_cells[treated]
+    on, off = probs, 1 - probs
+    # the median over genes: a few genes with wrong parents must not widen the spike for all
+    spike = ((off * square).sum(1) / off.sum(1).clamp_min(1e-9)).median().clamp_min(0.0)
+    slab = ((on * square).sum() / on.sum().clamp_min(1e-9)).clamp(0.1, 50.0)
+    target_prob = float(fit.target_probs.mean().clamp(0.25 / statistics.n_genes, 0.3))
+    return replace(prior, target_prob=target_prob, slab_var=float(slab), spike_var=float(spike))
+
+
+def _toggle(parents: Parents, gene: int) -> Parents:
+    return tuple(sorted(set(parents) ^ {gene}))
+
+
+def _other_path(adjacency: NDArray, reach: NDArray, i: int, j: int) -> bool:
+    """Whether a path of two or more edges leads from i to j, so that reversing i -> j would close a cycle."""
+    through = adjacency[i] & reach[:, j]
+    return bool(through.sum() > through[j])
+
+
+def search_structure(
+    statistics: ContextStatistics,
+    *,
+    intervention: str = "shift",
+    edge_log_odds: float | NDArray = -2.0,
+    max_candidates: int = 40,
+    n_perturbations: int = 20,
+    seed: int = 0,
+    on_round: Callable[[float], None] | None = None,
+) -> StructureResult:
+    """Find the graph: climb, fit the prior of the direct effects, climb again and escape local optima.
+
+    Parameters
+    ----------
+    statistics
+        Statistics of the cells.
+    intervention
+        "shift" or "hard".
+    edge_log_odds
+        Log prior odds of an edge, one number or shape (d, d).
+    max_candidates
+        Largest number of candidate parents of a gene.
+    n_perturbations
+        Random moves tried in each round.
+    seed
+        Seed of the random moves.
+    on_round
+        Called with the score after each round.
+    """
+    prior = ShiftPrior(target_prob=min(0.08, 1.5 / statistics.n_genes))
+    search = StructureSearch(
+        statistics,
+        prior,
+        intervention=intervention,
+        edge_log_odds=edge_log_odds,
+        max_candidates=max_candidates,
+        seed=seed,
+    )
+    trace: list[float] = []
+    for _ in range(2):
+        search.refresh(range(search.n_genes))
+        trace.append(search.climb())
+        search.update_prior()
+    search.refresh(range(search.n_genes))
+    search.climb()
+
+    def record(score: float) -> None:
+        trace.append(score)
+        if on_round is not None:
+            on_round(score)
+
+    search.escape(n_perturbations, record)
+    return StructureResult(search.adjacency.copy(), search.edge_probs(), search.score, search.prior, trace)

@@ -1,0 +1,158 @@
+"""Sufficient statistics of a screen: what the structure search needs to know of the cells, gathered in one pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ContextStatistics:
+    """Means and scatter of the parent features within and between contexts.
+
+    A linear Gaussian structural causal model whose interventions shift means depends on the cells through these alone.
+    Columns are gene features; column `b * n_genes + i` is the b-th basis function of gene i and the first `n_genes`
+    columns are the genes themselves.
+
+    Parameters
+    ----------
+    gram
+        Scatter within contexts, pooled over contexts, shape (P, P).
+    means
+        Mean of each column in each context, shape (K, P).
+    n_cells
+        Cells in each context, shape (K,).
+    group
+        Perturbation of each context as an integer from 0 to U - 1, shape (K,); -1 marks controls.
+    n_genes
+        Number of genes d; P is a multiple of d.
+    gram_by_group
+        Scatter within the contexts of each perturbation, controls last, shape (U + 1, P, P); only hard interventions
+        need it.
+    """
+
+    gram: Tensor
+    means: Tensor
+    n_cells: Tensor
+    group: Tensor
+    n_genes: int
+    gram_by_group: Tensor | None = None
+
+    @property
+    def n_contexts(self) -> int:
+        return len(self.n_cells)
+
+    @property
+    def n_groups(self) -> int:
+        """Number of perturbations, controls not counted."""
+        return int(self.group.max()) + 1
+
+    @property
+    def n_basis(self) -> int:
+        return self.means.shape[1] // self.n_genes
+
+    @property
+    def residual_dof(self) -> float:
+        """Cells less one mean per context."""
+        return float((self.n_cells.sum() - self.n_contexts).clamp_min(1.0))
+
+    def columns(self, genes: Tensor) -> Tensor:
+        """Columns of the given parents, shape (..., p) to (..., p * n_basis)."""
+        offsets = torch.arange(self.n_basis) * self.n_genes
+        return (genes[..., None] + offsets).flatten(-2)
+
+
+class StatisticsAccumulator:
+    """Adds up :class:`ContextStatistics` over minibatches; memory does not grow with the number of cells.
+
+    Parameters
+    ----------
+    group
+        Perturbation of each context, -1 for controls, shape (K,).
+    n_genes
+        Number of genes.
+    n_columns
+        Number of feature columns (a multiple of `n_genes`).
+    n_covariates
+        Number of covariate columns to be partialled out.
+    by_group
+        Keep the scatter of each perturbation apart, as hard interventions need.
+    """
+
+    def __init__(self, group: Tensor, n_genes: int, n_columns: int, n_covariates: int = 0, by_group: bool = False):
+        width = n_columns + n_covariates
+        self.group, self.n_genes, self.n_columns = group.cpu(), n_genes, n_columns
+        n_contexts, n_groups = len(group), int(group.max()) + 2
+        self.n_cells = torch.zeros(n_contexts, dtype=torch.float64)
+        self.sums = torch.zeros(n_contexts, width, dtype=torch.float64)
+        self.gram = torch.zeros(n_groups if by_group else 1, width, width, dtype=torch.float64)
+        self.by_group = by_group
+
+    def update(self, features: Tensor, context: Tensor, covariates: Tensor | None = None) -> None:
+        """Add a minibatch: features (B, P), context codes (B,), covariates (B, Q)."""
+        if covariates is not None and covariates.shape[1]:
+            features = torch.cat([features, covariates], 1)
+        self.n_cells += torch.bincount(context, minlength=len(self.n_cells)).cpu()
+        sums = features.new_zeros(self.sums.shape).index_add_(0, context, features)
+        self.sums += sums.double().cpu()
+        if not self.by_group:
+            self.gram[0] += (features.T @ features).double().cpu()
+            return
+        cell_group = self.group.to(context.device)[context]
+        for g in cell_group.unique().tolist():
+            members = features[cell_group == g]
+            self.gram[g] += (members.T @ members).double().cpu()  # -1, controls, is the last
+
+    def finalise(self) -> ContextStatistics:
+        """Centre within contexts and take the covariates out (Frisch-Waugh-Lovell)."""
+        n = self.n_cells.clamp_min(1.0)
+        means = self.sums / n[:, None]
+        owner = self.group % len(self.gram)  # controls, -1, come last
+        between = torch.zeros_like(self.gram)
+        between.index_add_(0, owner, self.n_cells[:, None, None] * means[:, :, None] * means[:, None, :])
+        by_group = self.gram - between
+        gram = by_group.sum(0)
+        p = self.n_columns
+        if gram.shape[0] > p:
+            projection = torch.cat([torch.eye(p, dtype=gram.dtype), -_regression(gram, p)])  # (P + Q, P)
+            covariate_means = means[:, p:] - (means[:, p:] * n[:, None]).sum(0) / n.sum()
+            means = torch.cat([means[:, :p], covariate_means], 1) @ projection
+            by_group = projection.T @ by_group @ projection
+            gram = projection.T @ gram @ projection
+        observed = self.n_cells > 0
+        return ContextStatistics(
+            gram=gram,
+            means=means[observed],
+            n_cells=self.n_cells[observed],
+            group=self.group[observed],
+            n_genes=self.n_genes,
+            gram_by_group=by_group if self.by_group else None,
+        )
+
+
+def _regression(gram: Tensor, n_columns: int) -> Tensor:
+    """Coefficients of the features on the covariates within contexts, shape (Q, P)."""
+    covariates = gram[n_columns:, n_columns:]
+    ridge = 1e-6 * covariates.diagonal().mean() + 1e-8
+    covariates = covariates + ridge * torch.eye(len(covariates), dtype=gram.dtype)
+    return torch.linalg.solve(covariates, gram[n_columns:, :n_columns])
+
+
+def resample_cells(statistics: ContextStatistics, generator: torch.Generator) -> ContextStatistics:
+    """Parametric bootstrap of the cells: means and scatter drawn from their sampling distribution.
+
+    Means of a context of n cells vary as Normal(mean, covariance / n), the pooled scatter as a Wishart matrix.
+    """
+    dof = statistics.residual_dof
+    covariance = statistics.gram / dof
+    ridge = 1e-9 * covariance.diagonal().mean()
+    root = torch.linalg.cholesky(covariance + ridge * torch.eye(len(covariance), dtype=covariance.dtype))
+    noise = torch.randn(statistics.means.shape, generator=generator, dtype=root.dtype) @ root.T
+    means = statistics.means + noise / statistics.n_cells[:, None].sqrt()
+    # Bartlett's decomposition of a Wishart matrix
+    lower = torch.randn(root.shape, generator=generator, dtype=root.dtype).tril(-1)
+    chi2 = 2 * torch._standard_gamma(((dof - torch.arange(len(root), dtype=root.dtype)) / 2).clamp_min(0.5), generator)
+    factor = root @ (lower + torch.diag(chi2.sqrt()))
+    return replace(statistics, gram=factor @ factor.T, means=means)
