@@ -1,0 +1,87 @@
+"""What the documentation says of the package is true: names, links, citations, versions and commands exist."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import scgim
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *(page for page in sorted(DOCS.rglob("*.md")) if "_build" not in page.parts)]
+API = (DOCS / "api" / "index.md").read_text()
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def load_toml(name: str) -> dict:
+    return tomllib.loads((ROOT / name).read_text())
+
+
+@pytest.mark.parametrize("name", scgim.__all__)
+def test_api_page_lists_every_public_name(name: str):
+    module = importlib.import_module(f"scgim.{name}")
+    listed = re.findall(rf"^   {name}\.(\w+)$", API, flags=re.MULTILINE)
+    assert sorted(listed) == sorted(getattr(module, "__all__", []))
+
+
+@pages
+def test_pages_name_what_exists(page: Path):
+    for name, attribute in re.findall(r"\bscgim\.(\w+)\.(\w+)", page.read_text()):
+        if name in scgim.__all__ and hasattr(getattr(scgim, name), "__all__"):
+            assert hasattr(getattr(scgim, name), attribute), f"scgim.{name}.{attribute}"
+
+
+@pages
+def test_relative_links_lead_somewhere(page: Path):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_citations_are_in_the_bibliography():
+    keys = set(re.findall(r"^@\w+\{([^,]+),", (DOCS / "references.bib").read_text(), flags=re.MULTILINE))
+    sources = [*PAGES, *sorted((ROOT / "src").rglob("*.py"))]
+    cited = {
+        key.strip()
+        for source in sources
+        for keys_of_one in re.findall(r"(?:\{cite:\w+\}|:cite:\w+:)`([^`]+)`", source.read_text())
+        for key in keys_of_one.split(",")
+    }
+    assert cited - keys == set()
+
+
+def test_one_version_everywhere():
+    version = load_toml("pyproject.toml")["project"]["version"]
+    citation = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), flags=re.MULTILINE)
+    assert citation is not None
+    assert citation[1] == version == scgim.__version__
+
+
+def test_constraints_pin_what_we_depend_on():
+    lines = [line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    pins = [line for line in lines if line]
+    if len(pins) == 1:
+        pytest.skip("the pins were dropped, to test with the newest versions")
+    assert pins[0].startswith("torch==")
+    pinned = {pin.partition("==")[0] for pin in pins}
+    project = load_toml("pyproject.toml")
+    groups = [entry for group in project["dependency-groups"].values() for entry in group if isinstance(entry, str)]
+    extras = [entry for extra in project["project"]["optional-dependencies"].values() for entry in extra]
+    wanted = {re.split(r"[<>=\[;]", entry)[0] for entry in [*project["project"]["dependencies"], *extras, *groups]}
+    assert wanted - pinned == {"pre-commit"}  # runs in environments of its own
+
+
+def test_commands_in_the_pages_are_make_targets():
+    targets = set(re.findall(r"^([\w-]+):(?!=)", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    used = set()
+    for page in PAGES:
+        used |= set(re.findall(r"`make ([a-z-]+)", page.read_text()))
+        used |= set(re.findall(r"^make ([a-z-]+)", page.read_text(), flags=re.MULTILINE))
+    assert used
+    assert used <= targets

@@ -1,0 +1,161 @@
+"""Who may import whom. Plots and metrics must work without torch, and the mathematics without AnnData."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "src" / "scgim"
+FILES = sorted(PACKAGE.rglob("*.py"))
+PUBLIC = ("model", "pl", "data", "metrics", "pp", "datasets")
+
+ARRAYS = {"numpy", "scipy", "pandas", "anndata"}
+LEARNING = {"torch", "pyro", "scvi", "lightning"}
+
+# Part of the package -> (our own modules, other libraries) that it may import beside the standard library and itself.
+# The longest prefix counts.
+ALLOWED: dict[str, tuple[set[str], set[str]]] = {
+    "scgim": (set(), set()),
+    "scgim._constants": (set(), set()),
+    "scgim._docs": (set(), {"docrep"}),
+    "scgim._validation": ({"scgim._constants"}, ARRAYS),
+    "scgim.nn": (set(), {"torch", "pyro", "numpy"}),
+    "scgim.module": ({"scgim.nn", "scgim._constants"}, {"torch", "pyro", "scvi", "numpy"}),
+    "scgim.train._constraints": (set(), {"torch"}),
+    "scgim.train": ({"scgim._constants"}, LEARNING | {"numpy", "pandas"}),
+    "scgim.model": (
+        {"scgim.module", "scgim.train", "scgim._constants", "scgim._validation", "scgim._docs"},
+        LEARNING | ARRAYS | {"networkx", "rich", "tqdm"},
+    ),
+    "scgim.data": ({"scgim._constants", "scgim._docs", "scgim._validation"}, ARRAYS | {"networkx", "sklearn"}),
+    "scgim.metrics": ({"scgim._constants", "scgim._docs", "scgim._validation"}, ARRAYS | {"networkx", "sklearn"}),
+    "scgim.pp": (
+        {"scgim._constants", "scgim._docs", "scgim._validation"},
+        ARRAYS | {"scanpy", "sklearn", "rdkit", "tqdm"},
+    ),
+    "scgim.datasets": (
+        {"scgim._constants", "scgim._docs", "scgim._validation", "scgim.data"},
+        ARRAYS | {"scanpy", "pooch", "h5py", "tqdm"},
+    ),
+    "scgim.pl": (
+        {"scgim._constants", "scgim._docs"},
+        ARRAYS | {"scanpy", "matplotlib", "networkx", "sklearn"},
+    ),
+}
+
+
+def module_name(path: Path) -> str:
+    parts = ("scgim", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def rule_of(module: str) -> str:
+    return max((prefix for prefix in ALLOWED if within(module, prefix)), key=len)
+
+
+def within(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def imported_modules(source: str, path: Path) -> set[str]:
+    """Absolute names of all that a file imports when it runs, inside functions too."""
+    found: set[str] = set()
+    nodes: list[ast.AST] = [ast.parse(source)]
+    package = module_name(path) if path.name == "__init__.py" else module_name(path).rpartition(".")[0]
+    while nodes:
+        node = nodes.pop()
+        if is_type_checking(node):  # never runs
+            nodes.extend(node.orelse)
+            continue
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            # `from scgim import pl` imports a module, `from scgim.pl import network` a function of one
+            found.update(f"{base}.{alias.name}" if base == "scgim" else base for alias in node.names)
+        nodes.extend(ast.iter_child_nodes(node))
+    return found
+
+
+def test_imported_modules_sees_every_form():
+    source = """
+from typing import TYPE_CHECKING
+import numpy as np
+from scgim import pl
+from ._graph import acyclicity
+if TYPE_CHECKING:
+    import torch
+def late():
+    from scipy import sparse
+"""
+    found = imported_modules(source, PACKAGE / "nn" / "__init__.py")
+    assert found == {"typing", "numpy", "scgim.pl", "scgim.nn._graph", "scipy"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_dependencies_point_one_way(path: Path):
+    module = module_name(path)
+    rule = rule_of(module)
+    ours, others = ALLOWED[rule]
+    for name in sorted(imported_modules(path.read_text(), path)):
+        top = name.split(".")[0]
+        if top == "scgim":
+            assert within(name, rule) or any(within(name, allowed) for allowed in ours), f"{module} imports {name}"
+        else:
+            assert top in sys.stdlib_module_names or top in others, f"{module} imports {name}"
+
+
+def test_plots_and_data_do_not_load_torch():
+    # Other libraries may come to load torch on their own; this is about what our modules add.
+    code = """
+import sys
+import anndata, networkx, pandas, scanpy, scipy.sparse, sklearn.metrics
+before = set(sys.modules)
+import scgim
+for name in ("pl", "metrics", "data", "pp", "datasets"):
+    getattr(scgim, name)
+added = {name.split(".")[0] for name in set(sys.modules) - before}
+print(" ".join(sorted(added & {"torch", "pyro", "scvi", "lightning"})))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_submodules_are_listed_and_load_on_first_use():
+    import scgim
+
+    assert set(scgim.__all__) == set(PUBLIC)
+    assert set(PUBLIC) <= set(dir(scgim))
+    with pytest.raises(AttributeError, match="no attribute 'modell'"):
+        _ = scgim.modell
+
+
+def public_objects():
+    """Pairs of name and object: what the public modules export, and the public members that our classes define."""
+    for module_name in PUBLIC:
+        module = importlib.import_module(f"scgim.{module_name}")
+        for name in getattr(module, "__all__", []):
+            obj = getattr(module, name)
+            yield f"{module_name}.{name}", obj
+            if inspect.isclass(obj):
+                for member, value in vars(obj).items():
+                    if not member.startswith("_") and (callable(value) or isinstance(value, classmethod | property)):
+                        yield f"{module_name}.{name}.{member}", getattr(obj, member)
+
+
+def test_public_names_have_finished_docstrings():
+    for name, obj in public_objects():
+        doc = inspect.getdoc(obj)
+        assert doc, f"{name} has no docstring"
+        assert "%(" not in doc, f"{name} has a docstring fragment that was not filled in"
