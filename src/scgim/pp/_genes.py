@@ -65,14 +65,11 @@ def select_genes(
 
     Returns
     -------
-    Series of bool, one a gene: `adata[:, result].copy()` has the chosen genes.
-
-    Writes
-    ------
-    `adata.var["selected"]`, `adata.var["response_f"]` and `adata.var["response_pval_adj"]` (F test between contexts,
-    Benjamini-Hochberg), `adata.var["control_variance"]` (Pearson residual variance), and `adata.obs["size_factor"]` (total counts of *all* genes
-    over the mean total). Give the latter to `setup_anndata(..., size_factor_key="size_factor")`, since the totals over
-    the chosen genes alone move with the response.
+    Series of bool, one a gene: `adata[:, result].copy()` has the chosen genes. It is stored as `adata.var["selected"]`
+    beside `adata.var["response_f"]` and `adata.var["response_pval_adj"]` (F test between contexts, Benjamini-Hochberg)
+    and `adata.var["control_variance"]` (variance of Pearson residuals). `adata.obs["size_factor"]` gets the total
+    counts of *all* genes over their mean: give it to `setup_anndata(..., size_factor_key="size_factor")`, since the
+    totals over the chosen genes alone move with the response.
 
     Raises
     ------
