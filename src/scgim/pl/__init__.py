@@ -1,9 +1,25 @@
-"""Plots of stored results."""
+"""Plots of stored results, in the conventions of scanpy; none of them needs a model or torch."""
 
 from __future__ import annotations
 
+from ._calibration import calibration
+from ._dose_response import dose_response
+from ._drug_map import drug_map
+from ._effects import effects
 from ._feature_importance import feature_importance
+from ._history import history
 from ._network import network
+from ._predicted_vs_observed import predicted_vs_observed
 from ._targets import targets
 
-__all__ = ["feature_importance", "network", "targets"]
+__all__ = [
+    "calibration",
+    "dose_response",
+    "drug_map",
+    "effects",
+    "feature_importance",
+    "history",
+    "network",
+    "predicted_vs_observed",
+    "targets",
+]

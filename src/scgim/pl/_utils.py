@@ -74,6 +74,12 @@ def pick_one(perturbation: str | None, available: Sequence[str]) -> str:
     return pick(perturbation, available, "perturbation")[0]
 
 
+def check_level(level: float) -> None:
+    """Check the probability of an interval."""
+    if not 0 < level < 1:
+        raise ValueError(f"Expected `level` between 0 and 1 (such as 0.95), found {level}.")
+
+
 def new_axes(ax: Axes | None, figsize: tuple[float, float]) -> tuple[Axes, bool]:
     """`ax`, or the axes of a new figure; and whether `ax` was given."""
     if ax is not None:
@@ -87,6 +93,7 @@ def new_panels(
     shape: tuple[int, int],
     n_panels: int,
     *,
+    title: str | None = None,
     width_ratios: Sequence[float] | None = None,
 ) -> tuple[list[Axes], bool]:
     """Axes of a grid of panels, in a new figure or within the area of `ax`; and whether `ax` was given.
@@ -100,21 +107,23 @@ def new_panels(
         )
         for unused in grid.ravel()[n_panels:]:
             figure.delaxes(unused)
+        if title is not None:
+            figure.suptitle(title, fontsize="medium")
         return list(grid.ravel()[:n_panels]), False
 
     ax.axis("off")
-    widths = np.asarray([1.0] * n_cols if width_ratios is None else width_ratios)
-    widths = widths / widths.sum()
-    lefts = np.concatenate([[0.0], np.cumsum(widths)[:-1]])
-    # decorations of neighbours need room that no layout engine leaves between inset axes
-    gap_x, gap_y = 0.22 * (n_cols > 1), 0.3 * (n_rows > 1)
+    if title is not None:
+        ax.set_title(title, pad=20)
+    # no layout engine sees to the labels of panels within axes: each takes a part of its cell
+    widths = np.asarray([1.0] * n_cols if width_ratios is None else width_ratios, dtype=float)
+    widths /= widths.sum()
+    used = (1.0 if n_cols == 1 else 0.72, 1.0 if n_rows == 1 else 0.58)
     panels = []
-    for i in range(n_panels):
-        row, col = divmod(i, n_cols)
-        bottom = 1 - (row + 1) / n_rows
-        panels.append(
-            ax.inset_axes((lefts[col], bottom + gap_y / n_rows / 2, widths[col] * (1 - gap_x), (1 - gap_y) / n_rows))
-        )
+    for row, col in list(np.ndindex(n_rows, n_cols))[:n_panels]:
+        # outermost panels lie at the edges of `ax`
+        x = widths[:col].sum() + widths[col] * (1 - used[0]) * col / max(n_cols - 1, 1)
+        y = (n_rows - 1 - row + (1 - used[1]) * (1 - row / max(n_rows - 1, 1))) / n_rows
+        panels.append(ax.inset_axes((x, y, widths[col] * used[0], used[1] / n_rows)))
     return panels, True
 
 

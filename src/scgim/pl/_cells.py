@@ -1,0 +1,95 @@
+"""Measured and predicted cells on the scale of the plots: log1p, standardised on control cells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+
+SIZE_FACTOR = "size_factor"
+
+
+@dataclass
+class ControlScale:
+    """Mean and standard deviation of control cells (of log1p of size-normalised counts), a number a gene."""
+
+    mean: np.ndarray
+    sd: np.ndarray
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """Standardised values, cells x genes; NaN for genes that do not vary among controls."""
+        return (values - self.mean) / np.where(self.sd > 1e-8, self.sd, np.nan)
+
+
+def has_cells(adata: AnnData, params: dict[str, Any]) -> bool:
+    """Whether `adata` still has the measured cells of the screen."""
+    keys = [params["perturbation_key"], *([params["dosage_key"]] if params.get("dosage_key") else [])]
+    has_matrix = params.get("layer") in adata.layers if params.get("layer") else adata.X is not None
+    return bool(adata.n_obs) and has_matrix and all(key in adata.obs for key in keys)
+
+
+def contexts(adata: AnnData, perturbation_key: str, dosage_key: str | None, control: str) -> pd.DataFrame:
+    """Perturbation (string) and dosage (float; 0 where doses are not known or of controls) of each cell."""
+    names = adata.obs[perturbation_key].astype(str).to_numpy()
+    if dosage_key is None or dosage_key not in adata.obs:
+        doses = np.where(names == control, 0.0, np.nan)
+    else:
+        doses = adata.obs[dosage_key].astype(float).to_numpy()
+    return pd.DataFrame({"perturbation": names, "dosage": doses})
+
+
+def expression(
+    adata: AnnData,
+    rows: np.ndarray,
+    genes: Sequence[str],
+    *,
+    layer: str | None,
+    is_count: bool,
+    size_factors: np.ndarray | None = None,
+) -> np.ndarray:
+    """Expression of some cells and genes, cells x genes: log1p of counts over size factor, or the values themselves.
+
+    `rows` are positions of cells; `size_factors` belong to all cells.
+    """
+    matrix = adata.layers[layer] if layer else adata.X
+    values = matrix[rows][:, adata.var_names.get_indexer(list(genes))]
+    values = np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=float)
+    if not is_count:
+        return values
+    if size_factors is not None:
+        values = values / size_factors[rows, None]
+    return np.log1p(values)
+
+
+def size_factors(
+    adata: AnnData, *, layer: str | None, column: str | None, reference: np.ndarray | None = None
+) -> np.ndarray:
+    """Size factor of each cell, with a median of 1 among the cells of the mask `reference`.
+
+    From the column of `adata.obs` when there is one, else from the sum of the counts.
+    """
+    for name in (column, SIZE_FACTOR):
+        if name is not None and name in adata.obs:
+            totals = adata.obs[name].astype(float).to_numpy()
+            break
+    else:
+        totals = np.asarray((adata.layers[layer] if layer else adata.X).sum(axis=1), dtype=float).ravel()
+    positive = totals > 0
+    typical = np.median(totals[positive if reference is None else positive & reference])
+    return np.where(positive, totals / typical, 1.0)
+
+
+def is_count_data(adata: AnnData, layer: str | None) -> bool:
+    """Whether the values of the first cells are counts, and not changed by a normalisation after the fit."""
+    matrix = adata.layers[layer] if layer else adata.X
+    some = matrix[: min(adata.n_obs, 200)]
+    values = some.data if sparse.issparse(some) else np.asarray(some)
+    return bool(np.all(values >= 0) and np.all(values == np.round(values)))

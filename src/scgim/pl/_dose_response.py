@@ -1,0 +1,290 @@
+"""Dose-response curves of direct effects."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm
+
+from scgim._constants import Key
+from scgim._docs import d
+from scgim.pl._cells import ControlScale, contexts, expression, has_cells, is_count_data, size_factors
+from scgim.pl._utils import (
+    GREY,
+    OKABE_ITO,
+    check_level,
+    despine,
+    finish,
+    new_panels,
+    pick,
+    pick_one,
+    shorten,
+    stored,
+    stored_entry,
+    stored_params,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+# smallest half height of a panel: noise around zero is not to look like an effect
+LEAST_EFFECT, LEAST_SHIFT = 0.25, 0.25
+
+
+def hill_curve(doses: np.ndarray, emax: float, ec50: float, hill: float) -> np.ndarray:
+    """Direct log fold change at each dose."""
+    # written with a ratio so that steep curves do not overflow
+    with np.errstate(divide="ignore", over="ignore"):
+        return emax / (1 + (ec50 / doses) ** hill)
+
+
+def measured_shifts(
+    adata: AnnData, perturbations: list[str], genes: list[str], params: dict[str, Any], layer: str | None
+) -> pd.DataFrame:
+    """Shift of the mean from control at each measured dose.
+
+    Columns `perturbation`, `gene`, `dosage`, `mean` (mean of log1p, standardised on control cells) and `error` (standard
+    error of that mean).
+    """
+    is_count = params["likelihood"] != "normal"
+    cells = contexts(adata, params["perturbation_key"], params["dosage_key"], params["control"])
+    is_control = (cells["perturbation"] == params["control"]).to_numpy()
+    factors = None
+    if is_count:
+        factors = size_factors(adata, layer=layer, column=params.get("size_factor_key"), reference=is_control)
+
+    def values(rows: np.ndarray) -> np.ndarray:
+        return expression(adata, rows, genes, layer=layer, is_count=is_count, size_factors=factors)
+
+    control = values(np.flatnonzero(is_control))
+    scale = ControlScale(control.mean(axis=0), control.std(axis=0))
+    chosen = cells[cells["perturbation"].isin(perturbations)]
+    tables = []
+    for (perturbation, dose), group in chosen.groupby(["perturbation", "dosage"], sort=True):
+        shifts = scale(values(group.index.to_numpy()))
+        error = shifts.std(axis=0, ddof=1) / np.sqrt(len(shifts)) if len(shifts) > 1 else np.nan
+        columns = {"perturbation": perturbation, "gene": genes, "dosage": dose}
+        tables.append(pd.DataFrame({**columns, "mean": shifts.mean(axis=0), "error": error}))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _find_points(
+    adata: AnnData, perturbations: list[str], genes: list[str], params: dict[str, Any], layer: str | None
+) -> pd.DataFrame:
+    """Measured shifts, or an empty frame where `adata` has no cells to tell them from."""
+    layer = layer or params.get("layer")
+    if not has_cells(adata, {**params, "layer": layer}):
+        return pd.DataFrame()
+    if params["likelihood"] != "normal" and not is_count_data(adata, layer):
+        where = f"`adata.layers[{layer!r}]`" if layer else "`adata.X`"
+        warnings.warn(
+            f"{where} no longer holds counts, so the measured points are left out. Name the layer with the counts "
+            "(`layer=...`), or pass `points=False`.",
+            UserWarning,
+            stacklevel=3,
+        )
+        return pd.DataFrame()
+    return measured_shifts(adata, perturbations, genes, params, layer)
+
+
+def _aligned_limits(first: np.ndarray, second: np.ndarray) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Limits of two axes around two sets of values that put both zeros at the same height."""
+    scales, lows, highs = [], [], []
+    for values, least in ((first, LEAST_EFFECT), (second, LEAST_SHIFT)):
+        values = values[np.isfinite(values)]
+        low, high = min(values.min(initial=0.0), 0.0), max(values.max(initial=0.0), 0.0)
+        scale = max(-low, high, least)
+        scales.append(scale)
+        lows.append(low / scale)
+        highs.append(high / scale)
+    low, high = min(*lows, -0.15) * 1.1, max(*highs, 0.15) * 1.1
+    return (low * scales[0], high * scales[0]), (low * scales[1], high * scales[1])
+
+
+@d.dedent
+def dose_response(
+    adata: AnnData,
+    perturbations: str | Iterable[str] | None = None,
+    genes: str | Iterable[str] | None = None,
+    *,
+    n_top: int = 3,
+    points: bool = True,
+    level: float = 0.95,
+    layer: str | None = None,
+    n_cols: int = 3,
+    key: str = Key.DEFAULT,
+    figsize: tuple[float, float] | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> Any:
+    r"""Dose-response curves of direct effects, a panel a gene, a colour a perturbation.
+
+    The curve is the direct log fold change
+
+    .. math:: \psi(c) = E_{max} \frac{c^n}{EC_{50}^n + c^n}
+
+    with a band for the uncertainty of :math:`E_{max}`: the posterior standard deviation at the largest measured dose, in
+    proportion to the curve elsewhere. A diamond marks the EC50, where half of :math:`E_{max}` is reached; it is not drawn
+    where it lies outside the measured doses.
+
+    Points belong to the axis on the right: the mean of log1p of size-normalised counts at each measured dose, standardised
+    on control cells, with an interval from its standard error. The two axes share their zero but not their unit, and
+    points contain what comes through the network, curves do not: compare where they rise, not their heights.
+
+    Parameters
+    ----------
+    %(adata)s With its cells, the measured points are drawn too.
+    perturbations
+        One perturbation or several, by name. May be left out when only one is stored.
+    genes
+        Genes to show, a panel each. By default the `n_top` most probable direct targets of `perturbations`.
+    n_top
+        Number of genes to choose when `genes` is not given.
+    points
+        Whether to draw measured points, if `adata` has cells.
+    level
+        Probability of bands and intervals.
+    %(layer)s
+    n_cols
+        Number of panels in a row.
+    %(key)s
+    %(figsize)s
+    %(title)s
+    %(ax)s
+    %(show)s
+    %(return_fig)s
+
+    Returns
+    -------
+    %(returns_panels)s
+
+    Raises
+    ------
+    %(raises_missing)s
+    ValueError
+        If the model was fitted without doses, if `perturbations` is left out though several are stored, or if a number is
+        out of range.
+
+    Warns
+    -----
+    UserWarning
+        If the cells no longer hold counts; points are then left out.
+
+    Examples
+    --------
+    >>> scgim.pl.dose_response(adata, "Trametinib")
+    >>> scgim.pl.dose_response(adata, ["Trametinib", "Dabrafenib"], ["DUSP6", "SPRY2"])
+    """
+    check_level(level)
+    if n_top < 1 or n_cols < 1:
+        raise ValueError(f"Expected `n_top` and `n_cols` to be at least 1, found {n_top} and {n_cols}.")
+    params = stored_params(adata, key)
+    if params.get("dosage_key") is None:
+        raise ValueError("The model was fitted without doses, so there is no curve. Set up with a `dosage_key`.")
+    probs = stored(adata, "varm", Key.varm.targets(key))
+    if perturbations is None:
+        perturbations = [pick_one(None, probs.columns)]
+    drugs = pick(perturbations, probs.columns, "perturbation")
+    shown = pick(probs[drugs].sum(axis=1).nlargest(n_top).index if genes is None else genes, probs.index, "gene")
+
+    curves = _curve_table(adata, drugs, shown, key)
+    measured = _find_points(adata, drugs, shown, params, layer) if points else pd.DataFrame()
+    largest = stored_entry(adata, key, Key.uns.PERTURBATIONS)["max_dosage"].astype(float)[drugs].max()
+    doses = measured["dosage"].to_numpy() if len(measured) else np.array([largest / 100, largest])
+    doses = doses[doses > 0]
+    grid = np.geomspace(doses.min() / 2, doses.max() * 1.25, 200)
+
+    n_cols = min(n_cols, len(shown))
+    shape = (-(-len(shown) // n_cols), n_cols)
+    size = (2.5 * n_cols + 0.8, 2.3 * shape[0] + (0.4 if len(drugs) > 1 else 0.1))
+    axes, given = new_panels(ax, figsize or size, shape, len(shown), title=title)
+    z = norm.ppf(0.5 + level / 2)
+    for i, (panel, gene) in enumerate(zip(axes, shown, strict=True)):
+        own = measured[measured["gene"] == gene] if len(measured) else measured
+        outer = (i % n_cols == 0, i % n_cols == n_cols - 1 or i == len(shown) - 1, i + n_cols >= len(shown))
+        _draw_panel(panel, curves.xs(gene, level="gene"), own, grid, z, outer)
+        panel.set_title(shorten([gene], 26)[0], fontsize="medium", pad=16 if len(drugs) == 1 else None)
+        if len(drugs) == 1:
+            row = curves.loc[(drugs[0], gene)]
+            text = f"EC50 {row['ec50']:.2g}, target probability {row['prob']:.2f}"
+            panel.annotate(
+                text,
+                (0.5, 1),
+                xytext=(0, 4),
+                xycoords="axes fraction",
+                textcoords="offset points",
+                ha="center",
+                fontsize=7,
+            )
+    return finish(axes, given=given, show=show, return_fig=return_fig)
+
+
+def _curve_table(adata: AnnData, drugs: list[str], genes: list[str], key: str) -> pd.DataFrame:
+    """Hill parameters, and standard deviation over size of the effect, for each perturbation and gene."""
+    names = {"emax": Key.varm.emax, "ec50": Key.varm.ec50, "hill": Key.varm.hill}
+    names |= {"shift": Key.varm.shifts, "sd": Key.varm.shift_sds, "prob": Key.varm.targets}
+    table = pd.DataFrame(
+        {what: stored(adata, "varm", name(key)).loc[genes, drugs].T.stack() for what, name in names.items()}
+    )
+    return table.rename_axis(["perturbation", "gene"]).astype(float)
+
+
+def _draw_panel(
+    ax: Axes, curves: pd.DataFrame, measured: pd.DataFrame, grid: np.ndarray, z: float, outer: tuple[bool, bool, bool]
+) -> None:
+    """Draw one gene; `curves` has a row a perturbation, `outer` tells whether the panel is leftmost, rightmost, lowest."""
+    right = ax.twinx() if len(measured) else None
+    heights = []
+    labels = shorten(curves.index, 22)
+    for i, (drug, row) in enumerate(curves.iterrows()):
+        color, dash = OKABE_ITO[i % len(OKABE_ITO)], ("-", "--", ":", "-.")[i // len(OKABE_ITO) % 4]
+        curve = hill_curve(grid, row["emax"], row["ec50"], row["hill"])
+        relative = row["sd"] / abs(row["shift"]) if row["shift"] else 0.0
+        band = z * relative * np.abs(curve)
+        heights += [curve - band, curve + band]
+        ax.fill_between(grid, curve - band, curve + band, color=color, alpha=0.18, lw=0, zorder=1)
+        ax.plot(grid, curve, color=color, ls=dash, lw=1.6, zorder=3, label=f"{labels[i]} (EC50 {row['ec50']:.2g})")
+        if grid[0] <= row["ec50"] <= grid[-1]:
+            ax.plot(row["ec50"], row["emax"] / 2, marker="D", ms=5.5, mfc="white", mec=color, mew=1.3, ls="", zorder=5)
+        if right is not None:
+            own = measured[measured["perturbation"] == drug]
+            right.errorbar(
+                own["dosage"], own["mean"], z * own["error"], fmt="o", ms=3.5, color=color, alpha=0.75, lw=0.9
+            )
+
+    seen = (
+        np.concatenate([(measured["mean"] + s * z * measured["error"].fillna(0)) for s in (-1, 1)])
+        if len(measured)
+        else []
+    )
+    left_limits, right_limits = _aligned_limits(np.concatenate(heights), np.asarray(seen, dtype=float))
+    ax.set(xscale="log", xlim=(grid[0], grid[-1]), ylim=left_limits)
+    ax.axhline(0, color=GREY, lw=0.7, zorder=0)
+    ax.spines["top"].set_visible(False)
+    ax.tick_params(labelsize="small")
+    leftmost, rightmost, lowest = outer
+    if leftmost:
+        ax.set_ylabel("Direct effect\n(log fold change)", fontsize="small")
+    if lowest:
+        ax.set_xlabel("Dose", fontsize="small")
+    if right is None:
+        despine(ax)
+    else:
+        right.set(ylim=right_limits)
+        right.spines["top"].set_visible(False)
+        right.tick_params(labelsize="small", colors=GREY)
+        if rightmost:
+            right.set_ylabel("Measured shift\n(control s.d.)", fontsize="small", color=GREY)
+        # the curves lie on top of the points
+        ax.set_zorder(right.get_zorder() + 1)
+        ax.patch.set_visible(False)
+    if len(curves) > 1:
+        ax.legend(frameon=False, fontsize=6.5, loc="best", handlelength=1.4)

@@ -1,0 +1,145 @@
+"""The terms that training has logged."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from scgim._constants import Key
+from scgim._docs import d
+from scgim.pl._utils import OKABE_ITO, despine, finish, new_panels, pick, stored_entry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from matplotlib.axes import Axes
+
+TRAIN, VALIDATION = "training", "validation"
+STYLES = {TRAIN: {"color": OKABE_ITO[0]}, VALIDATION: {"color": OKABE_ITO[1], "linestyle": "--"}}
+
+
+def _series(source: Any, key: str) -> dict[str, pd.Series]:
+    """Logged terms by name, each a number an epoch, from a model or from stored results."""
+    history = stored_entry(source, key, Key.uns.HISTORY) if isinstance(source, AnnData) else source.history
+    if history is None:
+        raise ValueError("The model has no history yet. Run `model.train()` first.")
+    if isinstance(history, pd.DataFrame):
+        history = {name: history[name] for name in history.columns}
+    series = {}
+    for name, values in history.items():
+        # scvi-tools keeps one-column frames of dtype object
+        column = values.iloc[:, 0] if isinstance(values, pd.DataFrame) else values
+        numbers = pd.to_numeric(column, errors="coerce").astype(float)
+        numbers = numbers[np.isfinite(numbers)]
+        if len(numbers) and not str(name).endswith("_step"):
+            series[str(name)] = numbers
+    return series
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """What a term is called, and whether it was logged in training or in validation."""
+    words = name.removesuffix("_epoch").split("_")
+    for word, kind in (("train", TRAIN), ("validation", VALIDATION)):
+        if word in words and len(words) > 1:
+            words.remove(word)
+            return " ".join(words), kind
+    return " ".join(words), TRAIN
+
+
+@d.dedent
+def history(
+    model: Any,
+    *,
+    terms: str | Iterable[str] | None = None,
+    n_cols: int = 3,
+    key: str = Key.DEFAULT,
+    figsize: tuple[float, float] | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> Any:
+    """Every term that training has logged, a panel each, against the epoch.
+
+    Training and validation of one term share a panel. A term that stays positive and spans more than two powers of ten
+    has a logarithmic axis. Terms logged at every step are left out.
+
+    Parameters
+    ----------
+    model
+        A trained model (anything with an attribute `history`, as scvi-tools has it), or annotated data with the stored
+        history.
+    terms
+        Terms to show, named as in the history (`"elbo_train"`) or as in the panels (`"elbo"`). By default all.
+    n_cols
+        Number of panels in a row.
+    %(key)s Used for annotated data only.
+    %(figsize)s
+    %(title)s
+    %(ax)s
+    %(show)s
+    %(return_fig)s
+
+    Returns
+    -------
+    %(returns_panels)s
+
+    Raises
+    ------
+    KeyError
+        If no history is stored in annotated data, or a term is unknown.
+    TypeError
+        If `model` is neither annotated data nor has a history.
+    ValueError
+        If the model was not trained.
+
+    Examples
+    --------
+    >>> model.train()
+    >>> scgim.pl.history(model)
+    """
+    if not isinstance(model, AnnData) and not hasattr(model, "history"):
+        raise TypeError(f"Expected a trained model or annotated data, found {type(model).__name__}.")
+    series = _series(model, key)
+    panels: dict[str, dict[str, pd.Series]] = {}
+    for name, values in series.items():
+        term, kind = _split_name(name)
+        panels.setdefault(term, {})[kind] = values
+    if not panels:
+        raise ValueError("The history holds no term with a number an epoch. Train for at least one epoch.")
+    if terms is not None:
+        wanted = [terms] if isinstance(terms, str) else list(terms)
+        wanted = pick([_split_name(str(term))[0] for term in wanted], panels, "term")
+        panels = {term: panels[term] for term in wanted}
+
+    n_cols = max(1, min(n_cols, len(panels)))
+    n_rows = -(-len(panels) // n_cols)
+    size = (2.4 * n_cols + 0.2, 1.8 * n_rows + 0.3)
+    axes, given = new_panels(ax, figsize or size, (n_rows, n_cols), len(panels), title=title)
+    for panel, (term, curves) in zip(axes, panels.items(), strict=True):
+        _draw(panel, term, curves)
+    return finish(axes, given=given, show=show, return_fig=return_fig)
+
+
+def _draw(ax: Axes, term: str, curves: dict[str, pd.Series]) -> None:
+    for kind, values in curves.items():
+        # one point makes no line
+        ax.plot(
+            values.index, values, label=kind, marker="o" if len(values) == 1 else None, ms=3, lw=1.3, **STYLES[kind]
+        )
+    lowest, highest = (f(f(values) for values in curves.values()) for f in (min, max))
+    if lowest > 0 and highest / lowest > 100:
+        ax.set_yscale("log")
+    else:
+        ax.ticklabel_format(axis="y", scilimits=(-3, 4), useOffset=False)
+    ax.set_title(term, fontsize="small")
+    ax.set_xlabel("Epoch", fontsize="small")
+    ax.tick_params(labelsize="x-small")
+    ax.yaxis.get_offset_text().set_fontsize("x-small")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    despine(ax)
+    if len(curves) > 1:
+        ax.legend(frameon=False, fontsize="x-small")

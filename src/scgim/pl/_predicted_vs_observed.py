@@ -1,0 +1,256 @@
+"""Predicted beside measured cells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import gaussian_kde, pearsonr
+
+from scgim._constants import Key
+from scgim._docs import d
+from scgim.pl._cells import ControlScale, contexts, expression, has_cells, is_count_data, size_factors
+from scgim.pl._labels import place_labels
+from scgim.pl._utils import GREY, INK, OKABE_ITO, PALE, despine, finish, new_panels, pick, shorten, stored_params
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+OBSERVED, PREDICTED = OKABE_ITO[0], OKABE_ITO[1]
+MAX_LABELS, MAX_CELLS = 8, 2000
+NO_DOSE = -1.0
+
+
+@dataclass
+class _Cells:
+    """Where the cells of one side are, and how they are read."""
+
+    adata: AnnData
+    contexts: pd.DataFrame  # perturbation and dosage of each cell
+    layer: str | None
+    size_factors: np.ndarray | None
+
+    def values(self, rows: np.ndarray, genes: list[str]) -> np.ndarray:
+        return expression(
+            self.adata,
+            rows,
+            genes,
+            layer=self.layer,
+            is_count=self.size_factors is not None,
+            size_factors=self.size_factors,
+        )
+
+
+def _observed_cells(adata: AnnData, params: dict[str, Any], layer: str | None) -> _Cells:
+    layer = layer or params.get("layer")
+    if not has_cells(adata, {**params, "layer": layer}):
+        raise ValueError("`adata` no longer holds the measured cells, so there is nothing to compare with.")
+    table = contexts(adata, params["perturbation_key"], params["dosage_key"], params["control"])
+    is_control = (table["perturbation"] == params["control"]).to_numpy()
+    if not is_control.any():
+        raise ValueError(f"`adata` holds no control cells ({params['control']!r}), on which the scale is standardised.")
+    if params["likelihood"] == "normal":
+        return _Cells(adata, table, layer, None)
+    if not is_count_data(adata, layer):
+        raise ValueError("`adata` no longer holds counts. Name the layer with the counts: `layer=...`.")
+    factors = size_factors(adata, layer=layer, column=params.get("size_factor_key"), reference=is_control)
+    return _Cells(adata, table, layer, factors)
+
+
+def _predicted_cells(predicted: AnnData, params: dict[str, Any]) -> _Cells:
+    # predictions carry the names of the fitted data or the default ones
+    keys = []
+    for key, default in (("perturbation_key", "perturbation"), ("dosage_key", "dosage")):
+        keys.append(params[key] if params[key] in predicted.obs else default)
+    if keys[0] not in predicted.obs:
+        raise KeyError(f"No `{keys[0]}` in `predicted.obs`. Pass the AnnData that `model.predict(...)` returns.")
+    table = contexts(predicted, keys[0], keys[1] if params["dosage_key"] else None, params["control"])
+    is_count = params["likelihood"] != "normal"
+    return _Cells(predicted, table, None, size_factors(predicted, layer=None, column=None) if is_count else None)
+
+
+def _match(observed: _Cells, predicted: _Cells, control: str, wanted: list[str] | None) -> pd.DataFrame:
+    """Contexts that both sides have: perturbation, dosage, and the rows of their cells on either side."""
+    rows = [
+        cells.contexts.fillna({"dosage": NO_DOSE}).round(9).groupby(["perturbation", "dosage"]).indices
+        for cells in (observed, predicted)
+    ]
+    both = pd.DataFrame(
+        [(*context, rows[0][context], rows[1][context]) for context in sorted(rows[0].keys() & rows[1].keys())],
+        columns=["perturbation", "dosage", "observed", "predicted"],
+    )
+    both = both[both["perturbation"] != control]
+    if wanted is not None:
+        both = both[both["perturbation"].isin(wanted)]
+    if both.empty:
+        found = [[context for context in sorted(side) if context[0] != control][:3] for side in rows]
+        raise ValueError(
+            "No perturbation at the same dose is both measured and predicted. Measured are, for example, "
+            f"{found[0]}, predicted {found[1]}. Predict at measured doses: `model.predict(..., dosage=...)`."
+        )
+    return both.reset_index(drop=True)
+
+
+@d.dedent
+def predicted_vs_observed(
+    adata: AnnData,
+    predicted: AnnData,
+    perturbations: str | Iterable[str] | None = None,
+    *,
+    genes: str | Iterable[str] | None = None,
+    n_genes: int = 6,
+    layer: str | None = None,
+    key: str = Key.DEFAULT,
+    figsize: tuple[float, float] | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> Any:
+    """Predicted against measured mean shifts of all genes, and distributions of some.
+
+    Both sides are log1p of size-normalised counts, standardised on the measured control cells. On the left, a point is one
+    gene in one context (a perturbation at a dose): the shift of the mean from control, and Pearson's r over all points.
+    On the right, the distributions of single genes in the context of largest measured shift. Shifts are compared and not
+    means, because means of genes agree well even for a prediction of no effect.
+
+    Parameters
+    ----------
+    %(adata)s It must still hold the measured cells, controls among them.
+    predicted
+        Cells that :meth:`scgim.model.GIM.predict` has returned. Only contexts that `adata` has too are shown.
+    %(perturbations)s
+    genes
+        Genes whose distributions are shown. By default the `n_genes` that are most shifted.
+    n_genes
+        Number of genes to choose when `genes` is not given.
+    %(layer)s
+    %(key)s
+    %(figsize)s
+    %(title)s
+    %(ax)s
+    %(show)s
+    %(return_fig)s
+
+    Returns
+    -------
+    %(returns_panels)s
+
+    Raises
+    ------
+    %(raises_missing)s
+    ValueError
+        If `adata` has no cells, controls or counts any more, or if no context or gene is on both sides.
+
+    Examples
+    --------
+    >>> predicted = model.predict(drug_features, dosage=1.0)
+    >>> scgim.pl.predicted_vs_observed(adata, predicted, "Trametinib")
+    """
+    if n_genes < 1:
+        raise ValueError(f"Expected `n_genes` to be at least 1, found {n_genes}.")
+    params = stored_params(adata, key)
+    shared = [gene for gene in predicted.var_names if gene in adata.var_names]
+    if not shared:
+        raise ValueError(
+            f"`predicted` and `adata` share no gene; they begin with {[*predicted.var_names[:3]]} and {[*adata.var_names[:3]]}."
+        )
+    observed_cells, predicted_cells = _observed_cells(adata, params, layer), _predicted_cells(predicted, params)
+    measured = observed_cells.contexts["perturbation"]
+    wanted = None if perturbations is None else pick(perturbations, measured.unique(), "perturbation")
+    pairs = _match(observed_cells, predicted_cells, params["control"], wanted)
+
+    control = observed_cells.values(np.flatnonzero(measured == params["control"]), shared)
+    scale = ControlScale(control.mean(axis=0), control.std(axis=0))
+    shifts = [
+        np.stack([scale(cells.values(rows, shared)).mean(axis=0) for rows in pairs[side]])
+        for side, cells in (("observed", observed_cells), ("predicted", predicted_cells))
+    ]  # contexts x genes each
+    strongest = int(np.nanargmax(np.nansum(shifts[0] ** 2, axis=1)))
+    order = np.argsort(-np.abs(np.nan_to_num(shifts[0][strongest])), kind="stable")[:n_genes]
+    shown = [shared[i] for i in order] if genes is None else pick(genes, shared, "gene")
+
+    size = (3.6 + 0.62 * len(shown) + 0.8, 3.4)
+    ratios = (3.2, max(0.62 * len(shown) + 0.8, 1.6))
+    axes, given = new_panels(ax, figsize or size, (1, 2), 2, width_ratios=ratios, title=title)
+    _draw_means(axes[0], *shifts, pairs, shared)
+    columns = [shared.index(gene) for gene in shown]
+    sides = [
+        scale(cells.values(pairs.at[strongest, side], shared))[:, columns]
+        for side, cells in (("observed", observed_cells), ("predicted", predicted_cells))
+    ]
+    _draw_distributions(axes[1], *sides, shown)
+    axes[1].set_title(_context_name(pairs.loc[strongest]), fontsize="small")
+    return finish(axes, given=given, show=show, return_fig=return_fig)
+
+
+def _context_name(context: pd.Series) -> str:
+    name = shorten([context["perturbation"]], 26)[0]
+    return name if context["dosage"] == NO_DOSE else f"{name} at {context['dosage']:g}"
+
+
+def _draw_means(ax: Axes, observed: np.ndarray, predicted: np.ndarray, pairs: pd.DataFrame, genes: list[str]) -> None:
+    usable = np.isfinite(observed) & np.isfinite(predicted)
+    x, y = observed[usable], predicted[usable]
+    names = pairs["perturbation"].unique()
+    size = float(np.clip(4000 / max(x.size, 1), 5, 22))
+    for i, name in enumerate(names if len(names) <= len(OKABE_ITO) else [None]):
+        own = usable & ((pairs["perturbation"] == name).to_numpy()[:, None] if name is not None else True)
+        label = None if name is None or len(names) == 1 else shorten([name], 22)[0]
+        ax.scatter(observed[own], predicted[own], s=size, color=OKABE_ITO[i], alpha=0.6, lw=0, label=label, zorder=3)
+    low, high = min(x.min(), y.min(), 0.0), max(x.max(), y.max(), 0.0)
+    pad = 0.07 * (high - low) or 1.0
+    limits = (low - pad, high + pad)
+    ax.plot(limits, limits, color=GREY, lw=0.8, ls=(0, (4, 2)), zorder=1)
+    for line in (ax.axhline, ax.axvline):
+        line(0, color=PALE, lw=0.8, zorder=0)
+    ax.set(xlim=limits, ylim=limits, aspect="equal")
+    ax.set_xlabel("Measured shift (control s.d.)", fontsize="small")
+    ax.set_ylabel("Predicted shift (control s.d.)", fontsize="small")
+    ax.tick_params(labelsize="small")
+    varies = x.size > 1 and np.ptp(x) > 0 and np.ptp(y) > 0
+    ax.set_title(f"Pearson r = {pearsonr(x, y).statistic:.2f}" if varies else "Pearson r not defined", fontsize="small")
+    despine(ax)
+    if 1 < len(names) <= len(OKABE_ITO):
+        ax.legend(frameon=False, fontsize=6.5, loc="best", handletextpad=0.1)
+    if len(pairs) == 1:
+        points = np.column_stack([observed[0], predicted[0]])
+        order = [i for i in np.argsort(-np.abs(points).max(axis=1), kind="stable") if usable[0, i]][:MAX_LABELS]
+        place_labels(ax, np.nan_to_num(points), shorten(genes, 14), order=order, fontsize=7, radius=2)
+
+
+def _draw_distributions(ax: Axes, observed: np.ndarray, predicted: np.ndarray, genes: list[str]) -> None:
+    """Half a violin for either side (cells x genes), back to back, with the median."""
+    ax.axhspan(-1, 1, color=PALE, alpha=0.5, lw=0, zorder=0, label="control, mean and s.d.")
+    ax.axhline(0, color=GREY, lw=0.8, zorder=0)
+    for values, color, side, label in ((observed, OBSERVED, -1, "measured"), (predicted, PREDICTED, 1, "predicted")):
+        for i in range(len(genes)):
+            own = values[np.isfinite(values[:, i]), i]
+            if not own.size:
+                continue
+            heights, widths = _density(own)
+            ax.fill_betweenx(heights, i, i + side * 0.42 * widths, color=color, alpha=0.65, lw=0, zorder=2)
+            ax.hlines(np.median(own), *sorted((i, i + side * 0.3)), color=INK, lw=1.4, zorder=3)
+        ax.fill_between([], [], color=color, alpha=0.65, lw=0, label=label)
+    ax.set_xticks(range(len(genes)), shorten(genes, 16), rotation=90, fontsize=8)
+    ax.set_xlim(-0.6, len(genes) - 0.4)
+    ax.set_ylabel("Expression (control s.d.)", fontsize="small")
+    ax.tick_params(axis="y", labelsize="small")
+    ax.legend(frameon=False, fontsize=6.5, loc="best", handlelength=1.2)
+    despine(ax)
+
+
+def _density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Heights and the density there, relative to its maximum; a thin bar where all values are the same."""
+    if np.ptp(values) < 1e-9:
+        return values[0] + np.array([-0.02, 0.02]), np.ones(2)
+    # thinned evenly: a density needs no more
+    kde = gaussian_kde(np.sort(values)[:: -(-len(values) // MAX_CELLS)])
+    heights = np.linspace(values.min(), values.max(), 120)
+    density = kde(heights)
+    return heights, density / density.max()
