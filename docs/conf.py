@@ -93,6 +93,7 @@ inventories = {
     "torch": "https://docs.pytorch.org/docs/stable/",
 }
 intersphinx_mapping = {name: (url, None) for name, url in inventories.items()} if ONLINE else {}
+nitpick_ignore = [("py:class", "scgim.data._settings.ScreenSettings")]  # an argument that users do not make
 nitpick_ignore_regex = [
     (r"py:.*", r"(scvi|lightning|pyro|torch|mudata|networkx)\..*"),  # inventories with gaps
     *([] if ONLINE else [(r"py:.*", r"(?!scgim\b).*")]),
