@@ -80,8 +80,8 @@ def sciplex3(
 ) -> AnnData:
     """sciPlex3: 188 drugs at 4 doses on A549, K562 and MCF7 cells, about 650,000 nuclei.
 
-    The first call downloads 3.2 GB and reads through a billion counts, which takes long; what was chosen is kept,
-    so that the same call is quick from then on. All cells with all genes need tens of gigabytes of memory: choose drugs,
+    The first call downloads 3.2 GB and reads through a billion counts, which takes several minutes; what was chosen is
+    kept, so that the same call is quick from then on. All cells with all genes need tens of gigabytes of memory: choose drugs,
     a cell line, or a number of cells.
 
     Parameters

@@ -84,8 +84,8 @@ def drug_fingerprints(
 
     Notes
     -----
-    Many bits are zero for all drugs of a screen. With few drugs, :func:`pca_features` makes the fit faster and loses
-    nothing.
+    Many bits are zero for all drugs of a screen. With few drugs, :func:`pca_features` keeps all that tells these drugs
+    apart and makes the fit faster.
     """
     table = _structures(smiles, adata, perturbation_key, control)
     molecules = _molecules(table)

@@ -208,7 +208,7 @@ def _features(screen: _Screen) -> Iterator[_ROW]:
     yield ("features", f"{frame.shape[0]} drugs x {frame.shape[1]}", WARN if few else OK, advice if few else "")
     rank = int(np.linalg.matrix_rank(frame.to_numpy() - frame.to_numpy().mean(axis=0)))
     wide = frame.shape[1] > 2 * len(frame)
-    advice = f"More columns than drugs can use: `scgim.pp.pca_features(adata, {rank})` is as informative and faster."
+    advice = f"More columns than drugs can use: `scgim.pp.pca_features(adata, {rank})` tells these drugs apart as well and is faster."
     yield (
         "feature rank",
         f"{rank} of {min(len(frame) - 1, frame.shape[1])}",
