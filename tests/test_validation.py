@@ -513,3 +513,9 @@ def test_model_without_embeddings(features):
         query(np.ones((1, 2)), None)
     with pytest.raises(ValueError, match="'new' not among the measured"):
         query(features.rename(index={"a": "new"}), None)
+
+
+def test_dates_are_no_counts(adata):
+    adata.layers["dates"] = np.full(adata.shape, np.datetime64("2020-01-01"))
+    with pytest.raises(TypeError, match=r"`adata.layers\['dates'\]` has dtype datetime64"):
+        validation.check_matrix_type(adata, "dates")

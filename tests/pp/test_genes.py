@@ -107,3 +107,14 @@ def test_wrong_input(adata):
     adata.X = adata.X.log1p()
     with pytest.raises(ValueError, match="fractional values in `adata.X`"):
         pp.select_genes(adata, 5)
+
+
+def test_designs_that_say_nothing(adata):
+    adata.obs["plate"] = adata.obs["perturbation"]
+    with pytest.raises(ValueError, match="No batch has two contexts"):
+        pp.select_genes(adata, 5, batch_key="plate")
+    X = adata.X.toarray()
+    X[4] = 0
+    adata.X = X
+    with pytest.raises(ValueError, match="1 cells have no counts at all in `adata.X`"):
+        pp.select_genes(adata, 5)
