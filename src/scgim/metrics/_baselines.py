@@ -1,0 +1,142 @@
+"""Simple predictions of the mean shift of contexts (one drug at one dose each): the bar that a model has to clear."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.spatial.distance import cdist
+from sklearn.compose import TransformedTargetRegressor
+from sklearn.ensemble import RandomForestRegressor
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import GridSearchCV, GroupKFold
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import StandardScaler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sklearn.base import BaseEstimator
+
+_ALPHAS = np.logspace(-2, 4, 9)
+_KERNEL_ALPHAS = np.logspace(-3, 0, 4)
+_KERNEL_WIDTHS = np.array([0.01, 0.03, 0.1, 0.3, 1.0])
+_N_FOLDS = 5
+_N_TREES = 200
+
+
+@dataclass
+class Contexts:
+    """Contexts with their drug features; one row a context in every array."""
+
+    drug: np.ndarray
+    dosage: np.ndarray
+    features: np.ndarray
+    """Drug features, contexts x features; no columns if there are none."""
+    shift: np.ndarray
+    """Mean shift from control, contexts x genes; not looked at in contexts to predict."""
+
+
+def _log_dose(dosage: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(dosage, 1e-12))
+
+
+def control(train: Contexts, test: Contexts) -> np.ndarray:
+    """No effect."""
+    return np.zeros((len(test.drug), train.shift.shape[1]))
+
+
+def trainmean(train: Contexts, test: Contexts) -> np.ndarray:
+    """Mean of the shifts measured."""
+    return np.tile(train.shift.mean(0), (len(test.drug), 1))
+
+
+def nearest_dose(train: Contexts, test: Contexts) -> np.ndarray:
+    """Shift of the same drug at the nearest dose on the log scale, the mean of both where two are equally near.
+
+    NaN for drugs that were never measured.
+    """
+    shift = np.full((len(test.drug), train.shift.shape[1]), np.nan)
+    for row, (drug, dose) in enumerate(zip(test.drug, _log_dose(test.dosage), strict=True)):
+        measured = train.drug == drug
+        if measured.any():
+            distance = np.abs(_log_dose(train.dosage[measured]) - dose)
+            shift[row] = train.shift[measured][np.isclose(distance, distance.min())].mean(0)
+    return shift
+
+
+def nearest_drug(train: Contexts, test: Contexts) -> np.ndarray:
+    """Shift of the other drug nearest by features, at its nearest dose; NaN where there is no other drug."""
+    distance = cdist(test.features, train.features)
+    distance[test.drug[:, None] == train.drug[None]] = np.inf
+    proxy = replace(test, drug=train.drug[distance.argmin(1)])
+    return np.where(np.isinf(distance).all(axis=1)[:, None], np.nan, nearest_dose(train, proxy))
+
+
+def _common_scale(train: Contexts, test: Contexts) -> tuple[Contexts, Contexts]:
+    """Features centred and divided by one number, so that they keep their relative sizes."""
+    centre = train.features.mean(0)
+    scale = (train.features - centre).std() if train.features.size else 1.0
+    scaled = [(contexts.features - centre) / (scale or 1.0) for contexts in (train, test)]
+    return replace(train, features=scaled[0]), replace(test, features=scaled[1])
+
+
+def _polynomial(contexts: Contexts) -> np.ndarray:
+    """f, f c, f c^2, c, c^2 for features f and dose c."""
+    f, c = contexts.features, contexts.dosage[:, None]
+    return np.concatenate([f, f * c, f * c**2, c, c**2], axis=1)
+
+
+def _features_and_dose(contexts: Contexts) -> np.ndarray:
+    return np.concatenate([contexts.features, contexts.dosage[:, None]], axis=1)
+
+
+def _predict_tuned(regressor: BaseEstimator, grid: dict, train: Contexts, test: Contexts) -> np.ndarray:
+    """Predict with the parameters that are best on left-out drugs.
+
+    Whether every column is brought to unit variance is one of them: that helps where features have different units, and hurts
+    where small ones are noise, as with principal components.
+    """
+    train, test = _common_scale(train, test)
+    X, X_new = _polynomial(train), _polynomial(test)
+    pipeline = Pipeline([("scale", StandardScaler()), ("fit", regressor)])
+    model = TransformedTargetRegressor(pipeline, transformer=StandardScaler(with_std=False), check_inverse=False)
+    grid = {"regressor__scale__with_std": [True, False]} | {f"regressor__fit__{key}": grid[key] for key in grid}
+    n_folds = min(_N_FOLDS, len(np.unique(train.drug)))
+    if n_folds < 2:
+        middle = {name: values[len(values) // 2] for name, values in grid.items()}
+        return model.set_params(**middle).fit(X, train.shift).predict(X_new)
+    search = GridSearchCV(model, grid, scoring="neg_mean_squared_error", cv=GroupKFold(n_folds))
+    return search.fit(X, train.shift, groups=train.drug).predict(X_new)
+
+
+def ridge(train: Contexts, test: Contexts) -> np.ndarray:
+    """Ridge regression on features, dose, dose squared and their products, penalty by cross-validation over drugs."""
+    return _predict_tuned(Ridge(), {"alpha": _ALPHAS}, train, test)
+
+
+def krr(train: Contexts, test: Contexts) -> np.ndarray:
+    """Kernel ridge regression on the same, with a Gaussian kernel; penalty and width by cross-validation over drugs."""
+    n_columns = 3 * train.features.shape[1] + 2
+    grid = {"alpha": _KERNEL_ALPHAS, "gamma": _KERNEL_WIDTHS / n_columns}
+    return _predict_tuned(KernelRidge(kernel="rbf"), grid, train, test)
+
+
+def random_forest(train: Contexts, test: Contexts) -> np.ndarray:
+    """Random forest on features and dose."""
+    model = RandomForestRegressor(_N_TREES, max_features=1 / 3, random_state=0)
+    model.fit(_features_and_dose(train), train.shift.squeeze(1) if train.shift.shape[1] == 1 else train.shift)
+    return model.predict(_features_and_dose(test)).reshape(len(test.drug), -1)
+
+
+BASELINES: dict[str, Callable[[Contexts, Contexts], np.ndarray]] = {
+    "control": control,
+    "trainmean": trainmean,
+    "nearest_dose": nearest_dose,
+    "nearest_drug": nearest_drug,
+    "ridge": ridge,
+    "krr": krr,
+    "random_forest": random_forest,
+}
