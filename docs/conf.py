@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.ext.napoleon import NumpyDocstring
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -59,6 +60,7 @@ napoleon_use_rtype = True
 napoleon_custom_sections = ["Writes"]  # what a function stores in the AnnData it is given
 typehints_defaults = "braces"
 typehints_use_rtype = False  # type and prose of what is returned in one place
+typehints_document_rtype_none = False
 always_use_bars_union = True
 
 bibtex_bibfiles = ["references.bib"]
@@ -127,6 +129,16 @@ def copy_tutorials() -> None:
             shutil.copyfile(path, copy)
 
 
+def prose_returns(self: NumpyDocstring, section: str) -> list[str]:
+    """Read a `Returns` section as prose, under a type or not: the type shown comes from the annotation."""
+    lines = self._dedent(self._consume_to_next_section())
+    if lines[0].strip() == ":":  # put there by sphinx_autodoc_typehints
+        lines = lines[1:]
+    if len(lines) > 1 and lines[1].startswith(" "):
+        lines = self._dedent(lines[1:])
+    return self._format_block(":returns: ", lines)
+
+
 def inline_math(self: HTML5Translator, node: nodes.math) -> None:
     self.body.append(tex2mathml(node.astext()))
     raise nodes.SkipNode
@@ -142,7 +154,8 @@ def display_math(self: HTML5Translator, node: nodes.math_block) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    # MathML is drawn by the browser itself: no script from the network, readable offline
+    # equations as MathML, drawn by the browser itself: no script from the network, readable offline
+    NumpyDocstring._parse_returns_section = prose_returns
     app.add_html_math_renderer("mathml", (inline_math, None), (display_math, None))
     copy_tutorials()
 
