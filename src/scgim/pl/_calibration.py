@@ -23,11 +23,9 @@ def _dense(values: Any) -> np.ndarray:
     return np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=float)
 
 
-def _stored_pairs(
-    adata: AnnData, key: str, true_edges: str, true_targets: str
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _stored_pairs(adata: AnnData, key: str, true_edges: str, true_targets: str) -> dict[str, tuple[Any, Any]]:
     """Labels and probabilities of edges and of targets, as far as the truth is known."""
-    pairs = {}
+    pairs: dict[str, tuple[Any, Any]] = {}
     if true_edges in adata.varp:
         off_diagonal = ~np.eye(adata.n_vars, dtype=bool)
         probs = stored(adata, "varp", Key.varp.edge_probs(key))
@@ -131,14 +129,16 @@ def calibration(
     >>> scgim.pl.calibration(is_edge, edge_probs)
     """
     check_level(level)
+    if n_bins < 1:
+        raise ValueError(f"Expected `n_bins` to be at least 1, found {n_bins}.")
     if isinstance(data, AnnData):
-        pairs: dict[str | None, tuple[Any, Any]] = dict(_stored_pairs(data, key, true_edges, true_targets))
+        pairs: dict[str, tuple[Any, Any]] = _stored_pairs(data, key, true_edges, true_targets)
     elif probs is None:
         raise TypeError("`probs` is needed when the first argument is an array of labels.")
     else:
-        pairs = {label: (data, probs)}
+        pairs = {label or "": (data, probs)}
 
-    ax, given = new_axes(ax, figsize or (3.5, 3.4))
+    ax, given = new_axes(ax, figsize or (3.4, 3.6))
     drawn = len(ax.get_legend_handles_labels()[1])  # curves of earlier calls in the same axes
     ax.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=(0, (4, 2)), zorder=1)
     for i, (name, pair) in enumerate(pairs.items()):
@@ -150,11 +150,14 @@ def calibration(
             curve,
             OKABE_ITO[(drawn + i) % len(OKABE_ITO)],
             "os"[(drawn + i) % 2],
-            f"{name or 'all'}: ECE {error:.3f}, n = {y.size:,}",
+            (f"{name}: " if name else "") + f"ECE {error:.3f}, n = {y.size:,}",
         )
-    ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", title=title)
+    ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
     ax.set(xlabel="Stated probability", ylabel="Observed frequency")
-    ax.legend(frameon=False, fontsize="small", loc="upper left")
+    n_curves = drawn + len(pairs)
+    ax.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(-0.02, 1.0), borderaxespad=0.2)
+    if title is not None:
+        ax.set_title(title, pad=8 + 13 * n_curves)
     despine(ax)
     return finish(ax, given=given, show=show, return_fig=return_fig)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 from scipy.stats import norm
 
 from scgim._constants import Key
@@ -15,6 +16,7 @@ from scgim.pl._cells import ControlScale, contexts, expression, has_cells, is_co
 from scgim.pl._utils import (
     GREY,
     OKABE_ITO,
+    axes_inches,
     check_level,
     despine,
     finish,
@@ -53,7 +55,7 @@ def measured_shifts(
     error of that mean).
     """
     is_count = params["likelihood"] != "normal"
-    cells = contexts(adata, params["perturbation_key"], params["dosage_key"], params["control"])
+    cells = contexts(adata, params["perturbation_key"], params.get("dosage_key"), params["control"])
     is_control = (cells["perturbation"] == params["control"]).to_numpy()
     factors = None
     if is_count:
@@ -93,18 +95,9 @@ def _find_points(
     return measured_shifts(adata, perturbations, genes, params, layer)
 
 
-def _aligned_limits(first: np.ndarray, second: np.ndarray) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Limits of two axes around two sets of values that put both zeros at the same height."""
-    scales, lows, highs = [], [], []
-    for values, least in ((first, LEAST_EFFECT), (second, LEAST_SHIFT)):
-        values = values[np.isfinite(values)]
-        low, high = min(values.min(initial=0.0), 0.0), max(values.max(initial=0.0), 0.0)
-        scale = max(-low, high, least)
-        scales.append(scale)
-        lows.append(low / scale)
-        highs.append(high / scale)
-    low, high = min(*lows, -0.15) * 1.1, max(*highs, 0.15) * 1.1
-    return (low * scales[0], high * scales[0]), (low * scales[1], high * scales[1])
+def _half_height(values: np.ndarray, least: float) -> float:
+    """Largest absolute value, but not so small that noise would fill a panel."""
+    return float(max(np.abs(values[np.isfinite(values)]).max(initial=0.0), least))
 
 
 @d.dedent
@@ -207,23 +200,15 @@ def dose_response(
     size = (2.5 * n_cols + 0.8, 2.3 * shape[0] + (0.4 if len(drugs) > 1 else 0.1))
     axes, given = new_panels(ax, figsize or size, shape, len(shown), title=title)
     z = norm.ppf(0.5 + level / 2)
+    names = shorten(shown, 20)
     for i, (panel, gene) in enumerate(zip(axes, shown, strict=True)):
         own = measured[measured["gene"] == gene] if len(measured) else measured
         outer = (i % n_cols == 0, i % n_cols == n_cols - 1 or i == len(shown) - 1, i + n_cols >= len(shown))
         _draw_panel(panel, curves.xs(gene, level="gene"), own, grid, z, outer)
-        panel.set_title(shorten([gene], 26)[0], fontsize="medium", pad=16 if len(drugs) == 1 else None)
-        if len(drugs) == 1:
-            row = curves.loc[(drugs[0], gene)]
-            text = f"EC50 {row['ec50']:.2g}, target probability {row['prob']:.2f}"
-            panel.annotate(
-                text,
-                (0.5, 1),
-                xytext=(0, 4),
-                xycoords="axes fraction",
-                textcoords="offset points",
-                ha="center",
-                fontsize=7,
-            )
+        panel.set_title(names[i], fontsize="medium", pad=16 if len(drugs) == 1 else None)
+    if len(drugs) == 1:
+        for panel, gene in zip(axes, shown, strict=True):
+            _note(panel, curves.loc[(drugs[0], gene)])
     return finish(axes, given=given, show=show, return_fig=return_fig)
 
 
@@ -241,50 +226,62 @@ def _draw_panel(
     ax: Axes, curves: pd.DataFrame, measured: pd.DataFrame, grid: np.ndarray, z: float, outer: tuple[bool, bool, bool]
 ) -> None:
     """Draw one gene; `curves` has a row a perturbation, `outer` tells whether the panel is leftmost, rightmost, lowest."""
-    right = ax.twinx() if len(measured) else None
-    heights = []
     labels = shorten(curves.index, 22)
-    for i, (drug, row) in enumerate(curves.iterrows()):
+    heights = []
+    for i, (_, row) in enumerate(curves.iterrows()):
         color, dash = OKABE_ITO[i % len(OKABE_ITO)], ("-", "--", ":", "-.")[i // len(OKABE_ITO) % 4]
         curve = hill_curve(grid, row["emax"], row["ec50"], row["hill"])
-        relative = row["sd"] / abs(row["shift"]) if row["shift"] else 0.0
-        band = z * relative * np.abs(curve)
-        heights += [curve - band, curve + band]
+        band = z * np.abs(curve) * (row["sd"] / abs(row["shift"]) if row["shift"] else 0.0)
+        heights.append(np.abs(curve) + band)
         ax.fill_between(grid, curve - band, curve + band, color=color, alpha=0.18, lw=0, zorder=1)
         ax.plot(grid, curve, color=color, ls=dash, lw=1.6, zorder=3, label=f"{labels[i]} (EC50 {row['ec50']:.2g})")
         if grid[0] <= row["ec50"] <= grid[-1]:
             ax.plot(row["ec50"], row["emax"] / 2, marker="D", ms=5.5, mfc="white", mec=color, mew=1.3, ls="", zorder=5)
-        if right is not None:
-            own = measured[measured["perturbation"] == drug]
-            right.errorbar(
-                own["dosage"], own["mean"], z * own["error"], fmt="o", ms=3.5, color=color, alpha=0.75, lw=0.9
-            )
-
-    seen = (
-        np.concatenate([(measured["mean"] + s * z * measured["error"].fillna(0)) for s in (-1, 1)])
-        if len(measured)
-        else []
-    )
-    left_limits, right_limits = _aligned_limits(np.concatenate(heights), np.asarray(seen, dtype=float))
-    ax.set(xscale="log", xlim=(grid[0], grid[-1]), ylim=left_limits)
-    ax.axhline(0, color=GREY, lw=0.7, zorder=0)
-    ax.spines["top"].set_visible(False)
-    ax.tick_params(labelsize="small")
-    leftmost, rightmost, lowest = outer
-    if leftmost:
-        ax.set_ylabel("Direct effect\n(log fold change)", fontsize="small")
-    if lowest:
-        ax.set_xlabel("Dose", fontsize="small")
-    if right is None:
-        despine(ax)
-    else:
-        right.set(ylim=right_limits)
-        right.spines["top"].set_visible(False)
-        right.tick_params(labelsize="small", colors=GREY)
-        if rightmost:
-            right.set_ylabel("Measured shift\n(control s.d.)", fontsize="small", color=GREY)
-        # the curves lie on top of the points
-        ax.set_zorder(right.get_zorder() + 1)
-        ax.patch.set_visible(False)
+    if len(measured):
+        _draw_points(ax, curves, measured, z, _half_height(np.concatenate(heights), LEAST_EFFECT), label=outer[1])
+    _dress(ax, grid, outer)
     if len(curves) > 1:
         ax.legend(frameon=False, fontsize=6.5, loc="best", handlelength=1.4)
+
+
+def _draw_points(
+    ax: Axes, curves: pd.DataFrame, measured: pd.DataFrame, z: float, half_height: float, *, label: bool
+) -> None:
+    """Measured shifts, scaled to the height of the curves, and the axis on which they are read."""
+    margin = z * measured["error"].fillna(0.0)
+    scale = _half_height((measured["mean"].abs() + margin).to_numpy(), LEAST_SHIFT) / half_height
+    for i, drug in enumerate(curves.index):
+        own = (measured["perturbation"] == drug).to_numpy()
+        x, y = measured["dosage"][own], measured["mean"][own] / scale
+        style = {"fmt": "o", "ms": 3.5, "color": OKABE_ITO[i % len(OKABE_ITO)], "alpha": 0.75, "lw": 0.9}
+        ax.errorbar(x, y, margin[own] / scale, zorder=2, **style)
+    axis = ax.secondary_yaxis("right", functions=(lambda y: y * scale, lambda y: y / scale))
+    axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axis.tick_params(labelsize="small", colors=GREY)
+    axis.spines["right"].set_color(GREY)
+    if label:
+        axis.set_ylabel("Measured shift\n(control s.d.)", fontsize="small", color=GREY)
+
+
+def _dress(ax: Axes, grid: np.ndarray, outer: tuple[bool, bool, bool]) -> None:
+    ax.set(xscale="log", xlim=(grid[0], grid[-1]))
+    low, high = ax.get_ylim()
+    if high - low < LEAST_EFFECT:
+        ax.set_ylim(min(low, -LEAST_EFFECT), max(high, LEAST_EFFECT))
+    ax.axhline(0, color=GREY, lw=0.7, zorder=0)
+    ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    ax.tick_params(labelsize="small")
+    despine(ax)
+    if outer[0]:
+        ax.set_ylabel("Direct effect\n(log fold change)", fontsize="small")
+    if outer[2]:
+        ax.set_xlabel("Dose", fontsize="small")
+
+
+def _note(ax: Axes, row: pd.Series) -> None:
+    """Numbers of the only curve of a panel, as large as the panel is wide."""
+    text = f"EC50 {row['ec50']:.2g}, target probability {row['prob']:.2f}"
+    size = float(np.clip(72 * axes_inches(ax)[0] / (0.5 * len(text)), 4.5, 7.5))
+    ax.annotate(
+        text, (0.5, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", ha="center", fontsize=size
+    )

@@ -108,13 +108,14 @@ def effects(
     margin = norm.ppf(0.5 + level / 2) * sd[shown].to_numpy(dtype=float)
     is_target = (prob[shown] >= min_target_prob).to_numpy()
 
-    default = (4.2, float(np.clip(0.21 * len(shown), 1.0, 11.0)) + 1.2)
+    names = shorten(shown, 24)
+    default = (3.2 + 0.08 * max(map(len, names)), float(np.clip(0.21 * len(shown), 1.2, 11.0)) + 0.8)
     ax, given = new_axes(ax, figsize or default)
     _draw(ax, direct[shown].to_numpy(dtype=float), total[shown].to_numpy(dtype=float), margin, is_target)
     ax.set_xlabel("Log fold change")
-    ax.set_title(shorten([perturbation], 40)[0] if title is None else title, fontsize="medium")
+    ax.set_title(shorten([perturbation], 30)[0] if title is None else title, fontsize="medium")
     spacing = axes_inches(ax)[1] / len(shown)
-    ax.set_yticks(range(len(shown)), shorten(shown, 24), fontsize=font_size(spacing))
+    ax.set_yticks(range(len(shown)), names, fontsize=font_size(spacing))
     return finish(ax, given=given, show=show, return_fig=return_fig)
 
 
@@ -135,14 +136,4 @@ def _draw(ax: Axes, direct: np.ndarray, total: np.ndarray, margin: np.ndarray, i
         Line2D([], [], label="direct, target", **point),
         Line2D([], [], label="direct, no target", mfc="white", **point),
     ]
-    ax.legend(
-        handles=handles,
-        loc="upper center",
-        bbox_to_anchor=(0.5, 0.0),
-        borderaxespad=3.2,
-        ncols=3,
-        frameon=False,
-        fontsize="small",
-        handlelength=1.4,
-        columnspacing=1.0,
-    )
+    ax.legend(handles=handles, loc="best", fontsize="small", handlelength=1.4, framealpha=0.9, edgecolor="none")

@@ -25,7 +25,7 @@ def place_labels(
     points: np.ndarray,
     labels: Sequence[str],
     *,
-    order: Sequence[int] | None = None,
+    order: Sequence[int] | np.ndarray | None = None,
     offset: float = 4.0,
     fontsize: float = 8.0,
     places: Sequence[tuple[float, float]] = _PLACES,
@@ -36,7 +36,7 @@ def place_labels(
     Parameters
     ----------
     ax
-        Axes, with limits already set.
+        Axes, with limits already set and all else drawn: a later change of the layout would move the points.
     points
         Positions in data units, points x 2.
     labels
@@ -50,7 +50,7 @@ def place_labels(
     places
         Directions in which a label may lie from its point, best first.
     radius
-        Radius of the marks at the points, in typographic points; labels avoid the marks as far as possible.
+        Radius of the marks at the points, in typographic points; labels do not cover them.
 
     Returns
     -------
@@ -90,24 +90,15 @@ def place_labels(
 def _settle(
     text, places, offset, renderer, frame: Bbox, taken: list[Bbox], dots: np.ndarray, reach: float
 ) -> Bbox | None:
-    """Move `text` to the free place that covers the fewest dots; None when every place is taken."""
-    best: tuple[int, tuple[float, float], Bbox] | None = None
+    """Move `text` to the first place where it covers nothing, within the frame; None where there is no such place."""
     for x, y in places:
         _move(text, x, y, offset)
         box = text.get_window_extent(renderer)
-        if box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1:
-            continue
-        if any(box.overlaps(other) for other in taken):
-            continue
-        covered = int(((dots > box.min - reach) & (dots < box.max + reach)).all(axis=1).sum())
-        if best is None or covered < best[0]:
-            best = covered, (x, y), box
-        if covered == 0:
-            break
-    if best is None:
-        return None
-    _move(text, *best[1], offset)
-    return best[2]
+        inside = box.x0 >= frame.x0 and box.x1 <= frame.x1 and box.y0 >= frame.y0 and box.y1 <= frame.y1
+        covers_mark = ((dots > box.min - reach) & (dots < box.max + reach)).all(axis=1).any()
+        if inside and not covers_mark and not any(box.overlaps(other) for other in taken):
+            return box
+    return None
 
 
 def _move(text, x: float, y: float, offset: float) -> None:

@@ -81,7 +81,11 @@ def _order_layers(proper: nx.DiGraph, layer: dict[Any, int], n_sweeps: int) -> l
             rank = {node: i for i, node in enumerate(order[x - 1 if forward else x + 1])}
             own = {node: i for i, node in enumerate(order[x])}
             scale = len(rank) / len(own)
-            order[x].sort(key=lambda node: np.mean([rank[other] for other in neighbours[node]] or [own[node] * scale]))
+            centre = {
+                node: np.mean([rank[other] for other in neighbours[node]]) if neighbours[node] else own[node] * scale
+                for node in order[x]
+            }
+            order[x].sort(key=centre.__getitem__)
         crossings = _count_crossings(proper, order)
         if crossings < fewest:
             best, fewest = [list(nodes) for nodes in order], crossings

@@ -25,12 +25,12 @@ def similarity_order(values: np.ndarray) -> list[int]:
     """Order of the rows of `values` (rows x columns) in which similar rows are neighbours."""
     if len(values) < 3:
         return list(range(len(values)))
-    return [int(i) for i in leaves_list(linkage(values, method="average", optimal_ordering=True))]
+    return [int(i) for i in leaves_list(linkage(np.nan_to_num(values), method="average", optimal_ordering=True))]
 
 
 def diagonal_order(values: np.ndarray) -> list[int]:
     """Order of the columns of `values` (rows x columns) by the row in which each is largest in absolute value."""
-    magnitudes = np.abs(values)
+    magnitudes = np.abs(np.nan_to_num(values))
     return [int(i) for i in np.lexsort((-magnitudes.max(axis=0), magnitudes.argmax(axis=0)))]
 
 

@@ -50,7 +50,7 @@ def _observed_cells(adata: AnnData, params: dict[str, Any], layer: str | None) -
     layer = layer or params.get("layer")
     if not has_cells(adata, {**params, "layer": layer}):
         raise ValueError("`adata` no longer holds the measured cells, so there is nothing to compare with.")
-    table = contexts(adata, params["perturbation_key"], params["dosage_key"], params["control"])
+    table = contexts(adata, params["perturbation_key"], params.get("dosage_key"), params["control"])
     is_control = (table["perturbation"] == params["control"]).to_numpy()
     if not is_control.any():
         raise ValueError(f"`adata` holds no control cells ({params['control']!r}), on which the scale is standardised.")
@@ -66,10 +66,10 @@ def _predicted_cells(predicted: AnnData, params: dict[str, Any]) -> _Cells:
     # predictions carry the names of the fitted data or the default ones
     keys = []
     for key, default in (("perturbation_key", "perturbation"), ("dosage_key", "dosage")):
-        keys.append(params[key] if params[key] in predicted.obs else default)
+        keys.append(params[key] if params.get(key) in predicted.obs else default)
     if keys[0] not in predicted.obs:
         raise KeyError(f"No `{keys[0]}` in `predicted.obs`. Pass the AnnData that `model.predict(...)` returns.")
-    table = contexts(predicted, keys[0], keys[1] if params["dosage_key"] else None, params["control"])
+    table = contexts(predicted, keys[0], keys[1] if params.get("dosage_key") else None, params["control"])
     is_count = params["likelihood"] != "normal"
     return _Cells(predicted, table, None, size_factors(predicted, layer=None, column=None) if is_count else None)
 
@@ -178,14 +178,16 @@ def predicted_vs_observed(
     size = (3.6 + 0.62 * len(shown) + 0.8, 3.4)
     ratios = (3.2, max(0.62 * len(shown) + 0.8, 1.6))
     axes, given = new_panels(ax, figsize or size, (1, 2), 2, width_ratios=ratios, title=title)
-    _draw_means(axes[0], *shifts, pairs, shared)
+    _draw_means(axes[0], shifts[0], shifts[1], pairs)
     columns = [shared.index(gene) for gene in shown]
     sides = [
         scale(cells.values(pairs.at[strongest, side], shared))[:, columns]
         for side, cells in (("observed", observed_cells), ("predicted", predicted_cells))
     ]
-    _draw_distributions(axes[1], *sides, shown)
+    _draw_distributions(axes[1], sides[0], sides[1], shown)
     axes[1].set_title(_context_name(pairs.loc[strongest]), fontsize="small")
+    if len(pairs) == 1:
+        _label_points(axes[0], shifts[0][0], shifts[1][0], shared)
     return finish(axes, given=given, show=show, return_fig=return_fig)
 
 
@@ -194,7 +196,7 @@ def _context_name(context: pd.Series) -> str:
     return name if context["dosage"] == NO_DOSE else f"{name} at {context['dosage']:g}"
 
 
-def _draw_means(ax: Axes, observed: np.ndarray, predicted: np.ndarray, pairs: pd.DataFrame, genes: list[str]) -> None:
+def _draw_means(ax: Axes, observed: np.ndarray, predicted: np.ndarray, pairs: pd.DataFrame) -> None:
     usable = np.isfinite(observed) & np.isfinite(predicted)
     x, y = observed[usable], predicted[usable]
     names = pairs["perturbation"].unique()
@@ -218,10 +220,16 @@ def _draw_means(ax: Axes, observed: np.ndarray, predicted: np.ndarray, pairs: pd
     despine(ax)
     if 1 < len(names) <= len(OKABE_ITO):
         ax.legend(frameon=False, fontsize=6.5, loc="best", handletextpad=0.1)
-    if len(pairs) == 1:
-        points = np.column_stack([observed[0], predicted[0]])
-        order = [i for i in np.argsort(-np.abs(points).max(axis=1), kind="stable") if usable[0, i]][:MAX_LABELS]
-        place_labels(ax, np.nan_to_num(points), shorten(genes, 14), order=order, fontsize=7, radius=2)
+
+
+def _label_points(ax: Axes, observed: np.ndarray, predicted: np.ndarray, genes: list[str]) -> None:
+    """Names of the most shifted genes of one context."""
+    points = np.column_stack([observed, predicted])
+    known = np.flatnonzero(np.isfinite(points).all(axis=1))
+    order = np.argsort(-np.abs(points[known]).max(axis=1), kind="stable")
+    chosen = known[order[:MAX_LABELS]]
+    labels = dict(zip(chosen, shorten([genes[i] for i in chosen], 14), strict=True))
+    place_labels(ax, points[known], [labels.get(i, "") for i in known], order=order, fontsize=7, radius=2)
 
 
 def _draw_distributions(ax: Axes, observed: np.ndarray, predicted: np.ndarray, genes: list[str]) -> None:
@@ -237,7 +245,7 @@ def _draw_distributions(ax: Axes, observed: np.ndarray, predicted: np.ndarray, g
             ax.fill_betweenx(heights, i, i + side * 0.42 * widths, color=color, alpha=0.65, lw=0, zorder=2)
             ax.hlines(np.median(own), *sorted((i, i + side * 0.3)), color=INK, lw=1.4, zorder=3)
         ax.fill_between([], [], color=color, alpha=0.65, lw=0, label=label)
-    ax.set_xticks(range(len(genes)), shorten(genes, 16), rotation=90, fontsize=8)
+    ax.set_xticks(range(len(genes)), shorten(genes, 14), rotation=90, fontsize=8)
     ax.set_xlim(-0.6, len(genes) - 0.4)
     ax.set_ylabel("Expression (control s.d.)", fontsize="small")
     ax.tick_params(axis="y", labelsize="small")

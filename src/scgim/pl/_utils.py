@@ -117,7 +117,7 @@ def new_panels(
     # no layout engine sees to the labels of panels within axes: each takes a part of its cell
     widths = np.asarray([1.0] * n_cols if width_ratios is None else width_ratios, dtype=float)
     widths /= widths.sum()
-    used = (1.0 if n_cols == 1 else 0.72, 1.0 if n_rows == 1 else 0.58)
+    used = (1.0 if n_cols == 1 else 0.66, 1.0 if n_rows == 1 else 0.62)
     panels = []
     for row, col in list(np.ndindex(n_rows, n_cols))[:n_panels]:
         # outermost panels lie at the edges of `ax`

@@ -1,0 +1,165 @@
+"""`targets` and `feature_importance`, which scanpy draws."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+
+import scgim.pl as pl
+from scgim.pl._matrix import diagonal_order, similarity_order
+
+
+def _labels(axis) -> list[str]:
+    return [label.get_text() for label in axis.get_ticklabels()]
+
+
+def _color_limits(axes) -> tuple[float, float]:
+    (mesh,) = [c for c in axes["mainplot_ax"].collections if hasattr(c, "norm")]
+    return mesh.norm.vmin, mesh.norm.vmax
+
+
+def test_similar_rows_become_neighbours():
+    values = np.array([[1, 0], [0, 1], [0.9, 0], [0, 0.9]])
+    order = similarity_order(values)
+    assert {*order[:2]} in ({0, 2}, {1, 3})
+    assert diagonal_order(np.array([[0.0, 0.0, -3.0], [1.0, 2.0, 0.0]])) == [2, 1, 0]
+
+
+def test_targets_shows_all_genes_and_drugs_on_fixed_limits(adata):
+    axes = pl.targets(adata, show=False)
+    main = axes["mainplot_ax"]
+    assert sorted(_labels(main.yaxis)) == sorted(adata.varm["gim_targets"].columns)
+    assert sorted(_labels(main.xaxis)) == sorted(adata.var_names)
+    assert _color_limits(axes) == (0.0, 1.0)
+
+
+def test_targets_draws_the_stored_numbers_in_the_order_of_its_labels(adata):
+    axes = pl.targets(adata, show=False)
+    (mesh,) = axes["mainplot_ax"].collections
+    drugs, genes = _labels(axes["mainplot_ax"].yaxis), _labels(axes["mainplot_ax"].xaxis)
+    expected = adata.varm["gim_targets"].T.loc[drugs, genes]
+    np.testing.assert_allclose(np.ravel(mesh.get_array()), expected.to_numpy().ravel())
+
+
+def test_targets_chooses_the_genes_most_often_hit(adata):
+    axes = pl.targets(adata, n_top=3, show=False)
+    expected = adata.varm["gim_targets"].sum(axis=1).nlargest(3).index
+    assert sorted(_labels(axes["mainplot_ax"].xaxis)) == sorted(expected)
+
+
+def test_targets_keeps_a_given_order(adata):
+    genes, drugs = ["GENE7", "GENE2", "GENE5"], ["Drug4", "Drug1"]
+    axes = pl.targets(adata, drugs, genes=genes, cluster=False, show=False)
+    assert _labels(axes["mainplot_ax"].xaxis) == genes
+    assert _labels(axes["mainplot_ax"].yaxis) == drugs
+
+
+def test_effects_are_centred_at_zero(adata):
+    low, high = _color_limits(pl.targets(adata, color="effect", show=False))
+    largest = adata.varm["gim_shifts"].abs().to_numpy().max()
+    assert (low, high) == pytest.approx((-largest, largest))
+
+
+def test_dots_are_as_large_as_the_probability(adata):
+    axes = pl.targets(adata, kind="dot", show=False)
+    (dots,) = [c for c in axes["mainplot_ax"].collections if len(c.get_sizes()) > 1]
+    drugs, genes = _labels(axes["mainplot_ax"].yaxis), _labels(axes["mainplot_ax"].xaxis)
+    probs = adata.varm["gim_targets"].T.loc[drugs, genes].to_numpy().ravel()
+    assert np.array_equal(np.argsort(dots.get_sizes()), np.argsort(probs))
+    low, high = axes["color_legend_ax"].get_xlim()
+    assert low == -high < 0
+
+
+def test_swapped_axes(adata):
+    axes = pl.targets(adata, swap_axes=True, show=False)
+    assert sorted(_labels(axes["mainplot_ax"].xaxis)) == sorted(adata.varm["gim_targets"].columns)
+    assert axes["mainplot_ax"].get_xlabel() == "Perturbation"
+
+
+def test_return_fig_gives_the_scanpy_object(adata):
+    assert isinstance(pl.targets(adata, return_fig=True), sc.pl.MatrixPlot)
+    plot = pl.targets(adata, kind="dot", return_fig=True)
+    assert isinstance(plot, sc.pl.DotPlot)
+    assert not plt.get_fignums()
+    plot.style(cmap="PuOr").make_figure()
+    assert "mainplot_ax" in plot.get_axes()
+
+
+@pytest.mark.parametrize("layout", [None, "constrained"])
+@pytest.mark.parametrize("kind", ["matrix", "dot"])
+def test_drawn_in_the_given_axes(adata, kind, layout):
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3), layout=layout)
+    axes = pl.targets(adata, kind=kind, ax=left, show=True)
+    assert axes["mainplot_ax"].figure is figure
+    figure.draw_without_rendering()
+    assert axes["mainplot_ax"].get_window_extent().x1 <= right.get_window_extent().x0
+    assert not right.has_data()
+    assert len(plt.get_fignums()) == 1
+
+
+@pytest.mark.parametrize("kind", ["matrix", "dot"])
+def test_labels_do_not_overlap_on_awkward_input(awkward, kind):
+    axes = pl.targets(awkward, kind=kind, show=False)
+    figure = axes["mainplot_ax"].figure
+    figure.draw_without_rendering()
+    frame = figure.bbox
+    for axis, (low, high) in (
+        (axes["mainplot_ax"].xaxis, ("x0", "x1")),
+        (axes["mainplot_ax"].yaxis, ("y0", "y1")),
+    ):
+        boxes = sorted((t.get_window_extent() for t in axis.get_ticklabels()), key=lambda box: getattr(box, low))
+        assert all(getattr(a, high) <= getattr(b, low) + 1 for a, b in zip(boxes, boxes[1:], strict=False))
+        assert all(b.x0 >= frame.x0 - 1 and b.y0 >= frame.y0 - 1 and b.x1 <= frame.x1 + 1 for b in boxes)
+    assert max(figure.get_size_inches()) < 12
+
+
+def test_one_drug_lists_genes_by_probability():
+    adata = _one_drug()
+    axes = pl.targets(adata, n_top=5, show=False)
+    assert _labels(axes["mainplot_ax"].xaxis) == list(adata.varm["gim_targets"]["Drug1"].nlargest(5).index)
+
+
+def _one_drug():
+    from anndata import AnnData
+
+    probs = pd.DataFrame({"Drug1": np.linspace(0, 1, 8)}, index=[f"g{i}" for i in range(8)])
+    adata = AnnData(np.zeros((1, 8)), var=pd.DataFrame(index=probs.index))
+    adata.varm["gim_targets"] = probs
+    adata.varm["gim_shifts"] = -probs
+    return adata
+
+
+def test_errors(adata):
+    with pytest.raises(ValueError, match="`kind`"):
+        pl.targets(adata, kind="heat")
+    with pytest.raises(ValueError, match="`color`"):
+        pl.targets(adata, color="size")
+    with pytest.raises(ValueError, match="`n_top`"):
+        pl.targets(adata, n_top=0)
+    with pytest.raises(KeyError, match="Unknown perturbation"):
+        pl.targets(adata, "Drug99")
+    with pytest.raises(KeyError, match=r"No `other_targets` in `adata.varm`. Run `model.annotate\(adata\)` first."):
+        pl.targets(adata, key="other")
+
+
+def test_feature_importance_is_centred_and_cut_to_the_largest(adata):
+    axes = pl.feature_importance(adata, n_features=3, n_genes=4, show=False)
+    stored = adata.uns["gim"]["feature_importance"]
+    assert sorted(_labels(axes["mainplot_ax"].yaxis)) == sorted(stored.abs().sum(axis=1).nlargest(3).index)
+    assert sorted(_labels(axes["mainplot_ax"].xaxis)) == sorted(stored.abs().sum().nlargest(4).index)
+    low, high = _color_limits(axes)
+    assert low == -high < 0
+
+
+def test_feature_importance_of_a_subset_of_genes(adata):
+    axes = pl.feature_importance(adata[:, :5], show=False)
+    assert sorted(_labels(axes["mainplot_ax"].xaxis)) == sorted(adata.var_names[:5])
+
+
+def test_feature_importance_without_features(adata):
+    del adata.uns["gim"]["feature_importance"]
+    with pytest.raises(KeyError, match="set up with a drug embedding"):
+        pl.feature_importance(adata)
