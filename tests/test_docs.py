@@ -31,12 +31,13 @@ def test_api_page_lists_every_public_name(name: str):
     assert sorted(listed) == sorted(module.__all__)
 
 
-@pytest.mark.parametrize("package", ["nn", "module", "train"])
-def test_developer_page_lists_every_file(package: str):
-    page = (DOCS / "api" / "developer.md").read_text()
-    listed = re.findall(rf"automodule:: scgim\.{package}\.(\w+)$", page, flags=re.MULTILINE)
-    files = (ROOT / "src" / "scgim" / package).glob("_[!_]*.py")
-    assert sorted(listed) == sorted(path.stem for path in files)
+def test_developer_page_lists_files_that_exist():
+    listed = re.findall(
+        r"automodule:: (scgim\.[\w.]+)$", (DOCS / "api" / "developer.md").read_text(), flags=re.MULTILINE
+    )
+    assert listed
+    missing = [name for name in listed if not (ROOT / "src" / f"{name.replace('.', '/')}.py").exists()]
+    assert missing == []
 
 
 @pages

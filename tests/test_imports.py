@@ -28,9 +28,9 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "scgim.nn": (set(), {"torch", "pyro", "numpy"}),
     "scgim.module": ({"scgim.nn", "scgim._constants"}, {"torch", "pyro", "scvi", "numpy"}),
     "scgim.train._constraints": (set(), {"torch"}),
-    "scgim.train": ({"scgim._constants"}, LEARNING | {"numpy", "pandas"}),
+    "scgim.train": ({"scgim._constants"}, LEARNING | {"numpy", "pandas", "scipy"}),
     "scgim.model": (
-        {"scgim.module", "scgim.train", "scgim._constants", "scgim._validation", "scgim._docs"},
+        {"scgim.nn", "scgim.module", "scgim.train", "scgim._constants", "scgim._validation", "scgim._docs"},
         LEARNING | ARRAYS | {"networkx", "rich", "tqdm"},
     ),
     "scgim.data": ({"scgim._constants", "scgim._docs", "scgim._validation"}, ARRAYS | {"networkx", "sklearn"}),
