@@ -76,7 +76,7 @@ def test_features_without_information_are_shrunk_to_the_mean(method):
 
 
 def test_ridge_is_scikit_learns_at_the_penalty_chosen(monkeypatch):
-    monkeypatch.setattr(_baselines, "_ALPHAS", np.array([3.0]))
+    monkeypatch.setattr(_baselines, "_ALPHAS", np.array([0.2]))  # a column
     train, test = linear_world(noise=1.0), linear_world(n_drugs=6, seed=2)
 
     def design(c):
@@ -91,10 +91,23 @@ def test_ridge_is_scikit_learns_at_the_penalty_chosen(monkeypatch):
     candidates = []
     for with_std in (True, False):
         scaler = StandardScaler(with_std=with_std).fit(design(train))
-        fitted = Ridge(alpha=3.0).fit(scaler.transform(design(train)), train.shift)
+        fitted = Ridge(alpha=0.2 * 17).fit(scaler.transform(design(train)), train.shift)
         candidates.append(fitted.predict(scaler.transform(design(test))))
     found = _baselines.ridge(train, test)
     assert any(np.allclose(found, candidate) for candidate in candidates)
+
+
+@pytest.mark.parametrize("method", ["ridge", "krr"])
+def test_doses_over_decades_are_used_as_logarithms(method):
+    rng = np.random.default_rng(0)
+    drug, dosage = np.repeat(np.arange(30), 3), np.tile([0.1, 1.0, 10.0], 30)
+    features = rng.normal(size=(30, 2))[drug]
+    train = Contexts(drug, dosage, features, (features[:, :1] + 1) * np.log10(10 * dosage)[:, None])
+    unseen = np.full(30, 100.0)
+    predicted = _baselines.BASELINES[method](train, contexts(np.arange(30), unseen, features[::3]))
+    expected = 3 * (features[::3, :1] + 1)
+    assert np.corrcoef(predicted.ravel(), expected.ravel())[0, 1] > 0.95
+    assert np.abs(predicted).max() < 1.5 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("method", sorted(_baselines.BASELINES))

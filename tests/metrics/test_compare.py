@@ -155,8 +155,6 @@ def test_one_hot_without_embedding_and_one_dose(adata):
 
 
 def test_all_baselines_run_and_embeddings_may_be_per_cell(adata, monkeypatch):
-    monkeypatch.setattr("scgim.metrics._baselines._ALPHAS", np.array([1.0]))
-    monkeypatch.setattr("scgim.metrics._baselines._KERNEL_ALPHAS", np.array([0.1]))
     monkeypatch.setattr("scgim.metrics._baselines._N_TREES", 20)
     cells = adata.copy()
     features = cells.uns.pop("drug_embedding")

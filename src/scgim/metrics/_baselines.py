@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
     from sklearn.base import BaseEstimator
 
-_ALPHAS = np.logspace(-2, 4, 9)
-_KERNEL_ALPHAS = np.logspace(-3, 0, 4)
-_KERNEL_WIDTHS = np.array([0.01, 0.03, 0.1, 0.3, 1.0])
+_ALPHAS = np.logspace(-4, 3, 11)
+_KERNEL_ALPHAS = np.logspace(-3, 2, 6)
+_KERNEL_WIDTHS = np.array([0.01, 0.03, 0.1, 0.5])
 _N_FOLDS = 5
+_DECADE = 10.0
 _N_TREES = 200
 
 
@@ -75,12 +76,20 @@ def nearest_drug(train: Contexts, test: Contexts) -> np.ndarray:
     return np.where(np.isinf(distance).all(axis=1)[:, None], np.nan, nearest_dose(train, proxy))
 
 
-def _common_scale(train: Contexts, test: Contexts) -> tuple[Contexts, Contexts]:
-    """Features centred and divided by one number, so that they keep their relative sizes."""
+def _prepare(train: Contexts, test: Contexts) -> tuple[Contexts, Contexts]:
+    """Features centred and divided by one number, so that they keep their relative sizes; doses as logarithms where they span decades.
+
+    Powers of a dose that spans decades are ruled by the largest one, and far off beyond it.
+    """
     centre = train.features.mean(0)
-    scale = (train.features - centre).std() if train.features.size else 1.0
-    scaled = [(contexts.features - centre) / (scale or 1.0) for contexts in (train, test)]
-    return replace(train, features=scaled[0]), replace(test, features=scaled[1])
+    scale = (train.features - centre).std() or 1.0
+    spans_decades = train.dosage.max() >= _DECADE * train.dosage.min()
+
+    def prepared(contexts: Contexts) -> Contexts:
+        dosage = _log_dose(contexts.dosage) if spans_decades else contexts.dosage
+        return replace(contexts, features=(contexts.features - centre) / scale, dosage=dosage)
+
+    return prepared(train), prepared(test)
 
 
 def _polynomial(contexts: Contexts) -> np.ndarray:
@@ -99,7 +108,7 @@ def _predict_tuned(regressor: BaseEstimator, grid: dict, train: Contexts, test: 
     Whether every column is brought to unit variance is one of them: that helps where features have different units, and hurts
     where small ones are noise, as with principal components.
     """
-    train, test = _common_scale(train, test)
+    train, test = _prepare(train, test)
     X, X_new = _polynomial(train), _polynomial(test)
     pipeline = Pipeline([("scale", StandardScaler()), ("fit", regressor)])
     model = TransformedTargetRegressor(pipeline, transformer=StandardScaler(with_std=False), check_inverse=False)
@@ -112,15 +121,18 @@ def _predict_tuned(regressor: BaseEstimator, grid: dict, train: Contexts, test: 
     return search.fit(X, train.shift, groups=train.drug).predict(X_new)
 
 
+def _n_columns(contexts: Contexts) -> int:
+    return _polynomial(contexts).shape[1]
+
+
 def ridge(train: Contexts, test: Contexts) -> np.ndarray:
     """Ridge regression on features, dose, dose squared and their products, penalty by cross-validation over drugs."""
-    return _predict_tuned(Ridge(), {"alpha": _ALPHAS}, train, test)
+    return _predict_tuned(Ridge(), {"alpha": _ALPHAS * _n_columns(train)}, train, test)
 
 
 def krr(train: Contexts, test: Contexts) -> np.ndarray:
     """Kernel ridge regression on the same, with a Gaussian kernel; penalty and width by cross-validation over drugs."""
-    n_columns = 3 * train.features.shape[1] + 2
-    grid = {"alpha": _KERNEL_ALPHAS, "gamma": _KERNEL_WIDTHS / n_columns}
+    grid = {"alpha": _KERNEL_ALPHAS, "gamma": _KERNEL_WIDTHS / _n_columns(train)}
     return _predict_tuned(KernelRidge(kernel="rbf"), grid, train, test)
 
 

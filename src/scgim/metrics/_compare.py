@@ -202,7 +202,7 @@ def compare_baselines(
     - `ridge`: ridge regression on features f and dose c as f, f c, f c², c, c²; `krr`: Gaussian kernel ridge regression on the same
     - `random_forest`: 200 trees on f and c
 
-    Penalties and kernel width are chosen by cross-validation over drugs. Random forest and kernel ridge take minutes beyond some
+    The dose c is its logarithm where training doses span a factor of ten or more. Penalties and kernel width are chosen by cross-validation over drugs. Random forest and kernel ridge take minutes beyond some
     thousand training contexts; leave them out by `methods`.
 
     Parameters
