@@ -1,0 +1,61 @@
+"""Covariates as columns of a design matrix: 0/1 for categories, standardised values for continuous ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scvi import REGISTRY_KEYS
+
+from scgim._validation import check_covariates, check_key, numeric_values
+
+
+class CovariateDesign:
+    """Columns of the design matrix, from a model's registry, so that no data are needed.
+
+    Parameters
+    ----------
+    registry
+        Registry of an scvi-tools model.
+    """
+
+    def __init__(self, registry: dict):
+        fields, setup = registry["field_registries"], registry["setup_args"]
+        self.categories: dict[str, list] = {}
+        if setup["batch_key"] is not None:
+            mapping = fields[REGISTRY_KEYS.BATCH_KEY]["state_registry"]["categorical_mapping"]
+            self.categories[setup["batch_key"]] = list(mapping)
+        if setup["categorical_covariate_keys"]:
+            mappings = fields[REGISTRY_KEYS.CAT_COVS_KEY]["state_registry"]["mappings"]
+            self.categories.update({key: list(values) for key, values in mappings.items()})
+        self.continuous = list(setup["continuous_covariate_keys"] or [])
+
+    @property
+    def keys(self) -> list[str]:
+        """Columns of `obs` that are read."""
+        return [*self.categories, *self.continuous]
+
+    @property
+    def n_columns(self) -> int:
+        return sum(len(v) for v in self.categories.values()) + len(self.continuous)
+
+    def encode(self, obs: pd.DataFrame) -> NDArray[np.float32]:
+        """Design matrix of cells, shape (N, Q); ValueError for values not seen in training."""
+        for key in self.keys:
+            check_key(key, obs.columns, where="adata.obs", argument="covariate keys")
+        check_covariates(obs[list(self.categories)], self.categories)
+        columns = [
+            (obs[key].astype(str).to_numpy() == str(level)) for key, levels in self.categories.items() for level in levels
+        ]
+        columns += [numeric_values(obs[key], f"adata.obs[{key!r}]") for key in self.continuous]
+        return np.stack(columns, 1).astype(np.float32) if columns else np.zeros((len(obs), 0), np.float32)
+
+
+def centre_and_scale(design: NDArray, n_continuous: int, controls: NDArray[np.bool_]) -> tuple[NDArray, NDArray]:
+    """Mean over controls of each column, and its spread where the column is continuous, 1 where it is 0/1."""
+    centre = design[controls].mean(0)
+    scale = np.ones(design.shape[1], dtype=np.float32)
+    if n_continuous:
+        spread = design[:, -n_continuous:].std(0)
+        scale[-n_continuous:] = np.where(spread > 1e-8, spread, 1.0)
+    return centre, scale

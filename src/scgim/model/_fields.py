@@ -1,0 +1,107 @@
+"""Registration of a screen's design: which drug at which dose each cell saw, and the features of the drugs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from rich.table import Table
+from scvi.data.fields import BaseAnnDataField
+
+from scgim._constants import REGISTRY
+from scgim._validation import check_dosage, check_perturbations, resolve_embedding
+
+_OBS_COLUMN = "_scvi_gim_context"
+
+
+class ScreenField(BaseAnnDataField):
+    """Contexts (one drug at one dose) of the cells, and one row of features a drug.
+
+    Parameters
+    ----------
+    perturbation_key, control, dosage_key, drug_embedding_key
+        See :meth:`scgim.model.GIM.setup_anndata`.
+    """
+
+    def __init__(self, perturbation_key: str, control: str, dosage_key: str | None, drug_embedding_key: str | None):
+        self.perturbation_key, self.control = perturbation_key, control
+        self.dosage_key, self.drug_embedding_key = dosage_key, drug_embedding_key
+
+    @property
+    def registry_key(self) -> str:
+        return REGISTRY.CONTEXT
+
+    @property
+    def attr_name(self) -> str:
+        return "obs"
+
+    @property
+    def attr_key(self) -> str:
+        return _OBS_COLUMN
+
+    @property
+    def is_empty(self) -> bool:
+        return False
+
+    def validate_field(self, adata: AnnData) -> None:
+        """Checks are made where the values are read."""
+
+    def design(self, adata: AnnData, *, need_controls: bool = True) -> pd.DataFrame:
+        """Perturbation and dosage of each cell."""
+        obs = adata.obs
+        if need_controls:
+            perturbation = check_perturbations(obs, self.perturbation_key, self.control)
+        else:
+            if self.perturbation_key not in obs:
+                raise KeyError(f"No column {self.perturbation_key!r} in `adata.obs`; found {list(obs.columns)}.")
+            perturbation = obs[self.perturbation_key].astype(str)
+        dosage = check_dosage(obs, self.dosage_key, self.perturbation_key, self.control)
+        return pd.DataFrame({"perturbation": np.asarray(perturbation, dtype=str), "dosage": dosage}, index=obs.index)
+
+    def register_field(self, adata: AnnData) -> dict:
+        """Find the contexts and the features of the drugs."""
+        design = self.design(adata)
+        treated = design[design["perturbation"] != self.control]
+        contexts = treated.drop_duplicates().sort_values(["perturbation", "dosage"])
+        perturbations = contexts["perturbation"].unique().tolist()
+        embedding = None
+        if self.drug_embedding_key is not None:
+            embedding = resolve_embedding(adata, self.drug_embedding_key, design["perturbation"], control=self.control)
+            embedding = embedding.loc[perturbations]
+        state = {
+            "perturbations": perturbations,
+            "context_perturbation": [self.control, *contexts["perturbation"]],
+            "context_dosage": [0.0, *contexts["dosage"].astype(float)],
+            "embedding": embedding,
+        }
+        adata.obs[_OBS_COLUMN] = context_codes(design, state)
+        return state
+
+    def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs) -> dict:
+        """Code the contexts of other cells; -1 marks those that were not measured in training."""
+        design = self.design(adata_target, need_controls=False)
+        adata_target.obs[_OBS_COLUMN] = context_codes(design, state_registry)
+        return state_registry
+
+    def get_summary_stats(self, state_registry: dict) -> dict:
+        embedding = state_registry["embedding"]
+        return {
+            "n_perturbations": len(state_registry["perturbations"]),
+            "n_contexts": len(state_registry["context_dosage"]),
+            "n_drug_features": 0 if embedding is None else embedding.shape[1],
+        }
+
+    def view_state_registry(self, state_registry: dict) -> Table:
+        table = Table(title=f"{self.registry_key} State Registry")
+        table.add_column("Perturbation")
+        table.add_column("Dosages")
+        contexts = pd.DataFrame({k: state_registry[f"context_{k}"] for k in ("perturbation", "dosage")})
+        for name, dosages in contexts.groupby("perturbation", sort=False)["dosage"]:
+            table.add_row(name, ", ".join(f"{d:g}" for d in dosages))
+        return table
+
+
+def context_codes(design: pd.DataFrame, state: dict) -> np.ndarray:
+    """Index of each cell's context, -1 if it is not among those of `state`."""
+    known = pd.MultiIndex.from_arrays([state["context_perturbation"], state["context_dosage"]])
+    return known.get_indexer(pd.MultiIndex.from_frame(design[["perturbation", "dosage"]])).astype(np.int64)

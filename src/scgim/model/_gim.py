@@ -1,0 +1,244 @@
+"""The model that users work with."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager
+from scvi.data.fields import (
+    CategoricalJointObsField,
+    CategoricalObsField,
+    LayerField,
+    NumericalJointObsField,
+    NumericalObsField,
+)
+from scvi.model.base import BaseModelClass, PyroSviTrainMixin
+
+from scgim._constants import REGISTRY
+from scgim._validation import (
+    check_continuous,
+    check_counts,
+    check_gene_names,
+    check_matrix_type,
+    check_nonempty,
+    check_size_factors,
+    matrix_name,
+)
+from scgim.model._covariates import CovariateDesign
+from scgim.model._fields import ScreenField
+from scgim.model._prediction import PredictionMixin
+from scgim.model._results import ResultsMixin
+from scgim.model._size_factors import estimate_size_factors
+from scgim.model._training import TrainingMixin
+from scgim.module import GIMModule
+from scgim.nn._likelihood import LIKELIHOODS
+from scgim.nn._mechanism import MECHANISMS
+from scgim.train import Cells
+
+logger = logging.getLogger(__name__)
+
+INTERVENTIONS = ("shift", "hard")
+
+
+class GIM(TrainingMixin, PredictionMixin, ResultsMixin, PyroSviTrainMixin, BaseModelClass):
+    """Generative intervention model of a single-cell drug screen :cite:p:`schneider2025`.
+
+    One fit learns the network of genes with its mechanisms, the direct targets and effects of the measured drugs, and a
+    generator that maps the features and dosage of a drug to a distribution over direct targets and effects.
+
+    Parameters
+    ----------
+    adata
+        Screen set up with :meth:`setup_anndata`.
+    registry
+        Registry of a saved model, used by :meth:`load` where no data are given.
+    mechanism
+        How parents set the log mean of a gene: `"linear"`, or `"mlp"` for a network of one hidden layer a gene.
+    likelihood
+        `"nb"` (negative binomial) or `"poisson"` for counts, `"normal"` for continuous values.
+    intervention
+        `"shift"`: a drug adds to the log mean of its targets, given their parents. `"hard"`: it replaces their
+        mechanism and cuts their parents.
+    n_hidden
+        Hidden units a gene of `"mlp"` mechanisms.
+
+    Examples
+    --------
+    >>> import scgim
+    >>> adata = scgim.data.simulate_screen(n_unseen_drugs=5)
+    >>> train = adata[adata.obs["split"] == "train"].copy()
+    >>> scgim.model.GIM.setup_anndata(train, size_factor_key="size_factor")
+    >>> model = scgim.model.GIM(train)
+    >>> model.train()
+    >>> new = adata.uns["drug_embedding"].drop(index=model.perturbations)
+    >>> predicted = model.predict(new, dosage=1.0)
+
+    Notes
+    -----
+    The model is written out in the user guide. Attributes whose name ends in an underscore are saved with the model.
+    """
+
+    _module_cls = GIMModule
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        registry: dict | None = None,
+        *,
+        mechanism: str = "linear",
+        likelihood: str = "nb",
+        intervention: str = "shift",
+        n_hidden: int = 8,
+    ):
+        super().__init__(adata, registry)
+        options = {"mechanism": MECHANISMS, "likelihood": LIKELIHOODS, "intervention": INTERVENTIONS}
+        for name, allowed in options.items():
+            if locals()[name] not in allowed:
+                raise ValueError(f"`{name}` must be one of {list(allowed)}, found {locals()[name]!r}.")
+        self._likelihood, self._mechanism, self._intervention = likelihood, mechanism, intervention
+        self._covariates = CovariateDesign(self.registry)
+        screen = self._screen
+        dosage = np.asarray(screen["context_dosage"])
+        codes = pd.Index(screen["perturbations"]).get_indexer(screen["context_perturbation"])
+        with np.errstate(divide="ignore"):
+            log_dosage = np.log(dosage) if self._setup_args["dosage_key"] is not None else None
+        self.module = self._module_cls(
+            n_genes=self.summary_stats.n_vars,
+            group=codes,
+            log_dosage=log_dosage,
+            n_covariates=self._covariates.n_columns,
+            likelihood=likelihood,
+            mechanism=mechanism,
+            intervention=intervention,
+            n_hidden=n_hidden,
+        )
+        if adata is not None:
+            self.gene_names_ = adata.var_names.astype(str).tolist()
+            self._check_values(adata)
+        self._model_summary_string = (
+            f"Generative intervention model with the following params: \ngenes: {self.summary_stats.n_vars}, "
+            f"perturbations: {len(self.perturbations)}, contexts: {len(codes)}, mechanism: {mechanism}, "
+            f"likelihood: {likelihood}, intervention: {intervention}"
+        )
+        self.init_params_ = self._get_init_params(locals())
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        perturbation_key: str = "perturbation",
+        control: str = "control",
+        dosage_key: str | None = "dosage",
+        drug_embedding_key: str | None = "drug_embedding",
+        layer: str | None = None,
+        batch_key: str | None = None,
+        categorical_covariate_keys: list[str] | None = None,
+        continuous_covariate_keys: list[str] | None = None,
+        size_factor_key: str | None = None,
+        **kwargs,
+    ) -> None:
+        """Register a screen. Only adds fields whose names start with `_scvi`; counts are never changed.
+
+        Parameters
+        ----------
+        adata
+            Cells x genes. Raw counts (for `likelihood="normal"`, continuous values), dense or CSR/CSC.
+        perturbation_key
+            Column of `obs` with the drug of each cell.
+        control
+            Name of the vehicle control in that column.
+        dosage_key
+            Column of `obs` with the dosage of each cell, 0 for controls, any one unit; None if drugs have one dosage.
+        drug_embedding_key
+            Features of the drugs: a data frame in `uns` with one row a drug, or an entry of `obsm` with one row a cell.
+            None if there are none; drugs that were not measured can then not be predicted.
+        layer
+            Layer with the values; None for `X`.
+        batch_key
+            Column of `obs` with the batch.
+        categorical_covariate_keys
+            Further categorical columns of `obs` that shift expression, such as cell line or patient.
+        continuous_covariate_keys
+            Continuous columns of `obs` that shift expression.
+        size_factor_key
+            Column of `obs` with the size factor of each cell, from all genes of the cell, not only those modelled. None
+            for totals over the given genes, where control cells differ in depth, else ones.
+
+        Raises
+        ------
+        KeyError
+            A key is missing.
+        ValueError
+            Values, design or features cannot be used; the message says what was found and what to do.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        check_matrix_type(adata, layer)
+        values = adata.X if layer is None else adata.layers[layer]
+        check_nonempty(values, adata.var_names, adata.obs_names, where=matrix_name(layer))
+        fields = [
+            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
+            ScreenField(perturbation_key, control, dosage_key, drug_embedding_key),
+            CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
+            CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
+            NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
+            NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
+        ]
+        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
+
+    @property
+    def _setup_args(self) -> dict:
+        return self.registry["setup_args"]
+
+    @property
+    def _screen(self) -> dict:
+        """Contexts, perturbations and drug features of the training data."""
+        return self.registry["field_registries"][REGISTRY.CONTEXT]["state_registry"]
+
+    @property
+    def perturbations(self) -> list[str]:
+        """Measured perturbations, control left out."""
+        return list(self._screen["perturbations"])
+
+    @property
+    def contexts(self) -> pd.MultiIndex:
+        """Measured contexts (perturbation, dosage), control left out."""
+        arrays = [self._screen["context_perturbation"][1:], self._screen["context_dosage"][1:]]
+        return pd.MultiIndex.from_arrays(arrays, names=["perturbation", "dosage"])
+
+    @property
+    def drug_embedding(self) -> pd.DataFrame | None:
+        """Features of the measured perturbations; None if the screen was set up without."""
+        return self._screen["embedding"]
+
+    def _check_values(self, adata: AnnData) -> None:
+        """Counts for count likelihoods, finite values for the normal."""
+        layer = self._setup_args["layer"]
+        values = adata.X if layer is None else adata.layers[layer]
+        (check_continuous if self._likelihood == "normal" else check_counts)(values, where=matrix_name(layer))
+
+    def _validate_screen(self, adata: AnnData | None) -> AnnData:
+        """Data to work on: those of the model, or others with the same genes in the same order."""
+        if adata is not None:
+            check_gene_names(adata.var_names, self.gene_names_)
+        return self._validate_anndata(adata)
+
+    def _cells(self, adata: AnnData) -> Cells:
+        """Values, contexts, covariates and size factors of registered data."""
+        manager = self.get_anndata_manager(adata, required=True)
+        x = manager.get_from_registry(REGISTRY_KEYS.X_KEY)
+        context = np.asarray(manager.get_from_registry(REGISTRY.CONTEXT), dtype=np.int64).ravel()
+        key = self._setup_args["size_factor_key"]
+        if self._likelihood == "normal":
+            size = np.ones(adata.n_obs)
+        elif key is not None:
+            size = check_size_factors(adata.obs, key)
+        else:
+            size = estimate_size_factors(x, context == 0)
+        covariates = self._covariates.encode(adata.obs)
+        return Cells(x, context, covariates, np.log(size).astype(np.float32))

@@ -1,0 +1,249 @@
+"""Prediction of cells under drugs and dosages, measured or not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from numpy.typing import ArrayLike
+from scipy import sparse
+from scipy.special import logsumexp
+
+from scgim._validation import check_covariates, check_query_dosage, check_query_embedding
+from scgim.nn._generator import FeatureGenerator
+from scgim.nn._intervention import Interventions
+from scgim.train import BatchLoader
+
+_CHUNK_VALUES = 20_000_000  # values drawn at a time: 80 MB in single precision
+
+
+class PredictionMixin:
+    """`predict` and `score` of :class:`scgim.model.GIM`."""
+
+    _generator: FeatureGenerator | None = None
+
+    def predict(
+        self,
+        drug_embedding: pd.DataFrame | ArrayLike | str | Sequence[str],
+        dosage: float | ArrayLike | None = None,
+        *,
+        n_samples: int = 100,
+        covariates: pd.DataFrame | Mapping | None = None,
+        size_factor: float | ArrayLike | None = None,
+        seed: int | None = None,
+    ) -> AnnData:
+        """Cells under drugs that may never have been measured.
+
+        For each cell, direct targets and effects are drawn from what is known of its drug, then its genes in
+        topological order, so that effects are carried down the network.
+
+        Parameters
+        ----------
+        drug_embedding
+            Features, one row a drug: a data frame (index = names, columns as in training) or an array. A row named like
+            a measured perturbation uses all that was learned about it, any other row its features alone. Names of
+            measured perturbations may be given in place of features.
+        dosage
+            One dosage, or one a row; None for the median measured dosage.
+        n_samples
+            Cells drawn for each row.
+        covariates
+            Values of the covariates for all cells; a mapping or a data frame of one row. None draws the covariates, and
+            with them the size factors, of control cells.
+        size_factor
+            One size factor, or one a cell; None draws those of control cells.
+        seed
+            Seed of the draws; None for a new one each time.
+
+        Returns
+        -------
+        Cells x genes: drawn values in `X` (CSR for counts), their means given the parents in `layers["expected"]`,
+        `perturbation`, `dosage` and `size_factor` in `obs`, the features in `uns["drug_embedding"]`.
+
+        Raises
+        ------
+        ValueError
+            Features, dosages or covariates do not fit the training data, or drugs that were not measured are asked of a
+            model without features.
+        """
+        self._check_if_trained(warn=False)
+        if n_samples < 1:
+            raise ValueError(f"`n_samples` must be at least 1, found {n_samples}.")
+        features, interventions, dosages = self._query(drug_embedding, dosage)
+        generator = torch.Generator().manual_seed(seed) if seed is not None else _fresh_generator()
+        n = len(features) * n_samples
+        design, log_size = self._background(n, covariates, size_factor, generator)
+        step = max(1, _CHUNK_VALUES // (n_samples * len(self.gene_names_)))
+        parts = []
+        for start in range(0, len(features), step):
+            rows = torch.arange(start, min(start + step, len(features)))
+            cells = slice(start * n_samples, (start + len(rows)) * n_samples)
+            parts.append(
+                self._draw(interventions.rows(rows), dosages[rows], n_samples, design[cells], log_size[cells], generator)
+            )
+        x, expected = (
+            np.concatenate(p) if isinstance(p[0], np.ndarray) else sparse.vstack(p, format="csr")
+            for p in zip(*parts, strict=True)
+        )
+        names = np.repeat(features.index.to_numpy(dtype=str), n_samples)
+        obs = pd.DataFrame(
+            {
+                "perturbation": pd.Categorical(names, categories=list(dict.fromkeys(names))),
+                "dosage": np.repeat(dosages.exp().numpy(), n_samples),
+                "size_factor": np.exp(log_size.numpy()),
+            },
+            index=pd.RangeIndex(n).astype(str),
+        )
+        out = AnnData(x, obs=obs, var=pd.DataFrame(index=self.gene_names_), layers={"expected": expected})
+        if features.shape[1]:
+            out.uns["drug_embedding"] = features[~features.index.duplicated()]
+        return out
+
+    def _query(self, drug_embedding, dosage) -> tuple[pd.DataFrame, Interventions, torch.Tensor]:
+        """Features, interventions and log dosages of the rows asked for."""
+        known = self.drug_embedding
+        columns = None if known is None else known.columns.tolist()
+        features = check_query_embedding(drug_embedding, columns, self.perturbations)
+        if dosage is None:
+            dosage = float(np.median(self.contexts.get_level_values("dosage")))
+        dosages = check_query_dosage(dosage, len(features))
+        with np.errstate(divide="ignore"):
+            return features, self._interventions(features), torch.as_tensor(np.log(dosages))
+
+    def _interventions(self, features: pd.DataFrame) -> Interventions:
+        """What is known of each row: of measured perturbations by name, of others by their features."""
+        code = pd.Index(self.perturbations).get_indexer(features.index)
+        measured = self.module.interventions()
+        if (code >= 0).all():
+            return measured.rows(torch.as_tensor(code))
+        new = self._feature_generator()(torch.as_tensor(features.to_numpy(dtype=np.float64)[code < 0]))
+        position = np.where(code >= 0, code, len(self.perturbations) + np.cumsum(code < 0) - 1)
+        return Interventions.stack([measured, new]).rows(torch.as_tensor(position))
+
+    def _feature_generator(self) -> FeatureGenerator:
+        """Generator of the fitted screen; made once, from what is saved."""
+        if self._generator is None:
+            features = torch.as_tensor(self.drug_embedding.to_numpy(dtype=np.float64))
+            module = self.module
+            dosages = module.dosage_range()
+            self._generator = FeatureGenerator(features, module.interventions(), module.curve_grid(), dosages)
+        return self._generator
+
+    def _background(self, n: int, covariates, size_factor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Covariates (n, Q) and log size factors (n,) of cells to be drawn."""
+        pool = self.control_pool_
+        pick = torch.randint(len(pool["log_size"]), (n,), generator=generator).numpy()
+        design, log_size = pool["covariates"][pick], pool["log_size"][pick]
+        if covariates is not None:
+            frame = pd.DataFrame(covariates, index=None if isinstance(covariates, pd.DataFrame) else [0])
+            if len(frame) != 1:
+                raise ValueError(f"`covariates` has {len(frame)} rows. Expected one, which holds for all cells.")
+            missing = [key for key in self._covariates.keys if key not in frame]
+            if missing:
+                raise ValueError(f"`covariates` lacks {missing}. Give all of {self._covariates.keys}.")
+            check_covariates(frame[list(self._covariates.categories)], self._covariates.categories)
+            design = np.repeat(self._scaled(self._covariates.encode(frame)), n, axis=0)
+        if size_factor is not None:
+            values = np.asarray(size_factor, dtype=np.float64).ravel()
+            if len(values) not in (1, n) or not (np.isfinite(values) & (values > 0)).all():
+                raise ValueError(f"`size_factor` must be one or {n} positive numbers, found {len(values)} values.")
+            log_size = np.broadcast_to(np.log(values), n).astype(np.float32)
+        return torch.as_tensor(design), torch.as_tensor(np.ascontiguousarray(log_size))
+
+    def _draw(self, interventions: Interventions, log_dosage, n_samples: int, design, log_size, generator):
+        """Draw cells of a few rows; values and means, CSR for counts."""
+        shift, targets = (t.flatten(0, 1) for t in interventions.sample(log_dosage, n_samples, generator))
+        device = self.module.device
+        draws = generator
+        if device.type != "cpu":
+            draws = torch.Generator(device).manual_seed(int(torch.randint(2**31, (), generator=generator)))
+        x, expected = self.module.sample_cells(
+            shift.float().to(device), targets.to(device), design.to(device), log_size[:, None].to(device), draws
+        )
+        x, expected = x.cpu().numpy(), expected.cpu().numpy()
+        return (x if self._likelihood == "normal" else sparse.csr_matrix(x)), expected
+
+    @torch.inference_mode()
+    def score(self, adata: AnnData | None = None, *, by: str = "context", n_samples: int = 20, seed: int = 0):
+        """Log-likelihood of cells under their drug and dosage, measured or not, per cell.
+
+        Direct effects are averaged over `n_samples` draws from what is known of the drug.
+
+        Parameters
+        ----------
+        adata
+            Cells of the same genes; None for the training data.
+        by
+            `"context"` for the mean over the cells of each context, `"cell"` for one value a cell.
+        n_samples
+            Draws of the direct effects.
+        seed
+            Seed of the draws.
+
+        Returns
+        -------
+        Data frame indexed by (perturbation, dosage) with columns `n_cells` and `log_likelihood`, or a series of the cells.
+        """
+        self._check_if_trained(warn=False)
+        if by not in ("context", "cell"):
+            raise ValueError(f"`by` must be 'context' or 'cell', found {by!r}.")
+        adata = self._validate_screen(adata)
+        if adata is not self.adata:
+            self._check_values(adata)
+        design = self._screen_field().design(adata, need_controls=False)
+        contexts, code = _contexts_of(design)
+        shift, targets = self._context_effects(adata, contexts, n_samples, seed)
+        values = self._cell_scores(adata, code, shift, targets)
+        if by == "cell":
+            return pd.Series(values, index=adata.obs_names, name="log_likelihood")
+        grouped = pd.Series(values).groupby(code)
+        out = pd.DataFrame({"n_cells": grouped.size(), "log_likelihood": grouped.mean()})
+        return out.set_axis(contexts)
+
+    def _context_effects(self, adata: AnnData, contexts: pd.MultiIndex, n_samples: int, seed: int):
+        """Draws of direct effects and targets in each context, both (n_samples, K, d)."""
+        control = self._setup_args["control"]
+        names = contexts.get_level_values(0)
+        treated = np.flatnonzero(names != control)
+        shift = torch.zeros(n_samples, len(contexts), len(self.gene_names_))
+        targets = torch.zeros(shift.shape, dtype=torch.bool)
+        if len(treated):
+            rows: pd.DataFrame | list[str] = names[treated].tolist()
+            new = sorted(set(rows) - set(self.perturbations))
+            if new:
+                table = self._embedding_of(adata, new)
+                known = self.drug_embedding
+                rows = pd.concat([known, table[known.columns]]).loc[rows]
+            _, interventions, dosage = self._query(rows, contexts.get_level_values(1).to_numpy()[treated])
+            generator = torch.Generator().manual_seed(seed)
+            drawn, on = interventions.sample(dosage, n_samples, generator)
+            shift[:, treated], targets[:, treated] = drawn.transpose(0, 1).float(), on.transpose(0, 1)
+        return shift.to(self.module.device), targets.to(self.module.device)
+
+    def _cell_scores(self, adata: AnnData, code: np.ndarray, shift: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
+        cells = self._cells(adata)
+        cells = type(cells)(cells.x, code, self._scaled(cells.covariates), cells.log_size)
+        out = []
+        for raw in BatchLoader(cells, 2048, shuffle=False):
+            b = {name: value.to(self.module.device) for name, value in raw.items()}
+            draws = [
+                self.module.log_likelihood(b["x"], b["covariates"], b["log_size"], s[b["context"]], t[b["context"]]).sum(1)
+                for s, t in zip(shift, targets, strict=True)
+            ]
+            out.append(logsumexp(torch.stack(draws).double().cpu().numpy(), axis=0) - np.log(len(draws)))
+        return np.concatenate(out)
+
+
+def _fresh_generator() -> torch.Generator:
+    """A generator seeded by torch's global one, so that `scvi.settings.seed` makes it reproducible."""
+    return torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+
+
+def _contexts_of(design: pd.DataFrame) -> tuple[pd.MultiIndex, np.ndarray]:
+    """Contexts of cells, sorted, and the code of each cell's context."""
+    frame = pd.MultiIndex.from_frame(design[["perturbation", "dosage"]])
+    contexts = frame.unique().sort_values()
+    return contexts, contexts.get_indexer(frame)

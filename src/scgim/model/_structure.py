@@ -1,0 +1,185 @@
+"""From cells to a graph and starting values: statistics, search, and what the fitted model says of edges and targets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scgim.module import GIMModule
+from scgim.nn._effects import estimate_interventions
+from scgim.nn._graph import parent_table
+from scgim.nn._information import FitInformation, InformationAccumulator
+from scgim.nn._likelihood import observation, parent_features, score_and_information
+from scgim.nn._score import ShiftPrior
+from scgim.nn._search import StructureResult, StructureSearch, search_structure
+from scgim.nn._statistics import ContextStatistics, StatisticsAccumulator
+from scgim.train import BatchLoader
+
+_MIN_SPREAD = 1e-3
+_MAX_STRETCH = 5.0
+
+
+def _to(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: value.to(device) for name, value in batch.items()}
+
+
+@torch.no_grad()
+def set_scales(module: GIMModule, loader: BatchLoader) -> None:
+    """Centre and spread of parent features, and the log mean, over the control cells."""
+    d = len(module.centre)
+    n, total, square, values, sizes = 0, *(torch.zeros(d, dtype=torch.float64) for _ in range(3)), 0.0
+    for batch in loader:
+        control = ~module.treated.cpu()[batch["context"]]
+        x, log_size = batch["x"][control], batch["log_size"][control]
+        h = parent_features(x, log_size, module.likelihood).double()
+        n += len(h)
+        total, square, values = total + h.sum(0), square + h.square().sum(0), values + x.double().sum(0)
+        sizes += float(log_size.exp().sum())
+    centre = total / n
+    spread = (square / n - centre.square()).clamp_min(0.0).sqrt()
+    module.centre.copy_(centre)
+    module.spread.copy_(torch.where(spread > _MIN_SPREAD, spread, torch.ones_like(spread)))
+    if module.likelihood != "normal":
+        module.intercept_loc.copy_(((values + 0.5) / sizes).log())
+    module.intercept.copy_(module.intercept_loc)
+
+
+@torch.no_grad()
+def gather_statistics(module: GIMModule, loader: BatchLoader, n_basis: int) -> ContextStatistics:
+    """Statistics of the training cells; nonlinear mechanisms are searched for with squares of the features as well."""
+    d = len(module.centre)
+    accumulator = StatisticsAccumulator(
+        module.group, d, d * n_basis, module.covariate_effect.shape[0], by_group=module.intervention == "hard"
+    )
+    for raw in loader:
+        batch = _to(raw, module.device)
+        h = module.features(batch["x"], batch["log_size"]).double()
+        columns = h if n_basis == 1 else torch.cat([h, h.square()], 1)
+        accumulator.update(columns, batch["context"], batch["covariates"].double())
+    return accumulator.finalise()
+
+
+def learn_structure(
+    module: GIMModule,
+    statistics: ContextStatistics,
+    *,
+    edge_log_odds: float | np.ndarray,
+    seed: int,
+    on_round: Callable[[float], None] | None = None,
+) -> StructureResult:
+    """Search for the graph and start the module from what was found."""
+    result = search_structure(
+        statistics, intervention=module.intervention, edge_log_odds=edge_log_odds, seed=seed, on_round=on_round
+    )
+    module.mechanism.set_graph(result.adjacency)
+    _start_from(module, statistics, result)
+    return result
+
+
+@torch.no_grad()
+def _start_from(module: GIMModule, statistics: ContextStatistics, result: StructureResult) -> None:
+    """Weights and direct effects of the linear Gaussian fit, carried to the scale of the log mean."""
+    d, device = statistics.n_genes, module.device
+    search = StructureSearch(statistics, result.prior, intervention=module.intervention)
+    fit = search.fit([(j, tuple(np.flatnonzero(result.adjacency[:, j]).tolist())) for j in range(d)])
+    if module.likelihood == "normal":
+        stretch = torch.ones(d, dtype=torch.float64)
+        module.log_scale.copy_(-fit.noise_var.log())
+    else:
+        # log1p(x) moves by less than log(mean) does where counts are small
+        mean = module.intercept_loc.double().exp().cpu()
+        stretch = module.spread.double().cpu() * ((1 + mean) / mean.clamp_min(1e-3)).clamp_max(_MAX_STRETCH)
+    linear = getattr(module.mechanism, "linear", module.mechanism)
+    weight = torch.zeros(d, d, dtype=torch.float64)
+    for j in range(d):
+        parents = np.flatnonzero(result.adjacency[:, j])
+        weight[parents, j] = fit.weights[j, : len(parents)] * stretch[j]
+    linear.weight.copy_(weight)
+    group = statistics.group
+    probs = torch.zeros(d, len(group), dtype=torch.float64)
+    probs[:, group >= 0] = fit.target_probs[:, group[group >= 0]]
+    if len(group) == len(module.group):
+        module.shift.copy_((probs * fit.residuals).T * stretch)
+    if module.intervention == "hard":
+        module.target_logits.copy_(torch.logit(fit.target_probs.T.clamp(1e-3, 1 - 1e-3)))
+    scale = float(stretch.median()) ** 2
+    prior = result.prior
+    module.prior.copy_(torch.tensor([prior.target_prob, prior.slab_var * scale, prior.spike_var * scale]))
+    module.to(device)
+
+
+@torch.no_grad()
+def gather_information(module: GIMModule, loader: BatchLoader) -> FitInformation:
+    """Score and information of direct effects and edges at the fitted parameters."""
+    linear = getattr(module.mechanism, "linear", module.mechanism)
+    index, mask = (torch.as_tensor(t, device=module.device) for t in parent_table(linear.adjacency.cpu().numpy()))
+    accumulator = InformationAccumulator(len(module.group), index, mask)
+    for raw in loader:
+        batch = _to(raw, module.device)
+        whole, cut = module.predictors(**batch)
+        x, size, scale = module.standardised(batch["x"]), batch["log_size"], module.log_scale
+        h = module.features(batch["x"], size)
+        hard = module.intervention == "hard"
+        score, information = score_and_information(module.likelihood, x, cut if hard else whole, size, scale)
+        evidence = _cut_evidence(module, x, whole, cut, size) if hard else None
+        accumulator.update(batch["context"], h, score, information, evidence)
+    return accumulator.finalise()
+
+
+def _cut_evidence(module: GIMModule, x: Tensor, whole: Tensor, cut: Tensor, log_size: Tensor) -> Tensor:
+    """Log-likelihood with the mechanism cut less that with it whole."""
+    log_probs = (observation(module.likelihood, p, log_size, module.log_scale).log_prob(x) for p in (cut, whole))
+    return next(log_probs) - next(log_probs)
+
+
+@torch.no_grad()
+def infer_targets(module: GIMModule, information: FitInformation) -> None:
+    """Posterior of targets and dose-response curves, written to the module."""
+    treated = module.treated.cpu()
+    group = module.group.cpu()[treated]
+    precision = information.information[treated].clamp_min(1e-3)
+    shift = module.shift.detach().double().cpu()[treated] + information.score[treated] / precision
+    found, prior = estimate_interventions(
+        shift, precision, group, module.log_dosage.cpu()[treated], module.curve_grid(), module.shift_prior()
+    )
+    if module.intervention == "hard":
+        cost = 0.5 * torch.log1p(precision * prior.slab_var)
+        per_context = information.evidence[treated] - cost
+        total = torch.zeros_like(found.target_probs).index_add_(0, group, per_context)
+        found = type(found)(torch.sigmoid(total + prior.log_odds), *list(vars(found).values())[1:])
+    module.posterior.copy_(torch.stack(list(vars(found).values())))
+    module.prior.copy_(torch.tensor([prior.target_prob, prior.slab_var, prior.spike_var]))
+
+
+@torch.no_grad()
+def infer_edges(module: GIMModule, information: FitInformation, edge_cost: float) -> np.ndarray:
+    """Standard errors of the weights, written to the module, and log evidence of each edge, shape (d, d).
+
+    The evidence is half the squared Wald statistic less the cost of an edge; for nonlinear mechanisms the statistic is
+    that of the mean slope.
+    """
+    prior: ShiftPrior = module.shift_prior()
+    linear = getattr(module.mechanism, "linear", module.mechanism)
+    adjacency = linear.adjacency.cpu().numpy().astype(bool)
+    index, mask = parent_table(adjacency)
+    on = module.posterior[0].cpu()[module.group.cpu().clamp_min(0)] * module.treated.cpu()[:, None]
+    spike = prior.spike_var + 1e-6
+    covariance = information.edge_covariance(1 / (on * prior.slab_var + spike))
+    sd = covariance.diagonal(dim1=1, dim2=2).clamp_min(1e-12).sqrt().numpy()
+    module.weight_sd.zero_()
+    evidence = np.full(adjacency.shape, -np.inf)
+    weight = linear.weight.detach().double().cpu().numpy()
+    for j in range(len(adjacency)):
+        parents = index[j, mask[j] > 0]
+        module.weight_sd[parents, j] = torch.as_tensor(sd[j, : len(parents)], device=module.device)
+        evidence[parents, j] = 0.5 * (weight[parents, j] / sd[j, : len(parents)]) ** 2 - edge_cost
+    return evidence
+
+
+def edge_cost(n_cells: int, edge_log_odds: float = -2.0) -> float:
+    """Log evidence that an edge must bring: Bayesian information criterion and prior odds."""
+    return 0.5 * math.log(n_cells) - edge_log_odds

@@ -1,0 +1,190 @@
+"""Training: graph, then mechanisms and effects on that graph, then what is known of targets and edges."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pandas as pd
+import torch
+from scvi import settings
+from scvi.model.base import PyroSviTrainMixin
+from tqdm.auto import tqdm
+
+from scgim.model import _structure as structure
+from scgim.model._covariates import centre_and_scale
+from scgim.train import BatchLoader, Cells, CellsDataModule, GIMTrainingPlan
+from scgim.train._data import split_cells
+from scgim.train._plan import default_max_epochs
+
+logger = logging.getLogger(__name__)
+
+_MAX_CONTROL_POOL = 5000
+
+
+class TrainingMixin:
+    """`train` of :class:`scgim.model.GIM`."""
+
+    _data_splitter_cls = CellsDataModule
+    _training_plan_cls = GIMTrainingPlan
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        accelerator: str = "auto",
+        device: int | str = "auto",
+        train_size: float = 0.95,
+        validation_size: float | None = None,
+        shuffle_set_split: bool = True,
+        split_key: str | None = None,
+        batch_size: int = 1024,
+        early_stopping: bool = True,
+        lr: float = 0.02,
+        plan_kwargs: dict | None = None,
+        enable_progress_bar: bool = True,
+        **trainer_kwargs,
+    ) -> None:
+        """Fit network, mechanisms, targets and generator.
+
+        First the graph is found by search on sufficient statistics, the direct effects summed out. Then mechanisms and
+        effects are fitted on it by gradient descent, edges without support are cut, and the fit is refined.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes through the cells; None for about 800 steps, at least 10 passes.
+        accelerator, device
+            As in scvi-tools: `"auto"`, `"cpu"`, `"gpu"`; device number.
+        train_size
+            Share of the cells to train on.
+        validation_size
+            Share to validate on; None for the rest. Cells beyond both are left alone.
+        shuffle_set_split
+            Split at random rather than in order.
+        split_key
+            Column of `obs` with values `"train"` and `"test"` (see :func:`scgim.data.split_by_context`), in place of a
+            random split: test cells are used for validation only.
+        batch_size
+            Cells in a minibatch.
+        early_stopping
+            Stop when the validation loss has not fallen for a third of the epochs.
+        lr
+            Largest learning rate.
+        plan_kwargs
+            Arguments of :class:`scgim.train.GIMTrainingPlan`.
+        enable_progress_bar
+            Show progress.
+        **trainer_kwargs
+            Arguments of :class:`scvi.train.Trainer`.
+
+        Raises
+        ------
+        ValueError
+            `train_size`, `validation_size` or `split_key` cannot be used.
+        FloatingPointError
+            The loss diverged.
+        """
+        cells = self._prepare_cells()
+        indices = self._split(cells, train_size, validation_size, shuffle_set_split, split_key)
+        fit = {
+            "accelerator": accelerator,
+            "device": device,
+            "batch_size": batch_size,
+            "datasplitter_kwargs": {"cells": cells, "external_indexing": indices},
+            "enable_progress_bar": enable_progress_bar,
+            **trainer_kwargs,
+        }
+        loader = BatchLoader(cells.take(indices[0]), max(batch_size, 4096), shuffle=False)
+        result = self._find_graph(loader, enable_progress_bar)
+        epochs = max_epochs or default_max_epochs(len(indices[0]), batch_size)
+        self._fit(epochs, lr, early_stopping and len(indices[1]) > 0, plan_kwargs, fit)
+        evidence = self._infer(loader)
+        weak = self.adjacency_ & (evidence <= 0)
+        if weak.any() and self._mechanism == "linear":
+            logger.info("Cut %d edges without support.", int(weak.sum()))
+            self.adjacency_ = self.adjacency_ & ~weak
+            self.module.mechanism.set_graph(self.adjacency_)
+            self._fit(max(1, epochs // 3), lr / 4, False, plan_kwargs, fit)
+            self._infer(loader)
+        self._set_edge_probs(result.edge_probs, evidence)
+        self.module.eval()
+
+    def _prepare_cells(self) -> Cells:
+        """Cells of the training data, covariates centred; keeps what predictions need of the controls."""
+        cells = self._cells(self.adata)
+        control = cells.context == 0
+        n_continuous = len(self._covariates.continuous)
+        centre, scale = centre_and_scale(cells.covariates, n_continuous, control)
+        self.covariate_scaling_ = (centre, scale)
+        cells = Cells(cells.x, cells.context, self._scaled(cells.covariates), cells.log_size)
+        pool = np.flatnonzero(control)
+        if len(pool) > _MAX_CONTROL_POOL:
+            pool = np.random.default_rng(0).choice(pool, _MAX_CONTROL_POOL, replace=False)
+        self.control_pool_ = {"covariates": cells.covariates[pool], "log_size": cells.log_size[pool]}
+        counts = np.bincount(cells.context, minlength=len(self.contexts) + 1)
+        self.n_cells_ = pd.Series(counts[1:], index=self.contexts).groupby("perturbation", sort=False).sum()
+        return cells
+
+    def _scaled(self, covariates: np.ndarray) -> np.ndarray:
+        centre, scale = self.covariate_scaling_
+        return ((covariates - centre) / scale).astype(np.float32)
+
+    def _split(self, cells, train_size, validation_size, shuffle, split_key) -> list[np.ndarray]:
+        if split_key is None:
+            seed = 0 if settings.seed is None else settings.seed
+            return split_cells(len(cells), train_size, validation_size, shuffle, seed)
+        if split_key not in self.adata.obs:
+            raise ValueError(f"`split_key` {split_key!r} is not a column of `adata.obs`: {list(self.adata.obs)}.")
+        values = self.adata.obs[split_key].astype(str).to_numpy()
+        train, test = (np.flatnonzero(values == v) for v in ("train", "test"))
+        if not len(train):
+            raise ValueError(f"No cell has 'train' in `adata.obs[{split_key!r}]`; found {sorted(set(values))}.")
+        if not (cells.context[train] == 0).any():
+            raise ValueError(f"No control cell has 'train' in `adata.obs[{split_key!r}]`.")
+        return [train, test, np.flatnonzero((values != "train") & (values != "test"))]
+
+    def _find_graph(self, loader: BatchLoader, progress: bool):
+        """Search for the graph and start the module from it."""
+        structure.set_scales(self.module, loader)
+        statistics = structure.gather_statistics(self.module, loader, 2 if self._mechanism == "mlp" else 1)
+        seed = 0 if settings.seed is None else settings.seed
+        with tqdm(desc="Searching for the graph", unit=" rounds", disable=not progress) as bar:
+
+            def show(score: float) -> None:
+                bar.update()
+                bar.set_postfix(score=f"{score:.1f}")
+
+            result = structure.learn_structure(self.module, statistics, edge_log_odds=-2.0, seed=seed, on_round=show)
+        self.adjacency_ = result.adjacency
+        self.search_trace_ = result.trace
+        return result
+
+    def _fit(self, max_epochs: int, lr: float, early_stopping: bool, plan_kwargs: dict | None, fit: dict) -> None:
+        """Gradient descent on the graph as it stands."""
+        stop = {"early_stopping_patience": max(10, max_epochs // 3)} if early_stopping else {}
+        PyroSviTrainMixin.train(
+            self,
+            max_epochs=max_epochs,
+            early_stopping=early_stopping,
+            check_val_every_n_epoch=1 if len(fit["datasplitter_kwargs"]["external_indexing"][1]) else None,
+            plan_kwargs={"lr": lr, "max_epochs": max_epochs, **(plan_kwargs or {})},
+            **stop,
+            **{name: dict(value) if isinstance(value, dict) else value for name, value in fit.items()},
+        )
+
+    def _infer(self, loader: BatchLoader) -> np.ndarray:
+        """Targets, dose-response curves and standard errors at the fit; returns the log evidence of each edge."""
+        information = structure.gather_information(self.module, loader)
+        structure.infer_targets(self.module, information)
+        self._generator = None
+        return structure.infer_edges(self.module, information, structure.edge_cost(loader.n))
+
+    def _set_edge_probs(self, from_search: np.ndarray, evidence: np.ndarray) -> None:
+        """Probability of each edge: that of the search, limited by the support found at the fit."""
+        probs = from_search
+        if self._mechanism == "linear":
+            tested = np.isfinite(evidence)
+            support = np.where(tested, 1 / (1 + np.exp(-np.clip(evidence, -50, 50))), 1.0)
+            probs = np.minimum(from_search, support)
+        self.module.edge_probs.copy_(torch.as_tensor(probs))

@@ -1,0 +1,301 @@
+"""The probabilistic model: priors, structural causal model and interventions, as Pyro `model` and `guide`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from numpy.typing import NDArray
+from pyro.distributions.torch_distribution import TorchDistribution
+from scvi.module.base import PyroBaseModuleClass
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from scgim.nn._effects import CurveGrid
+from scgim.nn._graph import topological_layers
+from scgim.nn._intervention import Interventions, shift_log_prior
+from scgim.nn._likelihood import observation, parent_features, sample_observation
+from scgim.nn._mechanism import make_mechanism
+from scgim.nn._score import ShiftPrior
+
+_TINY = 1e-8
+
+
+class Batch(NamedTuple):
+    """One minibatch: values (B, d), context codes (B,), covariates (B, Q), log size factors (B, 1)."""
+
+    x: Tensor
+    context: Tensor
+    covariates: Tensor
+    log_size: Tensor
+
+
+class SpikeAndSlab(TorchDistribution):
+    """Direct effects of all contexts: shared target indicators, summed out (:func:`shift_log_prior`).
+
+    Parameters
+    ----------
+    group
+        Perturbation of each context, shape (K,).
+    n_genes
+        Number of genes d.
+    target_prob, spike_sd, slab_sd
+        See :func:`shift_log_prior`.
+    """
+
+    arg_constraints: dict = {}
+    support = dist.constraints.independent(dist.constraints.real, 2)
+
+    def __init__(self, group: Tensor, n_genes: int, target_prob: Tensor, spike_sd: Tensor, slab_sd: Tensor):
+        self.group, self.target_prob, self.spike_sd, self.slab_sd = group, target_prob, spike_sd, slab_sd
+        super().__init__(event_shape=torch.Size([len(group), n_genes]), validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return shift_log_prior(value, self.group, self.target_prob, self.spike_sd, self.slab_sd)
+
+    def sample(self, sample_shape: torch.Size | tuple = ()) -> Tensor:
+        n_groups, d = int(self.group.max()) + 1, self.event_shape[1]
+        on = torch.rand(*sample_shape, n_groups, d, device=self.group.device) < self.target_prob
+        sd = torch.where(on, self.slab_sd, self.spike_sd)[..., self.group, :]
+        return sd * torch.randn_like(sd)
+
+
+class GIMModule(PyroBaseModuleClass):
+    r"""Generative intervention model of counts (GIM paper, section 3).
+
+    .. math::
+        x_{nj} \mid x_{n,pa(j)} \sim \mathrm{NB}(s_n \exp(b_j + c_n^T \beta_j + f_j(h_{n,pa(j)}) + \psi_{k(n)j}), r_j)
+
+    with parent features h (:func:`~scgim.nn._likelihood.parent_features`, standardised on controls) and the direct
+    effects psi of each context. Torch owns every parameter; Pyro's parameter store stays empty.
+
+    Parameters
+    ----------
+    n_genes
+        Number of genes d.
+    group
+        Perturbation of each context as an integer, -1 for the control, shape (K,).
+    log_dosage
+        Log dosage of each context (-inf for the control), shape (K,); None for a screen without doses.
+    n_covariates
+        Columns of the covariate design Q.
+    likelihood
+        "nb", "poisson" or "normal".
+    mechanism
+        "linear" or "mlp".
+    intervention
+        "shift" or "hard".
+    n_hidden
+        Hidden units per gene of an MLP mechanism.
+    """
+
+    def __init__(
+        self,
+        n_genes: int,
+        group: NDArray,
+        log_dosage: NDArray | None,
+        n_covariates: int,
+        likelihood: str,
+        mechanism: str,
+        intervention: str,
+        n_hidden: int,
+    ):
+        super().__init__()
+        self.likelihood, self.intervention, self.n_obs = likelihood, intervention, None
+        n_contexts, n_groups = len(group), int(max(group)) + 1
+        self.mechanism = make_mechanism(mechanism, n_genes, n_hidden)
+        self.intercept = nn.Parameter(torch.zeros(n_genes))
+        self.covariate_effect = nn.Parameter(torch.zeros(n_covariates, n_genes))
+        self.log_scale = nn.Parameter(torch.full((n_genes,), 2.0))
+        self.shift = nn.Parameter(torch.zeros(n_contexts, n_genes))
+        self.target_logits = nn.Parameter(torch.zeros(n_groups, n_genes), requires_grad=intervention == "hard")
+        self.register_buffer("group", torch.as_tensor(np.asarray(group), dtype=torch.long))
+        flat = torch.zeros(n_contexts) if log_dosage is None else torch.as_tensor(np.asarray(log_dosage))
+        self.has_dosage = log_dosage is not None
+        self.register_buffer("log_dosage", flat.double())
+        self.register_buffer("centre", torch.zeros(n_genes))
+        self.register_buffer("spread", torch.ones(n_genes))
+        self.register_buffer("intercept_loc", torch.zeros(n_genes))
+        # prior of the direct effects: probability of a target, variances of slab and spike
+        self.register_buffer("prior", torch.tensor([0.05, 1.0, 1e-3], dtype=torch.float64))
+        # what is known after training
+        n_fields = len(Interventions.__dataclass_fields__)
+        self.register_buffer("posterior", torch.zeros(n_fields, n_groups, n_genes, dtype=torch.float64))
+        self.register_buffer("edge_probs", torch.zeros(n_genes, n_genes, dtype=torch.float64))
+        self.register_buffer("weight_sd", torch.zeros(n_genes, n_genes, dtype=torch.float64))
+
+    @property
+    def device(self) -> torch.device:
+        return self.intercept.device
+
+    @property
+    def treated(self) -> Tensor:
+        """Contexts that are not the control, boolean (K,)."""
+        return self.group >= 0
+
+    def curve_grid(self) -> CurveGrid:
+        """Dose-response curves that this screen allows."""
+        return CurveGrid.over(*self.dosage_range()) if self.has_dosage else CurveGrid.flat()
+
+    def dosage_range(self) -> tuple[float, float]:
+        """Smallest and largest log dosage of the treated contexts."""
+        dosages = self.log_dosage[self.treated]
+        return float(dosages.min()), float(dosages.max())
+
+    def interventions(self) -> Interventions:
+        """What the measured perturbations do; on the CPU."""
+        return Interventions(*self.posterior.cpu())
+
+    def shift_prior(self) -> ShiftPrior:
+        return ShiftPrior(*self.prior.tolist())
+
+    @staticmethod
+    def _get_fn_args_from_batch(tensors: dict[str, Tensor]) -> tuple[tuple, dict]:
+        return tuple(Batch(**tensors)), {}
+
+    def on_load(self, model, **kwargs) -> None:
+        """Give the mechanisms the graph of the saved model, so that its parameters fit."""
+        adjacency = getattr(model, "adjacency_", None)
+        if adjacency is not None:
+            self.mechanism.set_graph(adjacency)
+
+    def standardised(self, x: Tensor) -> Tensor:
+        """Values on the scale of the likelihood: counts as they are, continuous values standardised on controls."""
+        return (x - self.centre) / self.spread if self.likelihood == "normal" else x
+
+    def features(self, x: Tensor, log_size: Tensor) -> Tensor:
+        """Parent features h, standardised on controls, shape (B, d)."""
+        return (parent_features(x, log_size, self.likelihood) - self.centre) / self.spread
+
+    def predictors(
+        self, x: Tensor, context: Tensor, covariates: Tensor, log_size: Tensor, values: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Predictor of each gene as its mechanism sets it and, for hard interventions, with the mechanism cut; (B, d).
+
+        Shifts are part of the first; hard interventions replace the mechanism and enter the second alone.
+        """
+        values = values or {}
+        get = lambda name: values.get(name, getattr(self, name, None))  # noqa: E731
+        of_mechanism = {n: values.get(f"mechanism.{n}", p) for n, p in self.mechanism.named_parameters()}
+        base = get("intercept") + covariates @ get("covariate_effect")
+        shifted = base + (get("shift") * self.treated[:, None])[context]
+        whole = base if self.intervention == "hard" else shifted
+        return whole + functional_call(self.mechanism, of_mechanism, (self.features(x, log_size),)), shifted
+
+    def _priors(self) -> dict[str, dist.Distribution]:
+        """Prior of each parameter, by name."""
+        zero = torch.zeros((), device=self.device)
+        target_prob, slab, spike = self.prior.float()
+        priors = {
+            "intercept": dist.Normal(self.intercept_loc, 1.0).to_event(1),
+            "log_scale": dist.Normal(zero + 2.0, 2.0).expand(self.log_scale.shape).to_event(1),
+            "shift": SpikeAndSlab(
+                # the control has no perturbation; its row of the table is not used
+                self.group.clamp_min(0), self.shift.shape[1], target_prob, (spike + 4e-4).sqrt(), slab.sqrt()
+            ),
+        }
+        if self.covariate_effect.numel():
+            priors["covariate_effect"] = dist.Normal(zero, 1.0).expand(self.covariate_effect.shape).to_event(2)
+        used = dict(zip(dict(self.mechanism.named_parameters()), self.mechanism.prior_masks(), strict=True))
+        for name, parameter in self.mechanism.named_parameters():
+            normal = dist.Normal(zero, 1.0).expand(parameter.shape)
+            priors[f"mechanism.{name}"] = normal.mask(used[name]).to_event(parameter.dim())
+        return priors
+
+    def model(self, x: Tensor, context: Tensor, covariates: Tensor, log_size: Tensor) -> None:
+        """Joint density of parameters and cells."""
+        values = {name: pyro.sample(name, prior) for name, prior in self._priors().items()}
+        if self.intervention == "hard":
+            pyro.factor("targets", -self._target_divergence())
+        with_mechanism, without = self.predictors(x, context, covariates, log_size, values)
+        x = self.standardised(x)
+        with pyro.plate("cells", size=self.n_obs or len(x), subsample=x):
+            likelihood = observation(self.likelihood, with_mechanism, log_size, values["log_scale"])
+            if self.intervention == "shift":
+                pyro.sample("x", likelihood.to_event(1), obs=x)
+                return
+            # expectation over the targets, exact because the likelihood is a product over genes
+            cut = observation(self.likelihood, without, log_size, values["log_scale"]).log_prob(x)
+            probs = self.cell_target_probs(context)
+            pyro.factor("x", (probs * cut + (1 - probs) * likelihood.log_prob(x)).sum(-1))
+
+    def guide(self, x: Tensor, context: Tensor, covariates: Tensor, log_size: Tensor) -> None:
+        """Point estimate of every parameter."""
+        parameters = dict(self.named_parameters())
+        for name in self._priors():
+            value = parameters[name]
+            pyro.sample(name, dist.Delta(value, event_dim=value.dim()))
+
+    def cell_target_probs(self, context: Tensor) -> Tensor:
+        """Posterior probability that each gene of each cell is a target, shape (B, d); 0 in controls."""
+        group = self.group[context]
+        return torch.sigmoid(self.target_logits[group]) * (group >= 0)[:, None]
+
+    def _target_divergence(self) -> Tensor:
+        """Kullback-Leibler divergence of the target indicators from their prior."""
+        probs = torch.distributions.Bernoulli(logits=self.target_logits)
+        prior = torch.distributions.Bernoulli(probs=self.prior[0].float().expand_as(self.target_logits))
+        return torch.distributions.kl_divergence(probs, prior).sum()
+
+    def log_likelihood(
+        self, x: Tensor, covariates: Tensor, log_size: Tensor, shift: Tensor, targets: Tensor
+    ) -> Tensor:
+        """Log-likelihood of cells under given direct effects, (B, d); `targets` (B, d) cut mechanisms if hard."""
+        base = self.intercept + covariates @ self.covariate_effect + shift
+        parents = self.mechanism(self.features(x, log_size))
+        if self.intervention == "hard":
+            parents = parents * ~targets
+        return observation(self.likelihood, base + parents, log_size, self.log_scale).log_prob(self.standardised(x))
+
+    @torch.no_grad()
+    def sample_cells(
+        self,
+        shift: Tensor,
+        targets: Tensor,
+        covariates: Tensor,
+        log_size: Tensor,
+        generator: torch.Generator,
+        fixed: dict[int, float] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw cells gene by gene in topological order, so that effects are carried down the network.
+
+        Parameters
+        ----------
+        shift
+            Direct effects, shape (B, d).
+        targets
+            Genes acted on directly, boolean (B, d); hard interventions cut their mechanisms.
+        covariates, log_size
+            Covariates (B, Q) and log size factors (B, 1).
+        generator
+            Source of randomness, on the module's device.
+        fixed
+            Values that genes are set to, whatever their parents, by index.
+
+        Returns
+        -------
+        Values and their means given the parents, both (B, d).
+        """
+        fixed = fixed or {}
+        x, mean, h = (torch.zeros_like(shift) for _ in range(3))
+        base = self.intercept + covariates @ self.covariate_effect + shift
+        linear = getattr(self.mechanism, "linear", self.mechanism)
+        for layer in topological_layers(linear.adjacency.cpu().numpy()):
+            genes = torch.tensor(layer, device=shift.device)
+            parents = self.mechanism(h, genes)
+            if self.intervention == "hard":
+                parents = parents * ~targets[:, genes]
+            scale = self.log_scale[genes]
+            value, m = sample_observation(self.likelihood, base[:, genes] + parents, log_size, scale, generator)
+            if self.likelihood == "normal":
+                value, m = (v * self.spread[genes] + self.centre[genes] for v in (value, m))
+            for column, gene in enumerate(layer):
+                if gene in fixed:
+                    value[:, column] = m[:, column] = fixed[gene]
+            x[:, genes], mean[:, genes] = value, m
+            features = parent_features(value, log_size, self.likelihood)
+            h[:, genes] = (features - self.centre[genes]) / self.spread[genes]
+        return x, mean

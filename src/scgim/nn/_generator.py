@@ -1,0 +1,244 @@
+r"""Generator: from the features of a drug to a distribution over interventions (GIM paper, section 3.2).
+
+The direct effects of the measured drugs, as curves over a grid of doses, are written in a few principal curves. Each
+coefficient is a Gaussian process of the drug features (a linear and a radial kernel; mixture, width and noise chosen
+by leaving one drug out). What the features say of a new drug is then combined with the knowledge that a drug acts on
+few genes directly: a spike-and-slab prior over genes, centred at the mean effect on each gene, whose indicators are
+found by coordinate ascent. Where features tell nothing the prediction shrinks to the effect of a typical drug.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scgim.nn._effects import CurveGrid
+from scgim.nn._intervention import Interventions, hill_curve
+
+_N_GRID = 8
+_MAX_CURVES = 2
+_MAX_ACTIVE_GENES = 300
+_MAX_ROUNDS = 60
+_MIN_TARGET_PROB = 0.02  # of the likeliest drug; genes below it are never drawn as targets of a new drug
+
+
+class DrugKernel:
+    """Linear plus radial kernel over standardised drug features.
+
+    Parameters
+    ----------
+    features
+        Features of the measured drugs, shape (U, p).
+    """
+
+    def __init__(self, features: Tensor):
+        self.mean = features.mean(0)
+        self.scale = (features - self.mean).square().mean().sqrt().clamp_min(1e-8)
+        self.features = self.standardise(features)
+        distances = _square_distances(self.features, self.features)
+        positive = distances[distances > 1e-9]
+        self.median = float(positive.median()) if len(positive) else 1.0
+
+    def standardise(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.scale
+
+    def parts(self, other: Tensor, width: float) -> tuple[Tensor, Tensor]:
+        """Linear and radial kernel between `other` (standardised) and the measured drugs, both (Q, U)."""
+        linear = other @ self.features.T / self.features.shape[1]
+        return linear, torch.exp(-_square_distances(other, self.features) / (width * self.median))
+
+
+@dataclass(frozen=True)
+class KernelFit:
+    """A Gaussian process of drug features for several outputs that share its kernel.
+
+    Parameters
+    ----------
+    radial
+        Share of the radial kernel; the rest is linear.
+    width
+        Width of the radial kernel, in medians of the squared distance between drugs.
+    noise
+        Noise variance relative to the kernel.
+    residuals
+        Errors of the measured drugs, each left out in turn and divided by their scale, shape (U, D).
+    loss
+        Sum of the squared errors of the measured drugs left out.
+    inverse
+        Inverse of kernel plus noise, shape (U, U).
+    dual
+        Its product with the outputs, shape (U, D).
+    unit
+        Mean predictive variance of a drug left out, in units of the outputs' residual variance.
+    """
+
+    radial: float
+    width: float
+    noise: float
+    residuals: Tensor
+    loss: float
+    inverse: Tensor
+    dual: Tensor
+    unit: float
+
+    def predict(self, kernel: DrugKernel, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (Q, D) and variance relative to that of the residuals (Q,) for standardised features (Q, p)."""
+        linear, radial = kernel.parts(features, self.width)
+        cross = (1 - self.radial) * linear + self.radial * radial
+        own = (1 - self.radial) * features.square().mean(1) + self.radial
+        variance = own - ((cross @ self.inverse) * cross).sum(1) + self.noise
+        return cross @ self.dual, variance.clamp_min(1e-6) / self.unit
+
+
+def fit_kernel(kernel: DrugKernel, outputs: Tensor) -> KernelFit:
+    """Choose mixture, width and noise of the kernel by leaving one drug out (closed form)."""
+    best: KernelFit | None = None
+    for width in (0.3, 1.0, 3.0):
+        linear, radial = kernel.parts(kernel.features, width)
+        for share in (0.0, 0.3, 0.7, 1.0):
+            if share == 0.0 and width != 1.0:
+                continue
+            values, vectors = torch.linalg.eigh((1 - share) * linear + share * radial)
+            for noise in 10.0 ** torch.arange(-3.0, 3.5, 0.5, dtype=torch.float64):
+                inverse = (vectors / (values.clamp_min(0) + noise)) @ vectors.T
+                dual = inverse @ outputs
+                precision = inverse.diagonal()
+                errors = dual / precision[:, None]
+                loss = float(errors.square().sum())
+                if best is None or loss < best.loss:
+                    unit = float((1 / precision).mean())
+                    scaled = errors * (precision * unit).sqrt()[:, None]
+                    best = KernelFit(share, width, float(noise), scaled, loss, inverse, dual, unit)
+    return best
+
+
+class FeatureGenerator:
+    """Interventions of drugs that were never measured, from their features.
+
+    Parameters
+    ----------
+    features
+        Features of the measured drugs, shape (U, p).
+    interventions
+        Interventions of the measured drugs.
+    shapes
+        Dose-response curves to choose from.
+    log_dosages
+        Smallest and largest log dosage that was measured.
+    """
+
+    def __init__(
+        self, features: Tensor, interventions: Interventions, shapes: CurveGrid, log_dosages: tuple[float, float]
+    ):
+        probs = interventions.target_probs.double()
+        self.n_genes = probs.shape[1]
+        reach = probs.max(0).values
+        active = torch.argsort(-reach, stable=True)[:_MAX_ACTIVE_GENES]
+        self.active = active[reach[active] > _MIN_TARGET_PROB].sort().values
+        self.kernel = DrugKernel(features.double())
+        low, high = log_dosages
+        self.grid = torch.linspace(low, high, _N_GRID if high > low else 1, dtype=torch.float64)
+        self.shapes = shapes
+        spread = interventions.log_ec50[interventions.target_probs > 0.5]
+        self.midpoint_sd = spread.double().std() if len(spread) > 2 else self.shapes.log_ec50.std(correction=0)
+        self._fit(interventions, probs[:, self.active])
+
+    def _fit(self, measured: Interventions, probs: Tensor) -> None:
+        emax, log_ec50, exponent = (
+            getattr(measured, name)[:, self.active].double() for name in ("emax", "log_ec50", "exponent")
+        )
+        curves = (probs * emax)[..., None] * hill_curve(self.grid, log_ec50[..., None], exponent[..., None])
+        u, g, m = curves.shape
+        values, vectors = torch.linalg.eigh(curves.reshape(-1, m).T @ curves.reshape(-1, m))
+        keep = min(_MAX_CURVES, m)
+        self.basis = vectors.flip(1)[:, :keep]  # (m, q)
+        self.basis = self.basis * torch.where(self.basis.sum(0) < 0, -1.0, 1.0)
+        outputs = curves @ self.basis  # (U, g, q)
+        self.outputs_mean = outputs.mean(0)
+        self.fits = [fit_kernel(self.kernel, outputs[..., a] - self.outputs_mean[:, a]) for a in range(keep)]
+        pooled = float(probs.mean())
+        counts = probs.sum(0)
+        self.prior_probs = ((counts + 10 * pooled) / (u + 10)).clamp(1e-4, 0.9)
+        self.slab_mean = outputs.sum(0) / (counts + 2)[:, None]  # (g, q)
+        spread = torch.einsum("ugq,ugr->qr", outputs, outputs) / probs.sum().clamp_min(1e-6)
+        spread = spread - torch.einsum("g,gq,gr->qr", counts, self.slab_mean, self.slab_mean) / counts.sum().clamp_min(1e-6)
+        eye = torch.eye(keep, dtype=torch.float64)
+        floor = 1e-3 * spread.diagonal().abs().mean() + 1e-6
+        self.slab_cov = (spread + spread.T) / 2 + floor * eye
+        values, vectors = torch.linalg.eigh(self.slab_cov)
+        self.slab_cov = (vectors * values.clamp_min(float(floor))) @ vectors.T
+        self.error_precision = torch.stack([torch.linalg.inv(_shrunk_covariance(f.residuals)) for f in self.fits])
+
+    def __call__(self, features: Tensor) -> Interventions:
+        """Interventions of drugs with the given features, shape (Q, p)."""
+        x = self.kernel.standardise(features.double())
+        means, scales = zip(*(fit.predict(self.kernel, x) for fit in self.fits), strict=True)
+        return self._posterior(torch.stack(means, 2) + self.outputs_mean, torch.stack(scales, 1))
+
+    def _posterior(self, mean: Tensor, scale: Tensor) -> Interventions:
+        """Combine what the features say with the prior, by coordinate ascent over genes.
+
+        `mean` (Q, g, q) is the prediction of the features and `scale` (Q, q) its error variance relative to that of the
+        drugs left out: a drug far from all others says less of its effects.
+        """
+        n, g, q = mean.shape
+        precision = self.error_precision  # (q, g, g)
+        linear = torch.einsum("ngq,qgh->nhq", mean, precision) / scale[:, None]
+        slab_precision = torch.linalg.inv(self.slab_cov)
+        own = precision.diagonal(dim1=1, dim2=2).T / scale[:, None]  # (Q, g, q)
+        cov = torch.linalg.inv(torch.diag_embed(own) + slab_precision)
+        log_odds = torch.logit(self.prior_probs) + 0.5 * (torch.logdet(cov) - torch.logdet(self.slab_cov))
+        log_odds = log_odds - 0.5 * torch.einsum("gq,qr,gr->g", self.slab_mean, slab_precision, self.slab_mean)
+        pull = self.slab_mean @ slab_precision  # (g, q)
+        effect = torch.zeros(n, g, q, dtype=torch.float64)
+        probs = self.prior_probs.expand(n, g).clone()
+        expected = probs[..., None] * effect
+        for _ in range(_MAX_ROUNDS):
+            before = probs.clone()
+            for j in range(g):
+                others = torch.einsum("nhq,qh->nq", expected, precision[:, j]) / scale - own[:, j] * expected[:, j]
+                message = linear[:, j] - others + pull[j]
+                effect[:, j] = (cov[:, j] @ message[..., None])[..., 0]
+                evidence = log_odds[:, j] + 0.5 * (message * effect[:, j]).sum(1)
+                probs[:, j] = 0.5 * probs[:, j] + 0.5 * torch.sigmoid(evidence)  # damped: neighbours compete
+                expected[:, j] = probs[:, j, None] * effect[:, j]
+            if (probs - before).abs().max() < 1e-3:
+                break
+        return self._to_hill(effect, cov, probs)
+
+    def _to_hill(self, mean: Tensor, cov: Tensor, probs: Tensor) -> Interventions:
+        """Hill curve closest to each predicted curve, given mean (Q, g, q), covariance (Q, g, q, q) and probs (Q, g)."""
+        shapes = self.shapes.values(self.grid)  # (m, S)
+        norm = shapes.square().sum(0)
+        height = (mean @ self.basis.T) @ shapes / norm  # (Q, g, S)
+        best = (height.square() * norm + 1e-12 * self.shapes.log_prior.exp()).argmax(-1)
+        effect = torch.einsum("q,ngqr,r->ng", self.basis[-1], cov, self.basis[-1]).clamp_min(0.0).sqrt()
+        # a drug that was never measured shares the uncertainty of the midpoints that were
+        return Interventions(
+            target_probs=self._everywhere(probs, 0.0),
+            emax=self._everywhere(height.gather(-1, best[..., None])[..., 0], 0.0),
+            emax_sd=self._everywhere(effect / shapes[-1][best].clamp_min(0.05), 0.0),
+            log_ec50=self._everywhere(self.shapes.log_ec50[best], float(self.shapes.log_ec50.mean())),
+            log_ec50_sd=self._everywhere(self.midpoint_sd.expand_as(probs), float(self.midpoint_sd)),
+            exponent=self._everywhere(self.shapes.exponent[best], 1.5),
+        )
+
+    def _everywhere(self, value: Tensor, default: float) -> Tensor:
+        """Fill in the genes that are never targets, (Q, g) to (Q, d)."""
+        out = torch.full((len(value), self.n_genes), default, dtype=torch.float64)
+        out[:, self.active] = value
+        return out
+
+
+def _square_distances(a: Tensor, b: Tensor) -> Tensor:
+    return torch.cdist(a, b).square()
+
+
+def _shrunk_covariance(rows: Tensor) -> Tensor:
+    """Covariance about zero, a fifth of its off-diagonal removed, or more where outputs outnumber drugs."""
+    n, p = rows.shape
+    shrink = min(0.9, max(0.2, 0.3 * p / (p + n)))
+    cov = rows.T @ rows / n
+    return (1 - shrink) * cov + torch.diag(shrink * cov.diagonal() + 1e-6 + 1e-3 * cov.diagonal().mean())

@@ -1,0 +1,79 @@
+"""What the cells say of each effect and edge once the model is fitted: score and Fisher information, in one pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FitInformation:
+    """Sums over cells at the fitted parameters.
+
+    Parameters
+    ----------
+    score, information
+        Derivative of the log-likelihood in the direct effect of each context, and its Fisher information, (K, d).
+    edge_information
+        Fisher information of the weights of each gene's parents, (d, p, p), p the largest number of parents.
+    cross_information
+        Of direct effects with weights, (K, d, p).
+    evidence
+        For hard interventions, log-likelihood of each context with the mechanism cut less that with it whole, (K, d).
+    """
+
+    score: Tensor
+    information: Tensor
+    edge_information: Tensor
+    cross_information: Tensor
+    evidence: Tensor
+
+    def edge_covariance(self, shift_precision: Tensor) -> Tensor:
+        """Covariance of the weights of each gene's parents, direct effects summed out, (d, p, p).
+
+        `shift_precision` (K, d) is the prior precision of the direct effects: where it is large, means of contexts tell
+        of the weights as well.
+        """
+        weight = 1 / (self.information + shift_precision).clamp_min(1e-12)
+        lost = torch.einsum("kjp,kj,kjq->jpq", self.cross_information, weight, self.cross_information)
+        return torch.linalg.pinv(self.edge_information - lost, hermitian=True)
+
+
+class InformationAccumulator:
+    """Adds up :class:`FitInformation` over minibatches.
+
+    Parameters
+    ----------
+    n_contexts
+        Number of contexts K.
+    parents
+        Table of parents and its mask, both (d, p).
+    """
+
+    def __init__(self, n_contexts: int, parents: Tensor, mask: Tensor):
+        d, p = parents.shape
+        self.parents, self.mask = parents, mask
+        device = parents.device
+        self.score = torch.zeros(n_contexts, d, device=device)
+        self.information = torch.zeros(n_contexts, d, device=device)
+        self.evidence = torch.zeros(n_contexts, d, device=device)
+        self.edges = torch.zeros(d, p, p, device=device)
+        self.cross = torch.zeros(n_contexts, d, p, device=device)
+
+    def update(self, context: Tensor, h: Tensor, score: Tensor, information: Tensor, evidence: Tensor | None) -> None:
+        """Add a minibatch: context (B,), parent features, score, information and evidence, all (B, d)."""
+        inputs = h[:, self.parents] * self.mask  # (B, d, p)
+        weighted = inputs * information[..., None]
+        self.score.index_add_(0, context, score)
+        self.information.index_add_(0, context, information)
+        self.cross.index_add_(0, context, weighted)
+        self.edges += torch.einsum("bjp,bjq->jpq", weighted, inputs)
+        if evidence is not None:
+            self.evidence.index_add_(0, context, evidence)
+
+    def finalise(self) -> FitInformation:
+        """All sums, in double precision on the CPU."""
+        sums = (self.score, self.information, self.edges, self.cross, self.evidence)
+        return FitInformation(*(t.double().cpu() for t in sums))

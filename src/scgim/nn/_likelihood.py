@@ -1,0 +1,69 @@
+"""Observation models of one gene given its rate, and the scale on which parents act."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+LIKELIHOODS = ("nb", "poisson", "normal")
+MIN_LOG_MEAN, MAX_LOG_MEAN = -15.0, 14.0  # exp(14) is a million counts; beyond it float32 loses the likelihood
+
+
+def parent_features(x: Tensor, log_size: Tensor, likelihood: str) -> Tensor:
+    """What parents show their children, before it is standardised: log1p(x / s) for counts, x itself for "normal"."""
+    if likelihood == "normal":
+        return x
+    return torch.log1p(x * torch.exp(-log_size))
+
+
+def observation(likelihood: str, predictor: Tensor, log_size: Tensor, log_scale: Tensor) -> dist.Distribution:
+    """Distribution of the observed values of each gene.
+
+    Parameters
+    ----------
+    likelihood
+        "nb": mean s exp(predictor), variance mean + mean^2 / r with r = exp(log_scale). "poisson": the same without
+        overdispersion. "normal": mean `predictor`, standard deviation exp(-log_scale / 2).
+    predictor
+        Log mean per unit of size factor (counts) or mean (normal), shape (B, G).
+    log_size
+        Log size factors, shape (B, 1); ignored by "normal".
+    log_scale
+        Log inverse dispersion (nb) or log precision (normal), shape (G,).
+    """
+    if likelihood == "normal":
+        return dist.Normal(predictor, torch.exp(-0.5 * log_scale))
+    log_mean = (predictor + log_size).clamp(MIN_LOG_MEAN, MAX_LOG_MEAN)
+    if likelihood == "poisson":
+        return dist.Poisson(log_mean.exp())
+    return dist.NegativeBinomial(total_count=log_scale.exp(), logits=log_mean - log_scale)
+
+
+def sample_observation(
+    likelihood: str, predictor: Tensor, log_size: Tensor, log_scale: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw observed values and return them with their mean, both (B, G); reproducible by the generator."""
+    if likelihood == "normal":
+        noise = torch.randn(predictor.shape, generator=generator, device=predictor.device)
+        return predictor + torch.exp(-0.5 * log_scale) * noise, predictor
+    mean = (predictor + log_size).clamp(MIN_LOG_MEAN, MAX_LOG_MEAN).exp()
+    rate = mean
+    if likelihood == "nb":
+        r = log_scale.exp().expand_as(mean)
+        rate = mean * torch._standard_gamma(r.contiguous(), generator) / r
+    return torch.poisson(rate, generator), mean
+
+
+def score_and_information(
+    likelihood: str, x: Tensor, predictor: Tensor, log_size: Tensor, log_scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Derivative of the log-likelihood in the predictor and its expected negative second derivative, both (B, G)."""
+    if likelihood == "normal":
+        precision = log_scale.exp().expand_as(predictor)
+        return (x - predictor) * precision, precision
+    mean = (predictor + log_size).clamp(MIN_LOG_MEAN, MAX_LOG_MEAN).exp()
+    if likelihood == "poisson":
+        return x - mean, mean
+    shrink = 1 / (1 + mean * torch.exp(-log_scale))  # r / (r + mean)
+    return (x - mean) * shrink, mean * shrink

@@ -1,0 +1,114 @@
+"""Mechanisms: how the parents of a gene set its log mean (GIM paper, section 3.1)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from scgim.nn._graph import parent_table
+
+MECHANISMS = ("linear", "mlp")
+
+
+class LinearMechanism(nn.Module):
+    """f_j(h) = sum_i W_ij h_i over the parents of j.
+
+    Parameters
+    ----------
+    n_genes
+        Number of genes d.
+    """
+
+    def __init__(self, n_genes: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(n_genes, n_genes))  # [i, j]: i -> j
+        self.register_buffer("adjacency", torch.zeros(n_genes, n_genes))
+
+    def set_graph(self, adjacency: NDArray) -> None:
+        """Fix the graph, boolean (d, d); weights of edges that are gone are forgotten."""
+        self.adjacency.copy_(torch.as_tensor(np.asarray(adjacency), dtype=self.adjacency.dtype))
+        with torch.no_grad():
+            self.weight.mul_(self.adjacency)
+
+    def forward(self, h: Tensor, genes: Tensor | None = None) -> Tensor:
+        """Contribution of the parents, (B, d) to (B, d), or (B, len(genes)) for some of the genes."""
+        weight = self.weight * self.adjacency
+        return h @ (weight if genes is None else weight[:, genes])
+
+    def prior_masks(self) -> list[Tensor]:
+        """For each parameter, which of its entries are in use."""
+        return [self.adjacency.bool()]
+
+    def slopes(self, h: Tensor) -> Tensor:
+        """Mean derivative of each gene's predictor in each parent, shape (d, d)."""
+        return self.weight * self.adjacency
+
+
+class MLPMechanism(nn.Module):
+    """f_j(h) = linear part + a network of one hidden layer, both of the parents of j only.
+
+    Parameters
+    ----------
+    n_genes
+        Number of genes d.
+    n_hidden
+        Hidden units per gene.
+    """
+
+    def __init__(self, n_genes: int, n_hidden: int = 8):
+        super().__init__()
+        self.linear = LinearMechanism(n_genes)
+        self.n_hidden = n_hidden
+        self.set_graph(np.zeros((n_genes, n_genes), dtype=bool))
+
+    def set_graph(self, adjacency: NDArray) -> None:
+        """Fix the graph, boolean (d, d), and start the hidden layers anew."""
+        self.linear.set_graph(adjacency)
+        index, mask = parent_table(adjacency)
+        d, p = index.shape
+        device = self.linear.weight.device
+        generator = torch.Generator().manual_seed(0)
+        first = torch.randn(d, p, self.n_hidden, generator=generator) / p**0.5
+        bias = torch.randn(d, self.n_hidden, generator=generator)
+        self.register_buffer("index", torch.as_tensor(index, device=device))
+        self.register_buffer("mask", torch.as_tensor(mask, device=device))
+        self.first = nn.Parameter(first.to(device))
+        self.bias = nn.Parameter(bias.to(device))
+        self.second = nn.Parameter(torch.zeros(d, self.n_hidden, device=device))
+
+    def forward(self, h: Tensor, genes: Tensor | None = None) -> Tensor:
+        """Contribution of the parents, (B, d) to (B, d), or (B, len(genes)) for some of the genes."""
+        linear = self.linear(h, genes)
+        genes = slice(None) if genes is None else genes
+        inputs = h[:, self.index[genes]] * self.mask[genes]  # (B, g, p)
+        hidden = torch.einsum("bgp,gph->bgh", inputs, self.first[genes]) + self.bias[genes]
+        # less its value at the control mean, so that the intercept keeps its meaning
+        hidden = torch.tanh(hidden) - torch.tanh(self.bias[genes])
+        return linear + (hidden * self.second[genes]).sum(-1)
+
+    def prior_masks(self) -> list[Tensor]:
+        """For each parameter, which of its entries are in use."""
+        masks = {
+            "linear.weight": self.linear.adjacency.bool(),
+            "first": self.mask[:, :, None].bool().expand_as(self.first),
+            "bias": torch.ones_like(self.bias, dtype=torch.bool),
+            "second": torch.ones_like(self.second, dtype=torch.bool),
+        }
+        return [masks[name] for name, _ in self.named_parameters()]
+
+    def slopes(self, h: Tensor) -> Tensor:
+        """Mean derivative of each gene's predictor in each parent over the rows of h, shape (d, d)."""
+        inputs = h[:, self.index] * self.mask
+        hidden = torch.einsum("bgp,gph->bgh", inputs, self.first) + self.bias
+        slope = torch.einsum("bgh,gph->gp", (1 - torch.tanh(hidden).square()) * self.second, self.first) / len(h)
+        out = self.linear.slopes(h).detach().clone()
+        rows = self.index.flatten()
+        columns = torch.arange(len(self.index), device=rows.device).repeat_interleave(self.index.shape[1])
+        return out.index_put_((rows, columns), (slope * self.mask).flatten(), accumulate=True)
+
+
+def make_mechanism(kind: str, n_genes: int, n_hidden: int) -> LinearMechanism | MLPMechanism:
+    """Mechanism by name."""
+    return LinearMechanism(n_genes) if kind == "linear" else MLPMechanism(n_genes, n_hidden)

@@ -1,0 +1,101 @@
+"""Lightning plan: maximum a posteriori fit on the graph that was found, with validation and a learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import torch
+from scvi.train import LowLevelPyroTrainingPlan
+from torch import Tensor
+
+from scgim.module import GIMModule
+
+
+class GIMTrainingPlan(LowLevelPyroTrainingPlan):
+    """Minimises the negative log joint density per cell.
+
+    Parameters
+    ----------
+    pyro_module
+        The module.
+    lr
+        Largest learning rate; it falls linearly to a hundredth of it over the last 70 % of the epochs.
+    max_epochs
+        Epochs of the schedule.
+    **kwargs
+        Arguments of :class:`~scvi.train.LowLevelPyroTrainingPlan`.
+    """
+
+    def __init__(self, pyro_module: GIMModule, *, lr: float = 0.02, max_epochs: int = 100, **kwargs):
+        optim_kwargs = {"lr": lr, **(kwargs.pop("optim_kwargs", None) or {})}
+        super().__init__(pyro_module, optim_kwargs=optim_kwargs, **kwargs)
+        self.max_epochs = max_epochs
+        self._terms: dict[str, Tensor] = {}
+        self._validation: list[tuple[float, int]] = []
+
+    @property
+    def n_obs_training(self) -> int | None:
+        return self._n_obs_training
+
+    @n_obs_training.setter
+    def n_obs_training(self, n_obs: int | None) -> None:
+        self._n_obs_training = n_obs
+        self.module.n_obs = n_obs
+
+    def _log_joint(self, batch) -> dict[str, Tensor]:
+        """Log density of each site; the guide is a point, so their sum is the evidence lower bound."""
+        args, kwargs = self.module._get_fn_args_from_batch(batch)
+        guide = pyro.poutine.trace(self.module.guide).get_trace(*args, **kwargs)
+        model = pyro.poutine.trace(pyro.poutine.replay(self.module.model, guide)).get_trace(*args, **kwargs)
+        model.compute_log_prob(lambda name, site: name != "cells")
+        return {name: site["log_prob_sum"] for name, site in model.nodes.items() if "log_prob_sum" in site}
+
+    def training_step(self, batch, batch_idx):
+        terms = self._log_joint(batch)
+        loss = -sum(terms.values()) / self.n_obs_training
+        if not torch.isfinite(loss):
+            bad = [name for name, term in terms.items() if not torch.isfinite(term)]
+            raise FloatingPointError(
+                f"The loss became {loss.item()} at step {self.global_step} (terms {bad}). Lower `lr`, and look for cells "
+                "with extreme counts or size factors near zero."
+            )
+        for name, term in terms.items():
+            key = "log_likelihood" if name == "x" else f"log_prior_{name.removeprefix('mechanism.')}"
+            self._terms[key] = self._terms.get(key, 0.0) + term.detach()
+        return {"loss": loss}
+
+    def on_train_epoch_end(self) -> None:
+        n_batches = self.trainer.num_training_batches
+        terms = {name: term / n_batches / self.n_obs_training for name, term in self._terms.items()}
+        self.log("elbo_train", -sum(terms.values()), prog_bar=True)
+        self.log_dict(terms)
+        self.log("learning_rate", self.optimizers().param_groups[0]["lr"])
+        self._terms = {}
+
+    @torch.inference_mode()
+    def validation_step(self, batch, batch_idx) -> None:
+        n_obs, self.module.n_obs = self.module.n_obs, None
+        self._validation.append((float(self._log_joint(batch)["x"]), len(batch["context"])))
+        self.module.n_obs = n_obs
+
+    def on_validation_epoch_end(self) -> None:
+        if self._validation:
+            total, n = (sum(v) for v in zip(*self._validation, strict=True))
+            self.log("elbo_validation", -total / n, prog_bar=True)
+        self._validation = []
+
+    def configure_optimizers(self):
+        parameters = [p for p in self.module.parameters() if p.requires_grad and p.numel()]
+        optimizer = self.optim(parameters, **self.optim_kwargs)
+        flat = 0.3 * self.max_epochs
+
+        def factor(epoch: int) -> float:
+            return max(0.01, min(1.0, (self.max_epochs - epoch) / max(self.max_epochs - flat, 1.0)))
+
+        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor)}
+
+
+def default_max_epochs(n_cells: int, batch_size: int, n_steps: int = 800) -> int:
+    """Epochs that make about `n_steps` steps, from 10 to 400."""
+    return int(min(400, max(10, math.ceil(n_steps / math.ceil(n_cells / batch_size)))))
