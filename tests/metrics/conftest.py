@@ -11,4 +11,5 @@ def _coarse_grids():
         patch.setattr("scgim.metrics._baselines._ALPHAS", np.logspace(-4, 3, 4))
         patch.setattr("scgim.metrics._baselines._KERNEL_ALPHAS", np.logspace(-3, 2, 3))
         patch.setattr("scgim.metrics._baselines._KERNEL_WIDTHS", np.array([0.01, 0.1]))
+        patch.setattr("scgim.metrics._baselines._N_TREES", 40)
         yield

@@ -154,8 +154,7 @@ def test_one_hot_without_embedding_and_one_dose(adata):
     assert error["ridge"] == pytest.approx(error["trainmean"], rel=0.1)
 
 
-def test_all_baselines_run_and_embeddings_may_be_per_cell(adata, monkeypatch):
-    monkeypatch.setattr("scgim.metrics._baselines._N_TREES", 20)
+def test_all_baselines_run_and_embeddings_may_be_per_cell(adata):
     cells = adata.copy()
     features = cells.uns.pop("drug_embedding")
     labels = cells.obs["perturbation"].replace("control", "d0")

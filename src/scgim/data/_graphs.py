@@ -44,6 +44,8 @@ def topological_order(adjacency: np.ndarray) -> np.ndarray:
 
 def feedback_edges(adjacency: np.ndarray, n_edges: int, rng: np.random.Generator) -> np.ndarray:
     """Adjacency of `n_edges` edges (fewer if the graph has no room) that close cycles: each runs from a gene to one of its ancestors."""
+    if n_edges == 0:
+        return np.zeros_like(adjacency)
     graph = nx.from_numpy_array(adjacency, create_using=nx.DiGraph)
     ancestors = nx.to_numpy_array(nx.transitive_closure_dag(graph), nodelist=range(len(adjacency))) > 0
     candidates = np.argwhere(ancestors.T & ~adjacency.T)

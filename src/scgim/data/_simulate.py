@@ -88,6 +88,7 @@ def simulate_screen(
         so that nothing but dependence tells about direction.
     mean_count
         Mean count in control cells at size factor 1, averaged over genes (genes vary by a factor between 1/3 and 5/3).
+        At small values some cells have no counts at all and have to be filtered, as in real data.
     library_size_sd
         Standard deviation of the log size factor.
     n_features

@@ -46,7 +46,7 @@ class ScreenSimulator(ScreenSettings):
     Attributes
     ----------
     gene_names, drug_names
-        Names; drugs of :attr:`~ScreenSettings.n_unseen_drugs` come last.
+        Names; unseen drugs come last.
     adjacency
         Boolean, genes x genes, true for an edge i -> j.
     weights
