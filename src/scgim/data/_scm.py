@@ -12,6 +12,7 @@ from scgim.data._graphs import topological_order
 from scgim.data._mechanisms import MechanismKind, random_mechanism
 
 _N_CALIBRATION = 20_000
+_CALIBRATION_SIZE = 5_000_000
 _N_SWEEPS = 20
 _SIGNAL_SD = 0.6
 _FEEDBACK_WEIGHT = 0.4
@@ -100,7 +101,7 @@ class StructuralModel(ABC):
     def _calibrate(self, rng: np.random.Generator) -> None:
         """Go through the genes once on control cells, so that every mechanism has a set scale."""
         n_genes = len(self.order)
-        n_cells = max(2000, min(_N_CALIBRATION, 20_000_000 // n_genes))
+        n_cells = max(2000, min(_N_CALIBRATION, _CALIBRATION_SIZE // n_genes))
         size_factor = np.ones(n_cells)
         H = np.zeros((n_cells, n_genes), order="F")
         hidden = rng.normal(size=(n_cells, len(self.confounding)))
