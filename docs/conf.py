@@ -7,14 +7,17 @@ import os
 import shutil
 from importlib.metadata import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
+from numpy.typing import ArrayLike
 from sphinx.ext.napoleon import NumpyDocstring
+from sphinx_autodoc_typehints import format_annotation
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
+    from sphinx.config import Config
     from sphinx.writers.html5 import HTML5Translator
 
 HERE = Path(__file__).parent
@@ -71,6 +74,7 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
 suppress_warnings = [
+    "config.cache",  # the formatter of types below is a function
     "sphinx_autodoc_typehints.guarded_import",  # types that are imported for checkers only
     "sphinx_autodoc_typehints.forward_reference",
 ]
@@ -102,6 +106,7 @@ nitpick_ignore_regex = [
     *([] if ONLINE else [(r"py:.*", r"(?!scgim\b).*")]),
 ]
 
+html_math_renderer = "mathml"  # defined below
 html_theme = "sphinx_book_theme"
 html_title = "scGIM"
 html_static_path = ["_static"]
@@ -128,6 +133,18 @@ def copy_tutorials() -> None:
         copy = target / name
         if not copy.exists() or copy.read_bytes() != path.read_bytes():
             shutil.copyfile(path, copy)
+
+
+def format_array_like(annotation: Any, config: Config) -> str | None:
+    """Name `ArrayLike` in place of the ten types that it stands for."""
+    parts, array_like = get_args(annotation), get_args(ArrayLike)
+    if not all(part in parts for part in array_like):
+        return None  # to be formatted as usual
+    rest = [format_annotation(part, config) for part in parts if part not in array_like]
+    return " | ".join([":data:`~numpy.typing.ArrayLike`", *rest])
+
+
+typehints_formatter = format_array_like
 
 
 def prose_returns(self: NumpyDocstring, section: str) -> list[str]:
@@ -159,6 +176,3 @@ def setup(app: Sphinx) -> None:
     NumpyDocstring._parse_returns_section = prose_returns
     app.add_html_math_renderer("mathml", (inline_math, None), (display_math, None))
     copy_tutorials()
-
-
-html_math_renderer = "mathml"

@@ -142,20 +142,24 @@ def test_submodules_are_listed_and_load_on_first_use():
 
 
 def public_objects():
-    """Pairs of name and object: what the public modules export, and the public members that our classes define."""
+    """Pairs of name and object: what the public modules export, and the members that our classes and mixins define."""
     for module_name in PUBLIC:
         module = importlib.import_module(f"scgim.{module_name}")
         for name in getattr(module, "__all__", []):
             obj = getattr(module, name)
             yield f"{module_name}.{name}", obj
             if inspect.isclass(obj):
-                for member, value in vars(obj).items():
-                    if not member.startswith("_") and (callable(value) or isinstance(value, classmethod | property)):
-                        yield f"{module_name}.{name}.{member}", getattr(obj, member)
+                own = [base for base in obj.__mro__ if base.__module__.startswith("scgim.")]
+                for member in sorted({member for base in own for member in vars(base) if not member.startswith("_")}):
+                    yield f"{module_name}.{name}.{member}", inspect.getattr_static(obj, member)
 
 
 def test_public_names_have_finished_docstrings():
     for name, obj in public_objects():
+        if isinstance(obj, classmethod | staticmethod):
+            obj = obj.__func__
+        elif not (callable(obj) or isinstance(obj, property)):
+            continue
         doc = inspect.getdoc(obj)
         assert doc, f"{name} has no docstring"
         assert "%(" not in doc, f"{name} has a docstring fragment that was not filled in"
