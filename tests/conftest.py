@@ -33,7 +33,7 @@ def _close_figures():
 
 
 @pytest.fixture(autouse=True)
-def _quiet_autoshow(request: pytest.FixtureRequest):
+def _quiet_autoshow():
     """A plot that is told nothing must not try to open a window."""
     if "scanpy" not in sys.modules:
         yield
