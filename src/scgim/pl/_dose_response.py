@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from scipy.stats import norm
 
 from scgim._constants import Key
@@ -207,8 +207,9 @@ def dose_response(
         _draw_panel(panel, curves.xs(gene, level="gene"), own, grid, z, outer)
         panel.set_title(names[i], fontsize="medium", pad=16 if len(drugs) == 1 else None)
     if len(drugs) == 1:
+        width = axes_inches(axes[0])[0]
         for panel, gene in zip(axes, shown, strict=True):
-            _note(panel, curves.loc[(drugs[0], gene)])
+            _note(panel, curves.loc[(drugs[0], gene)], width)
     return finish(axes, given=given, show=show, return_fig=return_fig)
 
 
@@ -265,6 +266,10 @@ def _draw_points(
 
 def _dress(ax: Axes, grid: np.ndarray, outer: tuple[bool, bool, bool]) -> None:
     ax.set(xscale="log", xlim=(grid[0], grid[-1]))
+    # doses are read as numbers; a short axis has no power of ten on it, or one
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if grid[-1] < 40 * grid[0] else (1,)))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
     low, high = ax.get_ylim()
     if high - low < LEAST_EFFECT:
         ax.set_ylim(min(low, -LEAST_EFFECT), max(high, LEAST_EFFECT))
@@ -278,10 +283,10 @@ def _dress(ax: Axes, grid: np.ndarray, outer: tuple[bool, bool, bool]) -> None:
         ax.set_xlabel("Dose", fontsize="small")
 
 
-def _note(ax: Axes, row: pd.Series) -> None:
-    """Numbers of the only curve of a panel, as large as the panel is wide."""
+def _note(ax: Axes, row: pd.Series, width: float) -> None:
+    """Numbers of the only curve of a panel, not wider than its `width` in inches if that can be read."""
     text = f"EC50 {row['ec50']:.2g}, target probability {row['prob']:.2f}"
-    size = float(np.clip(72 * axes_inches(ax)[0] / (0.5 * len(text)), 4.5, 7.5))
+    size = float(np.clip(72 * width / (0.5 * len(text)), 4.5, 7.5))
     ax.annotate(
         text, (0.5, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", ha="center", fontsize=size
     )
