@@ -204,7 +204,7 @@ class FeatureGenerator:
                 evidence = log_odds[:, j] + 0.5 * (message * effect[:, j]).sum(1)
                 probs[:, j] = 0.5 * probs[:, j] + 0.5 * torch.sigmoid(evidence)  # damped: neighbours compete
                 expected[:, j] = probs[:, j, None] * effect[:, j]
-            if (probs - before).abs().max() < 1e-3:
+            if g == 0 or (probs - before).abs().max() < 1e-3:
                 break
         return self._to_hill(effect, cov, probs)
 

@@ -1,0 +1,86 @@
+"""Information of effects and edges against the Hessian of the log-likelihood."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from scgim.nn._graph import parent_table
+from scgim.nn._information import FitInformation, InformationAccumulator
+from scgim.nn._likelihood import observation, score_and_information
+
+ADJACENCY = np.zeros((3, 3), dtype=bool)
+ADJACENCY[[0, 0, 1], [1, 2, 2]] = True
+N, K = 40, 3
+
+
+def problem(likelihood: str):
+    """Cells, contexts and parameters of a small model, and its log-likelihood in direct effects and weights."""
+    rng = np.random.default_rng(0)
+    context = torch.as_tensor(rng.integers(K, size=N))
+    h = torch.as_tensor(rng.normal(size=(N, 3)))
+    x = torch.as_tensor(rng.poisson(2.0, size=(N, 3)).astype(float))
+    log_size, log_scale = torch.as_tensor(0.2 * rng.normal(size=(N, 1))), torch.tensor([0.5, 1.0, 0.0]).double()
+    weight = torch.as_tensor(0.3 * rng.normal(size=(3, 3)) * ADJACENCY)
+    shift = torch.as_tensor(0.3 * rng.normal(size=(K, 3)))
+
+    def log_likelihood(shift: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return observation(likelihood, shift[context] + h @ weight, log_size, log_scale).log_prob(x).sum()
+
+    return context, h, x, log_size, log_scale, shift, weight, log_likelihood
+
+
+def accumulate(likelihood: str, n_batches: int = 1) -> tuple[FitInformation, tuple]:
+    everything = problem(likelihood)
+    context, h, x, log_size, log_scale, shift, weight, _ = everything
+    index, mask = (torch.as_tensor(t) for t in parent_table(ADJACENCY))
+    accumulator = InformationAccumulator(K, index, mask.double())
+    for name in ("score", "information", "evidence", "edges", "cross"):
+        setattr(accumulator, name, getattr(accumulator, name).double())
+    for rows in torch.arange(N).split(-(-N // n_batches)):
+        predictor = shift[context[rows]] + h[rows] @ weight
+        score, information = score_and_information(likelihood, x[rows], predictor, log_size[rows], log_scale)
+        accumulator.update(context[rows], h[rows], score, information, evidence=score)
+    return accumulator.finalise(), everything
+
+
+@pytest.mark.parametrize("likelihood", ["poisson", "normal"])  # where observed and expected information agree
+@pytest.mark.parametrize("n_batches", [1, 3])
+def test_against_the_hessian(likelihood, n_batches):
+    found, (*_, shift, weight, log_likelihood) = accumulate(likelihood, n_batches)
+    gradient = torch.autograd.functional.jacobian(log_likelihood, (shift, weight))[0]
+    hessian = torch.autograd.functional.hessian(log_likelihood, (shift, weight))
+    np.testing.assert_allclose(found.score, gradient, rtol=1e-6)
+    np.testing.assert_allclose(found.evidence, gradient, rtol=1e-6)
+    index, mask = parent_table(ADJACENCY)
+    for j in range(3):
+        n_parents = int(mask[j].sum())
+        parents = index[j, :n_parents]
+        of_shift = -hessian[0][0][:, j, :, j]
+        np.testing.assert_allclose(found.information[:, j], of_shift.diagonal(), rtol=1e-6)
+        np.testing.assert_allclose(of_shift, torch.diag(of_shift.diagonal()), atol=1e-12)
+        of_edges = -hessian[1][1][parents][:, j][:, parents, j]
+        np.testing.assert_allclose(found.edge_information[j, :n_parents, :n_parents], of_edges, rtol=1e-6)
+        np.testing.assert_allclose(
+            found.cross_information[:, j, :n_parents], -hessian[0][1][:, j][:, parents, j], rtol=1e-6
+        )
+        assert (found.edge_information[j, n_parents:] == 0).all()
+
+
+def test_edge_covariance_is_that_of_the_joint_posterior():
+    found, (*_, shift, weight, log_likelihood) = accumulate("poisson")
+    precision = torch.tensor([[1e6], [2.0], [0.5]]).double().expand(K, 3)
+    hessian = torch.autograd.functional.hessian(log_likelihood, (shift, weight))
+    covariance = found.edge_covariance(precision)
+    joint = torch.zeros(K + 2, K + 2).double()
+    joint[:K, :K] = -hessian[0][0][:, 2, :, 2] + torch.diag(precision[:, 2])
+    joint[:K, K:] = -hessian[0][1][:, 2][:, :2, 2]
+    joint[K:, :K] = joint[:K, K:].T
+    joint[K:, K:] = -hessian[1][1][:2, 2][:, :2, 2]
+    np.testing.assert_allclose(covariance[2], torch.linalg.inv(joint)[K:, K:], rtol=1e-6)
+
+
+def test_genes_without_parents_have_no_covariance():
+    found, _ = accumulate("poisson")
+    assert (found.edge_covariance(torch.ones(K, 3).double())[0] == 0).all()

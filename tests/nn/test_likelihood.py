@@ -1,0 +1,115 @@
+"""Observation models against scipy, their derivatives against autograd, their draws against both."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+from scgim.nn._likelihood import (
+    LIKELIHOODS,
+    MAX_LOG_MEAN,
+    observation,
+    parent_features,
+    sample_observation,
+    score_and_information,
+)
+
+PREDICTOR = torch.tensor([[-1.0, 0.5, 2.0], [0.3, 1.0, -3.0]]).double()
+LOG_SIZE = torch.tensor([[0.0], [0.4]]).double()
+LOG_SCALE = torch.tensor([0.0, 1.0, 3.0]).double()
+
+
+def reference(likelihood: str):
+    """The scipy distribution."""
+    mean, r = np.exp((PREDICTOR + LOG_SIZE).numpy()), np.exp(LOG_SCALE.numpy())
+    if likelihood == "nb":
+        return scipy.stats.nbinom(r, r / (r + mean))
+    if likelihood == "poisson":
+        return scipy.stats.poisson(mean)
+    return scipy.stats.norm(PREDICTOR.numpy(), np.exp(-0.5 * LOG_SCALE.numpy()))
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_log_density(likelihood):
+    x = torch.tensor([[0.0, 3.0, 12.0], [1.0, 0.0, 7.0]]).double()
+    found = observation(likelihood, PREDICTOR, LOG_SIZE, LOG_SCALE).log_prob(x)
+    expected = reference(likelihood)
+    log_density = expected.logpdf if likelihood == "normal" else expected.logpmf
+    np.testing.assert_allclose(found, log_density(x.numpy()), rtol=1e-8)
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_draws_have_the_moments_of_the_distribution(likelihood):
+    n = 200_000
+    generator = torch.Generator().manual_seed(0)
+    expected = reference(likelihood)
+    for row in range(2):
+        predictor, log_size = PREDICTOR[row].expand(n, 3).float(), LOG_SIZE[row].expand(n, 1).float()
+        x, mean = sample_observation(likelihood, predictor, log_size, LOG_SCALE.float(), generator)
+        np.testing.assert_allclose(mean[0], expected.mean()[row], rtol=1e-5)
+        tolerance = 5 * expected.std()[row] / np.sqrt(n)
+        assert (np.abs(x.mean(0).numpy() - expected.mean()[row]) < tolerance).all()
+        np.testing.assert_allclose(x.var(0), np.broadcast_to(expected.var(), (2, 3))[row], rtol=0.06)
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_draws_are_reproducible(likelihood):
+    def draw() -> torch.Tensor:
+        generator = torch.Generator().manual_seed(7)
+        return sample_observation(likelihood, PREDICTOR.float(), LOG_SIZE.float(), LOG_SCALE.float(), generator)[0]
+
+    torch.testing.assert_close(draw(), draw(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_score_is_the_derivative_of_the_log_density(likelihood):
+    x = torch.tensor([[0.0, 3.0, 12.0], [1.0, 0.0, 7.0]]).double()
+    predictor = PREDICTOR.clone().requires_grad_()
+    observation(likelihood, predictor, LOG_SIZE, LOG_SCALE).log_prob(x).sum().backward()
+    score, _ = score_and_information(likelihood, x, PREDICTOR, LOG_SIZE, LOG_SCALE)
+    np.testing.assert_allclose(score, predictor.grad, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_information_is_the_mean_negative_second_derivative(likelihood):
+    """Fisher information, as a sum over all values weighted by their probability."""
+    _, information = score_and_information(likelihood, torch.zeros(2, 3).double(), PREDICTOR, LOG_SIZE, LOG_SCALE)
+    values = torch.arange(0.0, 2000.0).double()
+    for row in range(2):
+        for gene in range(3):
+            args = PREDICTOR[row, gene].expand(len(values)), LOG_SIZE[row].expand(len(values)), LOG_SCALE[gene]
+            predictor = args[0].clone().requires_grad_()
+            log_density = observation(likelihood, predictor, *args[1:]).log_prob(values)
+            (slope,) = torch.autograd.grad(log_density.sum(), predictor, create_graph=True)
+            (curvature,) = torch.autograd.grad(slope.sum(), predictor)
+            # that of the normal does not depend on the value
+            weight = log_density.detach().exp() if likelihood != "normal" else torch.full_like(values, 1 / len(values))
+            np.testing.assert_allclose(information[row, gene], -(weight * curvature).sum(), rtol=1e-5)
+
+
+def test_negative_binomial_variance_exceeds_its_mean_by_the_square():
+    d = observation("nb", PREDICTOR, LOG_SIZE, LOG_SCALE)
+    np.testing.assert_allclose(d.mean, (PREDICTOR + LOG_SIZE).exp())
+    np.testing.assert_allclose(d.variance, d.mean + d.mean**2 / LOG_SCALE.exp())
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "poisson"])
+@pytest.mark.parametrize("predictor", [-1e4, 1e4])
+def test_extreme_predictors_stay_finite(likelihood, predictor):
+    predictor = torch.full((1, 1), predictor)
+    args = predictor, torch.zeros(1, 1), torch.zeros(1)
+    assert torch.isfinite(observation(likelihood, *args).log_prob(torch.tensor([[5.0]]))).all()
+    x, mean = sample_observation(likelihood, *args, torch.Generator().manual_seed(0))
+    assert torch.isfinite(x).all()
+    assert mean <= np.exp(MAX_LOG_MEAN) * 1.001
+    assert all(torch.isfinite(t).all() for t in score_and_information(likelihood, torch.tensor([[5.0]]), *args))
+
+
+def test_parents_show_log_counts_per_size_factor():
+    x = torch.tensor([[0.0, 4.0], [10.0, 1.0]])
+    log_size = torch.tensor([[0.0], [np.log(2.0)]])
+    for likelihood in ("nb", "poisson"):
+        np.testing.assert_allclose(parent_features(x, log_size, likelihood), np.log1p([[0, 4], [5, 0.5]]), rtol=1e-6)
+    np.testing.assert_array_equal(parent_features(x, log_size, "normal"), x)
