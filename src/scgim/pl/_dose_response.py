@@ -20,6 +20,7 @@ from scgim.pl._utils import (
     check_level,
     despine,
     finish,
+    legend_below,
     new_panels,
     pick,
     pick_one,
@@ -191,13 +192,12 @@ def dose_response(
     curves = _curve_table(adata, drugs, shown, key)
     measured = _find_points(adata, drugs, shown, params, layer) if points else pd.DataFrame()
     largest = stored_entry(adata, key, Key.uns.PERTURBATIONS)["max_dosage"].astype(float)[drugs].max()
-    doses = measured["dosage"].to_numpy() if len(measured) else np.array([largest / 100, largest])
-    doses = doses[doses > 0]
-    grid = np.geomspace(doses.min() / 2, doses.max() * 1.25, 200)
+    doses = [dose for dose in measured.get("dosage", ()) if dose > 0] or [largest / 100, largest]
+    grid = np.geomspace(min(doses) / 2, max(doses) * 1.25, 200)
 
     n_cols = min(n_cols, len(shown))
     shape = (-(-len(shown) // n_cols), n_cols)
-    size = (2.5 * n_cols + 0.8, 2.3 * shape[0] + (0.4 if len(drugs) > 1 else 0.1))
+    size = (2.5 * n_cols + 0.8, 2.3 * shape[0] + (0.5 if len(drugs) > 1 else 0.1))
     axes, given = new_panels(ax, figsize or size, shape, len(shown), title=title)
     z = norm.ppf(0.5 + level / 2)
     names = shorten(shown, 20)
@@ -210,6 +210,8 @@ def dose_response(
         width = axes_inches(axes[0])[0]
         for panel, gene in zip(axes, shown, strict=True):
             _note(panel, curves.loc[(drugs[0], gene)], width)
+    else:
+        legend_below(axes[0], *axes[0].get_legend_handles_labels(), given=given)
     return finish(axes, given=given, show=show, return_fig=return_fig)
 
 
@@ -227,7 +229,7 @@ def _draw_panel(
     ax: Axes, curves: pd.DataFrame, measured: pd.DataFrame, grid: np.ndarray, z: float, outer: tuple[bool, bool, bool]
 ) -> None:
     """Draw one gene; `curves` has a row a perturbation, `outer` tells whether the panel is leftmost, rightmost, lowest."""
-    labels = shorten(curves.index, 22)
+    labels = shorten(curves.index, 24)
     heights = []
     for i, (_, row) in enumerate(curves.iterrows()):
         color, dash = OKABE_ITO[i % len(OKABE_ITO)], ("-", "--", ":", "-.")[i // len(OKABE_ITO) % 4]
@@ -235,14 +237,12 @@ def _draw_panel(
         band = z * np.abs(curve) * (row["sd"] / abs(row["shift"]) if row["shift"] else 0.0)
         heights.append(np.abs(curve) + band)
         ax.fill_between(grid, curve - band, curve + band, color=color, alpha=0.18, lw=0, zorder=1)
-        ax.plot(grid, curve, color=color, ls=dash, lw=1.6, zorder=3, label=f"{labels[i]} (EC50 {row['ec50']:.2g})")
+        ax.plot(grid, curve, color=color, ls=dash, lw=1.6, zorder=3, label=labels[i])
         if grid[0] <= row["ec50"] <= grid[-1]:
             ax.plot(row["ec50"], row["emax"] / 2, marker="D", ms=5.5, mfc="white", mec=color, mew=1.3, ls="", zorder=5)
     if len(measured):
         _draw_points(ax, curves, measured, z, _half_height(np.concatenate(heights), LEAST_EFFECT), label=outer[1])
     _dress(ax, grid, outer)
-    if len(curves) > 1:
-        ax.legend(frameon=False, fontsize=6.5, loc="best", handlelength=1.4)
 
 
 def _draw_points(

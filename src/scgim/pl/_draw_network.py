@@ -126,17 +126,14 @@ def _draw_nodes(ax: Axes, xy: np.ndarray, face: np.ndarray, is_target: np.ndarra
         ax.scatter(*xy[chosen].T, s=size, c=face[chosen], marker=marker, edgecolors=edge, linewidths=width, zorder=3)
 
 
-def _draw_frame(ax: Axes, extent: tuple[float, float, float], drug: str | None, place: np.ndarray | None) -> None:
-    """Limits of the axes, with room on the left for the box of the perturbation, and that box."""
-    low, high, n_layers = extent
-    ax.set_axis_off()
-    ax.set_ylim(low, high)
+def _draw_drug(ax: Axes, n_layers: float, drug: str | None, place: np.ndarray | None, width: float) -> None:
+    """Limits from left to right, with room for the box of the perturbation, and that box; `width` in inches."""
     ax.set_xlim(-0.5, n_layers - 0.4)
     if drug is None or place is None:
         return
     name = shorten([drug], LONGEST_DRUG)[0]
     inches = 0.09 * len(name) + 0.15
-    share = min(inches / axes_inches(ax)[0], 0.5)
+    share = min(inches / width, 0.5)
     ax.set_xlim(-0.1 - n_layers * share / (1 - share), n_layers - 0.4)
     ax.text(
         *place,
@@ -150,12 +147,16 @@ def _draw_frame(ax: Axes, extent: tuple[float, float, float], drug: str | None, 
     )
 
 
-def _draw_labels(ax: Axes, genes: list[str], xy: np.ndarray, order: np.ndarray, diameter: float, unit: float) -> None:
-    """Names under the nodes, or beside them where the nodes of a layer are close; `diameter` and `unit` in points."""
+def _draw_labels(
+    ax: Axes, genes: list[str], xy: np.ndarray, order: np.ndarray, diameter: float, unit: tuple[float, float]
+) -> None:
+    """Names under the nodes, or beside them where the nodes of a layer are close.
+
+    `diameter` of a node, and `unit`, the distance of layers and of neighbours in a layer, in points.
+    """
     fontsize = float(np.clip(0.6 * diameter, 5.5, 9.0))
-    under = unit > diameter + 1.35 * fontsize + 2
-    layer_width = 72 * axes_inches(ax)[0] / np.diff(ax.get_xlim())[0]
-    room = layer_width - (0 if under else diameter)
+    under = unit[1] > diameter + 1.35 * fontsize + 2
+    room = unit[0] - (0 if under else diameter)
     place_labels(
         ax,
         xy,
@@ -205,13 +206,16 @@ def draw_network(
         bar.ax.tick_params(labelsize="small")
     if title is not None:
         ax.set_title(title)
-    _draw_frame(ax, (low, high, n_layers), perturbation, places.get(DRUG))
+    ax.set_axis_off()
+    ax.set_ylim(low, high)
+    width, height = axes_inches(ax)
+    _draw_drug(ax, n_layers, perturbation, places.get(DRUG), width)
+    unit = (72 * width / float(np.diff(ax.get_xlim())[0]), 72 * height / (high - low))
     # many genes call for small nodes and thin edges
-    unit = 72 * axes_inches(ax)[1] / (high - low)
-    diameter = float(np.clip(0.45 * unit, 4.0, 14.0))
+    diameter = float(np.clip(0.45 * unit[1], 4.0, 14.0))
     thickness = max(0.9, 2.2 * diameter / 14)
     handles = _legend_handles(thickness, has_drug=perturbation is not None)
-    ncols = int(np.clip(axes_inches(ax)[0] / 1.25, 1, len(handles)))
+    ncols = int(np.clip(width / 1.25, 1, len(handles)))
     ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=ncols, **LEGEND_STYLE)
     _draw_edges(ax, graph, ways, diameter, thickness)
     _draw_nodes(ax, xy, face, np.array([graph.has_edge(DRUG, gene) for gene in genes]), diameter)

@@ -21,6 +21,7 @@ from scgim.pl._utils import (
     despine,
     finish,
     font_size,
+    legend_below,
     new_axes,
     pick,
     pick_one,
@@ -109,9 +110,9 @@ def effects(
     is_target = (prob[shown] >= min_target_prob).to_numpy()
 
     names = shorten(shown, 24)
-    default = (3.2 + 0.08 * max(map(len, names)), float(np.clip(0.21 * len(shown), 1.2, 11.0)) + 0.8)
+    default = (3.2 + 0.08 * max(map(len, names)), float(np.clip(0.21 * len(shown), 1.2, 11.0)) + 1.0)
     ax, given = new_axes(ax, figsize or default)
-    _draw(ax, direct[shown].to_numpy(dtype=float), total[shown].to_numpy(dtype=float), margin, is_target)
+    _draw(ax, direct[shown].to_numpy(dtype=float), total[shown].to_numpy(dtype=float), margin, is_target, given=given)
     ax.set_xlabel("Log fold change")
     ax.set_title(shorten([perturbation], 30)[0] if title is None else title, fontsize="medium")
     spacing = axes_inches(ax)[1] / len(shown)
@@ -119,7 +120,9 @@ def effects(
     return finish(ax, given=given, show=show, return_fig=return_fig)
 
 
-def _draw(ax: Axes, direct: np.ndarray, total: np.ndarray, margin: np.ndarray, is_target: np.ndarray) -> None:
+def _draw(
+    ax: Axes, direct: np.ndarray, total: np.ndarray, margin: np.ndarray, is_target: np.ndarray, *, given: bool
+) -> None:
     rows = np.arange(len(direct))
     colors = np.where(direct > 0, POSITIVE, NEGATIVE)
     ax.barh(rows, total, height=0.72, color=PALE, zorder=1)
@@ -136,4 +139,4 @@ def _draw(ax: Axes, direct: np.ndarray, total: np.ndarray, margin: np.ndarray, i
         Line2D([], [], label="direct, target", **point),
         Line2D([], [], label="direct, no target", mfc="white", **point),
     ]
-    ax.legend(handles=handles, loc="best", fontsize="small", handlelength=1.4, framealpha=0.9, edgecolor="none")
+    legend_below(ax, handles, [str(handle.get_label()) for handle in handles], given=given)

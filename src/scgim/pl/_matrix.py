@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 LONGEST_ROW, LONGEST_COLUMN = 28, 18
 SMALLEST_CELL, LARGEST_CELL = 0.14, 0.26  # inches
+LONGEST_SIDE = 18.0  # inches; more rows or columns than fit lose some of their labels
 LEGEND_WIDTH = 1.3  # inches
 
 
@@ -36,7 +37,7 @@ def diagonal_order(values: np.ndarray) -> list[int]:
 
 def _cell(n: int) -> float:
     """Size in inches of each of `n` cells in a row."""
-    return float(np.clip(9.0 / n, SMALLEST_CELL, LARGEST_CELL))
+    return float(min(np.clip(9.0 / n, SMALLEST_CELL, LARGEST_CELL), LONGEST_SIDE / n))
 
 
 def _figure_size(rows: list[str], columns: list[str], *, lowest: float) -> tuple[float, float]:

@@ -88,10 +88,10 @@ def _match(observed: _Cells, predicted: _Cells, control: str, wanted: list[str] 
     if wanted is not None:
         both = both[both["perturbation"].isin(wanted)]
     if both.empty:
-        found = [[context for context in sorted(side) if context[0] != control][:3] for side in rows]
+        found = [[f"{name!r} at {dose:g}" for name, dose in sorted(side) if name != control][:3] for side in rows]
         raise ValueError(
             "No perturbation at the same dose is both measured and predicted. Measured are, for example, "
-            f"{found[0]}, predicted {found[1]}. Predict at measured doses: `model.predict(..., dosage=...)`."
+            f"{', '.join(found[0])}; predicted are {', '.join(found[1])}. Predict at measured doses: `model.predict(..., dosage=...)`."
         )
     return both.reset_index(drop=True)
 

@@ -142,6 +142,17 @@ def finish(axes: Any, *, given: bool, show: bool | None, return_fig: bool = Fals
     return axes
 
 
+def legend_below(ax: Axes, handles: Sequence[Any], labels: Sequence[str], *, given: bool) -> None:
+    """A legend under all panels of a figure of ours; within `ax` where the figure is the user's."""
+    style: dict[str, Any] = {"frameon": False, "fontsize": "small", "handlelength": 1.6, "columnspacing": 1.2}
+    if given:
+        ax.legend(handles, labels, loc="best", **style)
+        return
+    figure = ax.figure.figure
+    ncols = int(np.clip(figure.get_figwidth() / (0.07 * max(map(len, labels)) + 0.5), 1, len(labels)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=ncols, **style)
+
+
 def despine(ax: Axes) -> None:
     """Leave only the left and the lower frame line."""
     ax.spines[["top", "right"]].set_visible(False)

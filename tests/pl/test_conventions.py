@@ -1,0 +1,152 @@
+"""What holds for every plot: where it draws, what it returns, what it says when results are missing."""
+
+from __future__ import annotations
+
+import inspect
+
+import anndata as ad
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import scanpy as sc
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+import scgim.pl as pl
+from scgim._docs import d
+
+
+def _drug(adata) -> str:
+    return adata.varm["gim_targets"].columns[0]
+
+
+def _predicted(adata) -> ad.AnnData:
+    rows = (adata.obs["perturbation"] == _drug(adata)) & (adata.obs["dosage"] == 1.0)
+    predicted = ad.AnnData(adata[rows].X.copy(), obs=adata.obs[rows].copy(), var=adata.var.copy())
+    predicted.obs["size_factor"] = 1.0
+    return predicted
+
+
+CALLS = {
+    "calibration": lambda adata, **kwargs: pl.calibration(adata, **kwargs),
+    "dose_response": lambda adata, **kwargs: pl.dose_response(adata, _drug(adata), **kwargs),
+    "drug_map": lambda adata, **kwargs: pl.drug_map(adata, "n_cells", **kwargs),
+    "effects": lambda adata, **kwargs: pl.effects(adata, _drug(adata), **kwargs),
+    "feature_importance": lambda adata, **kwargs: pl.feature_importance(adata, **kwargs),
+    "history": lambda adata, **kwargs: pl.history(adata, **kwargs),
+    "network": lambda adata, **kwargs: pl.network(adata, **kwargs),
+    "network_reached": lambda adata, **kwargs: pl.network(adata, _drug(adata), **kwargs),
+    "predicted_vs_observed": lambda adata, **kwargs: pl.predicted_vs_observed(adata, _predicted(adata), **kwargs),
+    "targets": lambda adata, **kwargs: pl.targets(adata, **kwargs),
+}
+PANELS = {"dose_response", "history", "predicted_vs_observed"}
+MATRICES = {"feature_importance", "targets"}
+
+
+@pytest.fixture(params=CALLS)
+def name(request) -> str:
+    return request.param
+
+
+def test_every_plot_is_here():
+    assert {call.removesuffix("_reached") for call in CALLS} == set(pl.__all__)
+
+
+def test_returns_axes_or_figure_or_nothing(adata, name, monkeypatch):
+    kinds = {True: list, False: dict if name in MATRICES else Axes}
+    assert isinstance(CALLS[name](adata, show=False), kinds[name in PANELS])
+    figure = CALLS[name](adata, return_fig=True)
+    assert isinstance(figure, sc.pl.MatrixPlot if name in MATRICES else Figure)
+    shown = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(True))
+    assert CALLS[name](adata, show=True) is None
+    assert shown == [True]
+    sc.settings.autoshow = False
+    assert CALLS[name](adata) is not None
+    sc.settings.autoshow = True
+    assert CALLS[name](adata) is None
+    assert shown == [True, True]
+
+
+def test_draws_only_in_the_axes_given_and_never_shows_them(adata, name, monkeypatch):
+    monkeypatch.setattr(plt, "show", lambda: pytest.fail("shown"))
+    figure, (mine, other) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
+    result = CALLS[name](adata, ax=mine, show=True)
+    figure.draw_without_rendering()
+    assert plt.get_fignums() == [figure.number]
+    assert not other.has_data()
+    assert not other.child_axes
+    drawn = list(result.values()) if isinstance(result, dict) else result if isinstance(result, list) else [result]
+    assert all(ax.figure is figure for ax in drawn)
+    assert all(ax.get_window_extent().x1 <= other.get_window_extent().x0 for ax in drawn)
+
+
+def test_figsize_title_and_settings(adata, name):
+    before = dict(mpl.rcParams)
+    result = CALLS[name](adata, show=False, figsize=(6, 5), title="A title of my own")
+    assert dict(mpl.rcParams) == before
+    ax = next(iter(result.values())) if isinstance(result, dict) else result[0] if isinstance(result, list) else result
+    assert tuple(ax.figure.get_size_inches()) == (6, 5)
+    texts = [text.get_text() for text in ax.figure.findobj(mpl.text.Text)]
+    assert "A title of my own" in texts
+
+
+def test_missing_results_say_what_to_do(adata, name):
+    with pytest.raises(KeyError, match=r"Run `model.annotate\(adata\)`"):
+        CALLS[name](adata, key="absent", show=False)
+
+
+def test_stored_results_are_left_as_they_are(adata, name):
+    frames = {slot: frame.copy() for slot, frame in adata.varm.items()}
+    history = adata.uns["gim"]["history"].copy()
+    CALLS[name](adata, show=False)
+    for slot, frame in frames.items():
+        assert adata.varm[slot].equals(frame)
+    assert adata.uns["gim"]["history"].equals(history)
+
+
+def test_awkward_input_is_drawn(awkward, name):
+    if name == "drug_map" and awkward.varm["gim_targets"].shape[1] < 3:
+        with pytest.raises(ValueError, match="at least three perturbations, found 1"):
+            CALLS[name](awkward, show=False)
+        return
+    assert CALLS[name](awkward, show=False) is not None
+
+
+def test_works_on_a_file_that_was_read_back(adata, name, tmp_path):
+    params = adata.uns["gim"]["params"]
+    adata.uns["gim"]["params"] = {what: value for what, value in params.items() if value is not None}
+    adata.write_h5ad(tmp_path / "annotated.h5ad")
+    assert CALLS[name](ad.read_h5ad(tmp_path / "annotated.h5ad"), show=False) is not None
+
+
+def test_works_on_a_view_of_some_genes(adata, name):
+    view = adata[:, adata.var_names[:12]]
+    if name == "network_reached":
+        targets = view.varm["gim_targets"][_drug(adata)]
+        assert pl.network(view, _drug(adata), min_target_prob=targets.max(), show=False) is not None
+    else:
+        assert CALLS[name](view, show=False) is not None
+
+
+@pytest.mark.parametrize("function", pl.__all__)
+def test_signatures_and_docstrings(function):
+    signature = inspect.signature(getattr(pl, function))
+    positional = [p for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert len(positional) <= 3
+    assert {"ax", "show", "return_fig", "figsize", "title", "key"} <= set(signature.parameters)
+    text = inspect.getdoc(getattr(pl, function))
+    assert "%(" not in text
+    assert "Returns" in text
+    documented = text.split("Parameters\n----------\n")[1].split("\n\nReturns")[0]
+    heads = [line.lstrip("*") for line in documented.splitlines() if line and not line.startswith(" ")]
+    assert heads == list(signature.parameters)
+
+
+def test_fragments_hold_no_reference_to_others():
+    assert all("%(" not in str(text) for text in d.params.values())
+
+
+def test_numbers_are_finite_in_the_fixture(adata):
+    assert all(np.isfinite(frame.to_numpy()).all() for frame in adata.varm.values())

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+
+import scgim.pl as pl
+from scgim.pl._drug_map import embed
+from scgim.pl._utils import OKABE_ITO
+
+
+@pytest.fixture
+def drugs(adata) -> pd.DataFrame:
+    names = adata.varm["gim_targets"].columns
+    return pd.DataFrame(
+        {"pathway": ["MAPK", "MAPK", "JAK", "JAK", "cell cycle", None], "weight": range(6)}, index=names
+    )
+
+
+def test_pca_keeps_distances_of_flat_data():
+    flat = np.random.default_rng(0).normal(size=(7, 2)) @ np.random.default_rng(1).normal(size=(2, 30))
+    xy, names = embed(flat, "pca", 0)
+    distances = [np.linalg.norm(values[:, None] - values[None], axis=-1) for values in (flat, xy)]
+    np.testing.assert_allclose(*distances)
+    assert names[0].startswith("PC1 (")
+    shares = [int(name.split("(")[1].split("\N{PERCENT SIGN}")[0]) for name in names]
+    assert sum(shares) in (99, 100, 101)
+
+
+def test_points_are_the_perturbations_by_total_or_direct_effect(adata):
+    total = pl.drug_map(adata, show=False).collections[0].get_offsets()
+    direct = pl.drug_map(adata, effect="direct", show=False).collections[0].get_offsets()
+    np.testing.assert_allclose(total, embed(adata.varm["gim_total_effects"].T.to_numpy(), "pca", 0)[0])
+    assert not np.allclose(total, direct)
+
+
+def test_categories_have_a_colour_and_a_legend(adata, drugs):
+    ax = pl.drug_map(adata, "pathway", annotation=drugs, show=False)
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == ["not known", "JAK", "MAPK", "cell cycle"]
+    assert [len(points.get_offsets()) for points in ax.collections] == [1, 2, 2, 1]
+    assert [to_hex(points.get_facecolor()[0]).upper() for points in ax.collections[1:]] == list(OKABE_ITO[:3])
+
+
+def test_colours_of_scanpy_are_taken_over(adata, drugs):
+    adata.uns["pathway_colors"] = ["#111111", "#222222", "#333333"]
+    ax = pl.drug_map(adata, drugs["pathway"], show=False)
+    assert [to_hex(points.get_facecolor()[0]) for points in ax.collections[1:]] == ["#111111", "#222222", "#333333"]
+
+
+def test_numbers_have_a_colour_bar(adata, drugs):
+    ax = pl.drug_map(adata, "weight", annotation=drugs, show=False)
+    assert ax.get_legend() is None
+    np.testing.assert_array_equal(ax.collections[0].get_array(), range(6))
+    assert ax.figure.axes[-1].get_ylabel() == "weight"
+
+
+def test_colours_by_cells(adata):
+    adata.obs["plate"] = adata.obs["perturbation"].map(lambda drug: "a" if str(drug) in ("Drug1", "Drug2") else "b")
+    ax = pl.drug_map(adata, "plate", show=False)
+    assert [len(points.get_offsets()) for points in ax.collections] == [2, 4]
+    with pytest.raises(ValueError, match="differs between cells of one perturbation"):
+        pl.drug_map(adata, "dosage", show=False)
+
+
+def test_many_categories(adata):
+    names = pd.Series([f"class {i}" for i in range(6)], index=adata.varm["gim_targets"].columns)
+    assert len(pl.drug_map(adata, names, show=False).collections) == 6
+
+
+@pytest.mark.slow  # umap is compiled first
+def test_umap_is_the_same_for_the_same_seed(adata):
+    values = adata.varm["gim_total_effects"].T.to_numpy()
+    first, second, other = (embed(values, "umap", seed)[0] for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, second)
+    assert not np.array_equal(first, other)
+
+
+def test_labels_are_those_of_the_largest_effects(adata):
+    ax = pl.drug_map(adata, n_labels=2, show=False)
+    largest = adata.varm["gim_total_effects"].abs().sum().nlargest(2).index
+    assert {text.get_text() for text in ax.texts} == set(largest)
+
+
+def test_errors(adata, drugs):
+    with pytest.raises(ValueError, match="`basis`"):
+        pl.drug_map(adata, basis="tsne")
+    with pytest.raises(ValueError, match="at least three perturbations, found 2"):
+        pl.drug_map(adata, perturbations=["Drug1", "Drug2"])
+    with pytest.raises(KeyError, match="No column 'moa' among"):
+        pl.drug_map(adata, "moa", annotation=drugs)
+    with pytest.raises(ValueError, match="names no perturbation that is shown"):
+        pl.drug_map(adata, pd.Series(["a"], index=["aspirin"]))
+    with pytest.raises(ValueError, match="more than once"):
+        pl.drug_map(adata, pd.Series(["a", "b"], index=["Drug1", "Drug1"]))
+    assert mpl.pyplot.get_fignums() is not None

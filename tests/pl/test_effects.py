@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+import scgim.pl as pl
+
+
+def _rows(ax) -> list[str]:
+    return [label.get_text() for label in ax.get_yticklabels()]
+
+
+def test_bars_are_total_effects_and_points_direct_ones(adata):
+    ax = pl.effects(adata, "Drug2", genes=["GENE3", "GENE8", "GENE1"], show=False)
+    assert _rows(ax) == ["GENE3", "GENE8", "GENE1"]
+    total = adata.varm["gim_total_effects"].loc[_rows(ax), "Drug2"]
+    direct = adata.varm["gim_shifts"].loc[_rows(ax), "Drug2"]
+    np.testing.assert_allclose([bar.get_width() for bar in ax.patches], total)
+    lines, points = ax.collections
+    np.testing.assert_allclose(points.get_offsets()[:, 0], direct)
+    half = norm.ppf(0.975) * adata.varm["gim_shift_sds"].loc[_rows(ax), "Drug2"]
+    np.testing.assert_allclose([segment[1, 0] - segment[0, 0] for segment in lines.get_segments()], 2 * half)
+
+
+def test_interval_widens_with_its_level(adata):
+    widths = []
+    for level in (0.5, 0.99):
+        lines = pl.effects(adata, "Drug2", level=level, show=False).collections[0]
+        widths.append(np.ptp(lines.get_segments()[0][:, 0]))
+    assert widths[1] / widths[0] == pytest.approx(norm.ppf(0.995) / norm.ppf(0.75))
+
+
+def test_targets_are_filled(adata):
+    ax = pl.effects(adata, "Drug1", show=False)
+    filled = [not np.allclose(color[:3], 1) for color in ax.collections[1].get_facecolors()]
+    expected = adata.varm["gim_targets"].loc[_rows(ax), "Drug1"] >= 0.5
+    assert filled == expected.tolist()
+    assert 0 < sum(filled) < len(filled)
+
+
+def test_the_largest_are_chosen_and_sorted(adata):
+    ax = pl.effects(adata, "Drug1", n_top=4, show=False)
+    total, direct = (adata.varm[f"gim_{name}"]["Drug1"] for name in ("total_effects", "shifts"))
+    assert set(_rows(ax)) == set(np.maximum(total.abs(), direct.abs()).nlargest(4).index)
+    assert total[_rows(ax)].is_monotonic_decreasing
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first on top
+
+
+def test_errors(adata):
+    with pytest.raises(ValueError, match="`perturbation` is needed: 6 are stored"):
+        pl.effects(adata)
+    with pytest.raises(KeyError, match="Unknown gene"):
+        pl.effects(adata, "Drug1", genes="GENE77")
+    for level in (0, 1, 95):
+        with pytest.raises(ValueError, match="`level` between 0 and 1"):
+            pl.effects(adata, "Drug1", level=level)
+    with pytest.raises(ValueError, match="`n_top`"):
+        pl.effects(adata, "Drug1", n_top=0)

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import scgim.pl as pl
+
+
+def test_a_panel_a_term_with_training_and_validation_together(model):
+    axes = pl.history(model, show=False)
+    titles = [ax.get_title() for ax in axes]
+    assert titles == ["elbo", "loss", "acyclicity", "sparsity edges", "sparsity shifts", "learning rate"]
+    assert [len(ax.lines) for ax in axes] == [2, 1, 1, 1, 1, 1]
+    assert [line.get_label() for line in axes[0].lines] == ["training", "validation"]
+
+
+def test_values_of_dtype_object_are_drawn_as_numbers(model):
+    line = pl.history(model, show=False)[0].lines[0]
+    np.testing.assert_array_equal(line.get_ydata(), model.history["elbo_train"]["elbo_train"].astype(float))
+    np.testing.assert_array_equal(line.get_xdata(), range(40))
+
+
+def test_only_terms_over_powers_of_ten_are_logarithmic(model):
+    scales = {ax.get_title(): ax.get_yscale() for ax in pl.history(model, show=False)}
+    assert scales["acyclicity"] == "log"
+    assert scales["elbo"] == scales["sparsity edges"] == "linear"
+
+
+def test_stored_history_looks_like_that_of_the_model(adata, model):
+    stored, live = (pl.history(source, show=False) for source in (adata, model))
+    assert [ax.get_title() for ax in stored] == [ax.get_title() for ax in live]
+
+
+@pytest.mark.parametrize("terms", ["elbo", "elbo_train", ["elbo", "elbo_validation"]])
+def test_terms_by_either_name(model, terms):
+    axes = pl.history(model, terms=terms, show=False)
+    assert [ax.get_title() for ax in axes] == ["elbo"]
+    assert len(axes[0].lines) == 2
+
+
+def test_epochs_without_a_value_and_single_epochs():
+    epochs = pd.RangeIndex(4, name="epoch")
+    history = {
+        "elbo_validation": pd.DataFrame({"elbo_validation": [1.0, None, np.nan, 3.0]}, index=epochs, dtype=object),
+        "once": pd.DataFrame({"once": [2.0]}, dtype=object),
+        "never": pd.DataFrame({"never": [None]}, dtype=object),
+    }
+    axes = pl.history(SimpleNamespace(history=history), show=False)
+    assert axes[0].lines[0].get_xdata().tolist() == [0, 3]
+    assert axes[1].lines[0].get_marker() == "o"
+    assert len(axes) == 2
+
+
+def test_errors(model, adata):
+    with pytest.raises(TypeError, match="Expected a trained model or annotated data, found int"):
+        pl.history(3)
+    with pytest.raises(ValueError, match=r"Run `model.train\(\)` first"):
+        pl.history(SimpleNamespace(history=None))
+    with pytest.raises(ValueError, match="at least one epoch"):
+        pl.history(SimpleNamespace(history={}))
+    with pytest.raises(KeyError, match="Unknown term"):
+        pl.history(model, terms="elbow")
+    del adata.uns["gim"]["history"]
+    with pytest.raises(KeyError, match="No `history`"):
+        pl.history(adata)

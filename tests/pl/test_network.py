@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.patches import FancyArrowPatch
+from scipy import sparse
+
+import scgim.pl as pl
+from scgim.pl._network import edge_graph
+from scgim.pl._utils import NEGATIVE, POSITIVE
+
+
+def _arrows(ax) -> list[FancyArrowPatch]:
+    return [patch for patch in ax.patches if isinstance(patch, FancyArrowPatch)]
+
+
+def _labels(ax) -> set[str]:
+    return {text.get_text() for text in ax.texts if text.get_text()}
+
+
+@pytest.fixture
+def chain(adata):
+    """GENE1 -> GENE2 -| GENE3 -> GENE4 and GENE9 -> GENE4; Drug1 acts on GENE2 alone."""
+    weights, probs = np.zeros((20, 20)), np.zeros((20, 20))
+    for i, j, weight, prob in ((0, 1, 0.5, 0.9), (1, 2, -0.5, 0.8), (2, 3, 0.4, 0.6), (8, 3, 0.3, 0.55)):
+        weights[i, j], probs[i, j] = weight, prob
+    probs[5, 6] = 0.99  # likely, but not an edge of the fitted graph
+    adata.varp["gim_edge_weights"] = sparse.csr_matrix(weights)
+    adata.varp["gim_edge_probs"] = sparse.csr_matrix(probs)
+    targets = adata.varm["gim_targets"].copy()
+    targets["Drug1"] = 0.1
+    targets.loc["GENE2", "Drug1"] = 0.97
+    adata.varm["gim_targets"] = targets
+    return adata
+
+
+def test_graph_has_the_edges_of_the_fitted_dag_above_the_threshold(chain):
+    graph = edge_graph(chain, "gim", 0.58)
+    assert set(graph.edges) == {("GENE1", "GENE2"), ("GENE2", "GENE3"), ("GENE3", "GENE4")}
+    assert graph.edges["GENE2", "GENE3"] == {"weight": -0.5, "probability": 0.8}
+    assert len(graph) == 20
+
+
+def test_whole_network_leaves_out_genes_without_edges(chain):
+    ax = pl.network(chain, show=False)
+    assert _labels(ax) == {"GENE1", "GENE2", "GENE3", "GENE4", "GENE9"}
+    assert len(_arrows(ax)) == 4
+    assert pl.network(chain, min_prob=0.7, show=False).collections[0].get_offsets().shape == (3, 2)
+
+
+def test_sign_is_told_by_colour_and_tip_and_probability_by_width(chain):
+    arrows = _arrows(pl.network(chain, show=False))
+    colors = [plt.matplotlib.colors.to_hex(arrow.get_edgecolor()).upper() for arrow in arrows]
+    assert sorted(colors) == sorted([POSITIVE, POSITIVE, POSITIVE, NEGATIVE])
+    tips = {type(arrow.get_arrowstyle()).__name__ for arrow in arrows}
+    assert len(tips) == 2
+    probs = [data["probability"] for _, _, data in edge_graph(chain, "gim", 0.5).edges(data=True)]
+    np.testing.assert_array_equal(np.argsort([a.get_linewidth() for a in arrows]), np.argsort(probs))
+
+
+def test_reached_part_holds_targets_and_what_is_downstream(chain):
+    ax = pl.network(chain, "Drug1", show=False)
+    assert _labels(ax) == {"Drug1", "GENE2", "GENE3", "GENE4"}
+    assert len(_arrows(ax)) == 3  # one of them from the drug
+    circles, squares = ax.collections
+    assert len(circles.get_offsets()) == 2
+    assert len(squares.get_offsets()) == 1
+
+
+def test_effects_spread_from_left_to_right(chain):
+    ax = pl.network(chain, "Drug1", show=False)
+    x = {text.get_text(): text.xy[0] for text in ax.texts if hasattr(text, "xy")}
+    assert x["GENE2"] < x["GENE3"] < x["GENE4"]
+
+
+def test_colours_are_those_of_the_total_effect(chain):
+    ax = pl.network(chain, "Drug1", show=False)
+    bar = next(other for other in ax.figure.axes if other is not ax)
+    largest = chain.varm["gim_total_effects"].loc[["GENE2", "GENE3", "GENE4"], "Drug1"].abs().max()
+    assert bar.get_ylim() == pytest.approx((-largest, largest))
+    ax = pl.network(chain, "Drug1", node_color="target", show=False)
+    bar = next(other for other in ax.figure.axes if other is not ax)
+    assert bar.get_ylim() == (0.0, 1.0)
+
+
+def test_scope_all_shows_what_is_not_reached_too(chain):
+    labels = _labels(pl.network(chain, "Drug1", scope="all", show=False))
+    assert labels == {"Drug1", "GENE1", "GENE2", "GENE3", "GENE4", "GENE9"}
+
+
+def test_chosen_genes_stay_even_without_an_edge(chain):
+    labels = _labels(pl.network(chain, genes=["GENE1", "GENE2", "GENE15"], show=False))
+    assert labels == {"GENE1", "GENE2", "GENE15"}
+
+
+def test_n_top_keeps_the_way_from_the_targets(chain):
+    effects = chain.varm["gim_total_effects"].copy()
+    effects["Drug1"] = 0.0
+    effects.loc["GENE4", "Drug1"] = 3.0
+    chain.varm["gim_total_effects"] = effects
+    assert _labels(pl.network(chain, "Drug1", n_top=3, show=False)) == {"Drug1", "GENE2", "GENE3", "GENE4"}
+    assert _labels(pl.network(chain, "Drug1", n_top=2, show=False)) == {"Drug1", "GENE2", "GENE3"}
+
+
+def test_many_genes_are_cut_to_the_most_connected(awkward):
+    ax = pl.network(awkward, n_top=15, show=False)
+    assert sum(len(c.get_offsets()) for c in ax.collections) <= 15
+
+
+def test_labels_of_a_large_network_do_not_overlap(awkward):
+    ax = pl.network(awkward, show=False)
+    renderer = ax.figure.canvas.get_renderer()
+    ax.figure.draw(renderer)
+    boxes = [text.get_window_extent(renderer).padded(-0.5) for text in ax.texts]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert max(ax.figure.get_size_inches()) <= 12
+
+
+def test_errors(chain):
+    with pytest.raises(ValueError, match="No edge has a probability of at least 0.95"):
+        pl.network(chain, min_prob=0.95)
+    with pytest.raises(ValueError, match="the most probable is 'GENE2' with 0.97"):
+        pl.network(chain, "Drug1", min_target_prob=0.99)
+    with pytest.raises(KeyError, match="Unknown perturbation"):
+        pl.network(chain, "Drug111")
+    with pytest.raises(KeyError, match="Unknown gene"):
+        pl.network(chain, genes=["GENE1", "XYZ"])
+    with pytest.raises(ValueError, match="`scope`"):
+        pl.network(chain, scope="some")
+    with pytest.raises(ValueError, match="`node_color`"):
+        pl.network(chain, "Drug1", node_color="sign")
+    with pytest.raises(ValueError, match="`n_top`"):
+        pl.network(chain, n_top=0)
+    with pytest.raises(ValueError, match='None of `genes` is reached by .Drug1.. Use `scope="all"`'):
+        pl.network(chain, "Drug1", genes=["GENE1"])

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pytest
+
+import scgim.pl as pl
+
+
+def _cells(adata, mask) -> ad.AnnData:
+    return ad.AnnData(adata[mask].X.copy(), obs=adata.obs[mask].copy(), var=adata.var.copy())
+
+
+@pytest.fixture
+def perfect(adata) -> ad.AnnData:
+    """A prediction that is the measurement."""
+    return _cells(adata, adata.obs["perturbation"] != "control")
+
+
+@pytest.fixture
+def unit_sizes(adata):
+    adata.obs["size_factor"] = 1.0
+    return adata
+
+
+def test_a_perfect_prediction_lies_on_the_diagonal(unit_sizes):
+    predicted = _cells(unit_sizes, unit_sizes.obs["perturbation"] != "control")
+    means, _ = pl.predicted_vs_observed(unit_sizes, predicted, show=False)
+    points = np.concatenate([scatter.get_offsets() for scatter in means.collections])
+    assert len(points) == 6 * 4 * 20
+    np.testing.assert_allclose(points[:, 0], points[:, 1])
+    assert means.get_title() == "Pearson r = 1.00"
+
+
+def test_shifts_are_in_standard_deviations_of_control(unit_sizes):
+    predicted = _cells(unit_sizes, (unit_sizes.obs["perturbation"] == "Drug3") & (unit_sizes.obs["dosage"] == 1.0))
+    means, _ = pl.predicted_vs_observed(unit_sizes, predicted, show=False)
+    log = np.log1p(unit_sizes.X.toarray())
+    control = log[unit_sizes.obs["perturbation"] == "control"]
+    rows = ((unit_sizes.obs["perturbation"] == "Drug3") & (unit_sizes.obs["dosage"] == 1.0)).to_numpy()
+    expected = (log[rows].mean(0) - control.mean(0)) / control.std(0)
+    np.testing.assert_allclose(means.collections[0].get_offsets()[:, 0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_size_factors_of_the_prediction_may_have_another_scale(unit_sizes, perfect):
+    perfect.obs["size_factor"] = 40.0
+    means, _ = pl.predicted_vs_observed(unit_sizes, perfect, show=False)
+    points = np.concatenate([scatter.get_offsets() for scatter in means.collections])
+    np.testing.assert_allclose(points[:, 0], points[:, 1])
+
+
+def test_chosen_genes_have_their_distributions(adata, perfect):
+    _, violins = pl.predicted_vs_observed(adata, perfect, "Drug2", genes=["GENE4", "GENE2"], show=False)
+    assert [label.get_text() for label in violins.get_xticklabels()] == ["GENE4", "GENE2"]
+    assert violins.get_title().startswith("Drug2 at ")
+    labels = [text.get_text() for text in violins.get_legend().get_texts()]
+    assert labels == ["control, mean and s.d.", "measured", "predicted"]
+
+
+def test_genes_in_another_order_are_matched_by_name(adata, perfect):
+    mixed = perfect[:, perfect.var_names[::-1]].copy()
+    straight, reverse = (pl.predicted_vs_observed(adata, p, show=False)[0].get_title() for p in (perfect, mixed))
+    assert straight == reverse
+
+
+def test_a_gene_without_variation_is_left_out(adata, perfect):
+    for cells in (adata, perfect):
+        dense = cells.X.toarray()
+        dense[:, 3] = 0
+        cells.X = dense
+    means, _ = pl.predicted_vs_observed(adata, perfect, genes=["GENE1", "GENE4"], show=False)
+    assert sum(len(scatter.get_offsets()) for scatter in means.collections) == 6 * 4 * 19
+
+
+def test_without_doses_contexts_match_by_name(adata, perfect):
+    adata.uns["gim"]["params"]["dosage_key"] = None
+    perfect.obs["dosage"] = 123.0
+    _, violins = pl.predicted_vs_observed(adata, perfect, "Drug2", show=False)
+    assert violins.get_title() == "Drug2"
+
+
+def test_errors(adata, perfect):
+    elsewhere = perfect.copy()
+    elsewhere.obs["dosage"] = 0.77
+    with pytest.raises(
+        ValueError,
+        match=r"Measured are, for example, 'Drug1' at 0.1, .*; predicted are 'Drug1' at 0.77, .*dosage=\.\.\.",
+    ):
+        pl.predicted_vs_observed(adata, elsewhere)
+    with pytest.raises(KeyError, match="Unknown perturbation"):
+        pl.predicted_vs_observed(adata, perfect, "Aspirin")
+    with pytest.raises(ValueError, match="no longer holds the measured cells"):
+        pl.predicted_vs_observed(adata[:0], perfect)
+    with pytest.raises(ValueError, match="no control cells"):
+        pl.predicted_vs_observed(adata[adata.obs["perturbation"] != "control"], perfect)
+    with pytest.raises(ValueError, match="`n_genes`"):
+        pl.predicted_vs_observed(adata, perfect, n_genes=0)
+    renamed = perfect.copy()
+    renamed.var_names = [f"other{i}" for i in range(20)]
+    with pytest.raises(ValueError, match="share no gene"):
+        pl.predicted_vs_observed(adata, renamed)
+    adata.X = adata.X * 0.3
+    with pytest.raises(ValueError, match="no longer holds counts"):
+        pl.predicted_vs_observed(adata, perfect)
