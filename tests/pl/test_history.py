@@ -54,6 +54,13 @@ def test_epochs_without_a_value_and_single_epochs():
     assert len(axes) == 2
 
 
+def test_epochs_stored_as_text_are_numbers(adata):
+    history = adata.uns["gim"]["history"]
+    adata.uns["gim"]["history"] = history.set_axis(history.index.astype(str))
+    line = pl.history(adata, show=False)[0].lines[0]
+    np.testing.assert_array_equal(line.get_xdata(), range(40))
+
+
 def test_errors(model, adata):
     with pytest.raises(TypeError, match="Expected a trained model or annotated data, found int"):
         pl.history(3)

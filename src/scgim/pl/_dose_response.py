@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 LEAST_EFFECT, LEAST_SHIFT = 0.25, 0.25
 
 
-def hill_curve(doses: np.ndarray, emax: float, ec50: float, hill: float) -> np.ndarray:
-    """Direct log fold change at each dose."""
+def hill_curve(doses: Any, emax: float, ec50: float, hill: float) -> Any:
+    """Direct log fold change at each dose (a number or an array)."""
     # written with a ratio so that steep curves do not overflow
     with np.errstate(divide="ignore", over="ignore"):
         return emax / (1 + (ec50 / doses) ** hill)
@@ -191,7 +191,7 @@ def dose_response(
 
     curves = _curve_table(adata, drugs, shown, key)
     measured = _find_points(adata, drugs, shown, params, layer) if points else pd.DataFrame()
-    largest = stored_entry(adata, key, Key.uns.PERTURBATIONS)["max_dosage"].astype(float)[drugs].max()
+    largest = curves["largest"].max()
     doses = [dose for dose in measured.get("dosage", ()) if dose > 0] or [largest / 100, largest]
     grid = np.geomspace(min(doses) / 2, max(doses) * 1.25, 200)
 
@@ -216,13 +216,15 @@ def dose_response(
 
 
 def _curve_table(adata: AnnData, drugs: list[str], genes: list[str], key: str) -> pd.DataFrame:
-    """Hill parameters, and standard deviation over size of the effect, for each perturbation and gene."""
+    """Hill parameters, standard deviation of the effect at the largest dose, and that dose, by perturbation and gene."""
     names = {"emax": Key.varm.emax, "ec50": Key.varm.ec50, "hill": Key.varm.hill}
-    names |= {"shift": Key.varm.shifts, "sd": Key.varm.shift_sds, "prob": Key.varm.targets}
+    names |= {"sd": Key.varm.shift_sds, "prob": Key.varm.targets}
     table = pd.DataFrame(
         {what: stored(adata, "varm", name(key)).loc[genes, drugs].T.stack() for what, name in names.items()}
     )
-    return table.rename_axis(["perturbation", "gene"]).astype(float)
+    table = table.rename_axis(["perturbation", "gene"]).astype(float)
+    largest = stored_entry(adata, key, Key.uns.PERTURBATIONS)["max_dosage"].astype(float)
+    return table.assign(largest=largest.loc[table.index.get_level_values("perturbation")].to_numpy())
 
 
 def _draw_panel(
@@ -234,7 +236,8 @@ def _draw_panel(
     for i, (_, row) in enumerate(curves.iterrows()):
         color, dash = OKABE_ITO[i % len(OKABE_ITO)], ("-", "--", ":", "-.")[i // len(OKABE_ITO) % 4]
         curve = hill_curve(grid, row["emax"], row["ec50"], row["hill"])
-        band = z * np.abs(curve) * (row["sd"] / abs(row["shift"]) if row["shift"] else 0.0)
+        at_largest = abs(hill_curve(row["largest"], row["emax"], row["ec50"], row["hill"]))
+        band = z * row["sd"] * np.abs(curve) / at_largest if at_largest > 0 else np.zeros_like(curve)
         heights.append(np.abs(curve) + band)
         ax.fill_between(grid, curve - band, curve + band, color=color, alpha=0.18, lw=0, zorder=1)
         ax.plot(grid, curve, color=color, ls=dash, lw=1.6, zorder=3, label=labels[i])

@@ -33,6 +33,8 @@ def _series(source: Any, key: str) -> dict[str, pd.Series]:
         # scvi-tools keeps one-column frames of dtype object
         column = values.iloc[:, 0] if isinstance(values, pd.DataFrame) else values
         numbers = pd.to_numeric(column, errors="coerce").astype(float)
+        # files hold epochs as text
+        numbers.index = pd.to_numeric(numbers.index)
         numbers = numbers[np.isfinite(numbers)]
         if len(numbers) and not str(name).endswith("_step"):
             series[str(name)] = numbers
