@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -114,6 +116,17 @@ def test_dependencies_point_one_way(path: Path):
             assert within(name, rule) or any(within(name, allowed) for allowed in ours), f"{module} imports {name}"
         else:
             assert top in sys.stdlib_module_names or top in others, f"{module} imports {name}"
+
+
+def test_what_is_imported_is_declared():
+    project = tomllib.loads((PACKAGE.parents[1] / "pyproject.toml").read_text())["project"]
+    declared = {
+        re.split(r"[<>=]", entry)[0] for entry in project["dependencies"] + project["optional-dependencies"]["chem"]
+    }
+    distribution = {"pyro": "pyro-ppl", "scvi": "scvi-tools", "sklearn": "scikit-learn"}
+    imported = {name.split(".")[0] for path in FILES for name in imported_modules(path.read_text(), path)}
+    others = imported - set(sys.stdlib_module_names) - {"scgim"}
+    assert {distribution.get(name, name) for name in others} == declared
 
 
 def test_plots_and_data_do_not_load_torch():
