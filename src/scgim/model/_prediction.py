@@ -107,6 +107,8 @@ class PredictionMixin:
         known = self.drug_embedding
         columns = None if known is None else known.columns.tolist()
         features = check_query_embedding(drug_embedding, columns, self.perturbations)
+        if known is not None and not features.shape[1]:  # measured perturbations, given by name
+            features = known.loc[features.index]
         if dosage is None:
             dosage = float(np.median(self.contexts.get_level_values("dosage")))
         dosages = check_query_dosage(dosage, len(features))
@@ -117,6 +119,14 @@ class PredictionMixin:
         """What is known of each row: of measured perturbations by name, of others by their features."""
         code = pd.Index(self.perturbations).get_indexer(features.index)
         measured = self.module.interventions()
+        untrained = (code >= 0) & ~self._is_measured[code]
+        if self.drug_embedding is not None:
+            code = np.where(untrained, -1, code)
+        elif untrained.any():
+            raise ValueError(
+                f"{sorted(set(features.index[untrained]))} had no cells to train on, and the model has no drug features. "
+                "Train on some of their cells, or set up the screen with `drug_embedding_key`."
+            )
         if (code >= 0).all():
             return measured.rows(torch.as_tensor(code))
         new = self._feature_generator()(torch.as_tensor(features.to_numpy(dtype=np.float64)[code < 0]))
@@ -127,10 +137,17 @@ class PredictionMixin:
         """Generator of the fitted screen; made once, from what is saved."""
         if self._generator is None:
             features = torch.as_tensor(self.drug_embedding.to_numpy(dtype=np.float64))
+            known = torch.as_tensor(np.flatnonzero(self._is_measured))
             module = self.module
             dosages = module.dosage_range()
-            self._generator = FeatureGenerator(features, module.interventions(), module.curve_grid(), dosages)
+            measured = module.interventions().rows(known)
+            self._generator = FeatureGenerator(features[known], measured, module.curve_grid(), dosages)
         return self._generator
+
+    @property
+    def _is_measured(self) -> np.ndarray:
+        """Which perturbations of the registered screen had cells to train on."""
+        return self.n_cells_.reindex(self.perturbations).to_numpy() > 0
 
     def _background(self, n: int, covariates, size_factor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Covariates (n, Q) and log size factors (n,) of cells to be drawn."""

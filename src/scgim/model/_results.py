@@ -268,7 +268,8 @@ class ResultsMixin:
             Key.varm.shifts: effects.to_numpy(),
             Key.varm.shift_sds: sds.to_numpy(),
             Key.varm.total_effects: self.get_total_effects(names, dosages, n_samples=n_samples).to_numpy(),
-            Key.varm.emax: fitted.emax.numpy(),
+            # as expected as the shifts are, so that curves and shifts agree
+            Key.varm.emax: (fitted.target_probs * fitted.emax).numpy(),
             Key.varm.ec50: fitted.log_ec50.exp().numpy(),
             Key.varm.hill: fitted.exponent.numpy(),
         }

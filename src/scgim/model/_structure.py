@@ -69,11 +69,11 @@ def learn_structure(
     *,
     edge_log_odds: float | np.ndarray,
     seed: int,
-    on_round: Callable[[float], None] | None = None,
+    on_move: Callable[[float], None] | None = None,
 ) -> StructureResult:
     """Search for the graph and start the module from what was found."""
     result = search_structure(
-        statistics, intervention=module.intervention, edge_log_odds=edge_log_odds, seed=seed, on_round=on_round
+        statistics, intervention=module.intervention, edge_log_odds=edge_log_odds, seed=seed, on_move=on_move
     )
     module.mechanism.set_graph(result.adjacency)
     _start_from(module, statistics, result)
@@ -102,8 +102,7 @@ def _start_from(module: GIMModule, statistics: ContextStatistics, result: Struct
     group = statistics.group
     probs = torch.zeros(d, len(group), dtype=torch.float64)
     probs[:, group >= 0] = fit.target_probs[:, group[group >= 0]]
-    if len(group) == len(module.group):
-        module.shift.copy_((probs * fit.residuals).T * stretch)
+    module.shift[statistics.observed] = ((probs * fit.residuals).T * stretch).to(module.shift)
     if module.intervention == "hard":
         module.target_logits.copy_(torch.logit(fit.target_probs.T.clamp(1e-3, 1 - 1e-3)))
     scale = float(stretch.median()) ** 2

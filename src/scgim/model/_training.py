@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -20,6 +23,21 @@ from scgim.train._plan import default_max_epochs
 logger = logging.getLogger(__name__)
 
 _MAX_CONTROL_POOL = 5000
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's hints on hardware and its notes on its own internals off the console."""
+    lightning = logging.getLogger("lightning.pytorch")
+    level = lightning.level
+    lightning.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in ("isinstance.*LeafSpec", ".*treespec.*", ".*does not have many workers.*"):
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        lightning.setLevel(level)
 
 
 class TrainingMixin:
@@ -53,7 +71,7 @@ class TrainingMixin:
         Parameters
         ----------
         max_epochs
-            Passes through the cells; None for about 800 steps, at least 10 passes.
+            Passes through the cells; None for about 400 steps, at least 10 passes.
         accelerator, device
             As in scvi-tools: `"auto"`, `"cpu"`, `"gpu"`; device number.
         train_size
@@ -87,18 +105,22 @@ class TrainingMixin:
         """
         cells = self._prepare_cells()
         indices = self._split(cells, train_size, validation_size, shuffle_set_split, split_key)
+        self._note_measured(cells.context[indices[0]])
         fit = {
             "accelerator": accelerator,
             "device": device,
             "batch_size": batch_size,
             "datasplitter_kwargs": {"cells": cells, "external_indexing": indices},
             "enable_progress_bar": enable_progress_bar,
+            "log_every_n_steps": 1,
             **trainer_kwargs,
         }
         loader = BatchLoader(cells.take(indices[0]), max(batch_size, 4096), shuffle=False)
         result = self._find_graph(loader, enable_progress_bar)
         epochs = max_epochs or default_max_epochs(len(indices[0]), batch_size)
-        self._fit(epochs, lr, early_stopping and len(indices[1]) > 0, plan_kwargs, fit)
+        # cells of held-out contexts tell how well drugs generalise, not when the fit has converged
+        stop = early_stopping and split_key is None and len(indices[1]) > 0
+        self._fit(epochs, lr, stop, plan_kwargs, fit)
         evidence = self._infer(loader)
         weak = self.adjacency_ & (evidence <= 0)
         if weak.any() and self._mechanism == "linear":
@@ -122,9 +144,12 @@ class TrainingMixin:
         if len(pool) > _MAX_CONTROL_POOL:
             pool = np.random.default_rng(0).choice(pool, _MAX_CONTROL_POOL, replace=False)
         self.control_pool_ = {"covariates": cells.covariates[pool], "log_size": cells.log_size[pool]}
-        counts = np.bincount(cells.context, minlength=len(self.contexts) + 1)
-        self.n_cells_ = pd.Series(counts[1:], index=self.contexts).groupby("perturbation", sort=False).sum()
         return cells
+
+    def _note_measured(self, context: np.ndarray) -> None:
+        """Count the training cells of each perturbation; those without any are predicted like drugs never measured."""
+        counts = np.bincount(context, minlength=len(self.contexts) + 1)
+        self.n_cells_ = pd.Series(counts[1:], index=self.contexts).groupby("perturbation", sort=False).sum()
 
     def _scaled(self, covariates: np.ndarray) -> np.ndarray:
         centre, scale = self.covariate_scaling_
@@ -149,13 +174,13 @@ class TrainingMixin:
         structure.set_scales(self.module, loader)
         statistics = structure.gather_statistics(self.module, loader, 2 if self._mechanism == "mlp" else 1)
         seed = 0 if settings.seed is None else settings.seed
-        with tqdm(desc="Searching for the graph", unit=" rounds", disable=not progress) as bar:
+        with tqdm(desc="Searching for the graph", unit=" moves", disable=not progress) as bar:
 
             def show(score: float) -> None:
                 bar.update()
-                bar.set_postfix(score=f"{score:.1f}")
+                bar.set_postfix(score=f"{score:.1f}", refresh=False)
 
-            result = structure.learn_structure(self.module, statistics, edge_log_odds=-2.0, seed=seed, on_round=show)
+            result = structure.learn_structure(self.module, statistics, edge_log_odds=-2.0, seed=seed, on_move=show)
         self.adjacency_ = result.adjacency
         self.search_trace_ = result.trace
         return result
@@ -163,15 +188,16 @@ class TrainingMixin:
     def _fit(self, max_epochs: int, lr: float, early_stopping: bool, plan_kwargs: dict | None, fit: dict) -> None:
         """Gradient descent on the graph as it stands."""
         stop = {"early_stopping_patience": max(10, max_epochs // 3)} if early_stopping else {}
-        PyroSviTrainMixin.train(
-            self,
-            max_epochs=max_epochs,
-            early_stopping=early_stopping,
-            check_val_every_n_epoch=1 if len(fit["datasplitter_kwargs"]["external_indexing"][1]) else None,
-            plan_kwargs={"lr": lr, "max_epochs": max_epochs, **(plan_kwargs or {})},
-            **stop,
-            **{name: dict(value) if isinstance(value, dict) else value for name, value in fit.items()},
-        )
+        with _quiet_lightning():
+            PyroSviTrainMixin.train(
+                self,
+                max_epochs=max_epochs,
+                early_stopping=early_stopping,
+                check_val_every_n_epoch=1 if len(fit["datasplitter_kwargs"]["external_indexing"][1]) else None,
+                plan_kwargs={"lr": lr, "max_epochs": max_epochs, **(plan_kwargs or {})},
+                **stop,
+                **{name: dict(value) if isinstance(value, dict) else value for name, value in fit.items()},
+            )
 
     def _infer(self, loader: BatchLoader) -> np.ndarray:
         """Targets, dose-response curves and standard errors at the fit; returns the log evidence of each edge."""

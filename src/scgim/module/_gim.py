@@ -224,9 +224,9 @@ class GIMModule(PyroBaseModuleClass):
 
     def guide(self, x: Tensor, context: Tensor, covariates: Tensor, log_size: Tensor) -> None:
         """Point estimate of every parameter."""
-        parameters = dict(self.named_parameters())
-        for name in self._priors():
-            value = parameters[name]
+        for name, value in self.named_parameters():
+            if name == "target_logits" or not value.numel():
+                continue  # the indicators are summed out, or there are no covariates
             pyro.sample(name, dist.Delta(value, event_dim=value.dim()))
 
     def cell_target_probs(self, context: Tensor) -> Tensor:

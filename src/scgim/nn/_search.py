@@ -22,6 +22,7 @@ from scgim.nn._statistics import ContextStatistics
 
 _TOLERANCE = 1e-6
 _BATCH_ELEMENTS = 2_000_000
+_MAX_OPTIONS = 10
 
 Parents = tuple[int, ...]
 
@@ -90,6 +91,8 @@ class StructureSearch:
         Largest number of candidate parents of a gene.
     seed
         Seed of the random moves.
+    on_move
+        Called with the score after each move.
     """
 
     def __init__(
@@ -101,7 +104,9 @@ class StructureSearch:
         edge_log_odds: float | NDArray = -2.0,
         max_candidates: int = 40,
         seed: int = 0,
+        on_move: Callable[[float], None] | None = None,
     ):
+        self.on_move = on_move or (lambda score: None)
         self.statistics, self.prior, self.intervention = statistics, prior, intervention
         d = self.n_genes = statistics.n_genes
         self.candidates = candidate_parents(statistics, max_candidates)
@@ -124,7 +129,7 @@ class StructureSearch:
         adjacency = self.adjacency if adjacency is None else adjacency
         return tuple(np.flatnonzero(adjacency[:, gene]).tolist())
 
-    def fit(self, pairs: list[tuple[int, Parents]], n_iterations: int = 10) -> GeneFit:
+    def fit(self, pairs: list[tuple[int, Parents]], n_iterations: int = 6) -> GeneFit:
         """Fit the given (gene, parents) pairs."""
         width = max([1, *(len(p) for _, p in pairs)])
         index = torch.zeros(len(pairs), width, dtype=torch.long)
@@ -182,6 +187,7 @@ class StructureSearch:
             kind, i, j, gain = self._best_move(reach)
             if gain <= _TOLERANCE:
                 return self.score
+            self.on_move(self.score)
             if kind == "add":
                 self.adjacency[i, j] = True
                 reach |= np.outer(reach[:, i], reach[j])
@@ -205,10 +211,15 @@ class StructureSearch:
                 best = ("reverse", int(i), int(j), float(reversed_gain))
         return best
 
-    def select_parents(self, gene: int, allowed: NDArray[np.bool_], start: Parents) -> tuple[Parents, float]:
-        """Forward-backward selection of the parents of a gene among those allowed."""
-        options = np.flatnonzero(allowed & self.candidates[:, gene]).tolist()
+    def select_parents(
+        self, gene: int, allowed: NDArray[np.bool_], start: Parents, extra: Iterable[int] = ()
+    ) -> tuple[Parents, float]:
+        """Forward-backward selection of the parents of a gene among those allowed; `extra` are tried in any case."""
+        allowed = allowed & self.candidates[:, gene]
         parents = tuple(p for p in start if allowed[p])
+        # of the genes not yet parents, those that help most as things stand
+        likely = np.argsort(-np.where(allowed, self.gain[:, gene], -np.inf))[:_MAX_OPTIONS]
+        options = [int(i) for i in {*likely.tolist(), *parents, *extra} if allowed[i]]
         score = self.scores([(gene, parents)])[0]
         while options:
             trials = [_toggle(parents, i) for i in options]
@@ -234,7 +245,7 @@ class StructureSearch:
                 start = tuple(sorted({*start, j}))
             else:
                 allowed[i] = False
-            parents, score = self.select_parents(gene, allowed, start)
+            parents, score = self.select_parents(gene, allowed, start, between)
             gain += score - self.score_by_gene[gene]
             trial[:, gene] = False
             trial[list(parents), gene] = True
@@ -283,9 +294,9 @@ class StructureSearch:
 
         return self._attempt(reverse)
 
-    def escape(self, n_perturbations: int, on_round: Callable[[float], None] | None = None) -> None:
-        """Try the larger moves until none of them helps."""
-        improved = True
+    def escape(self, n_perturbations: int) -> list[float]:
+        """Try the larger moves until none of them helps; returns the score after each round."""
+        improved, trace = True, []
         while improved:
             improved = False
             for i, j in np.argwhere(self.adjacency):
@@ -295,8 +306,8 @@ class StructureSearch:
                 improved |= self.remove_and_return(int(gene))
             for k in range(n_perturbations):
                 improved |= self.reverse_at_random(2 + 2 * (k % 2))
-            if on_round is not None:
-                on_round(self.score)
+            trace.append(self.score)
+        return trace
 
     def update_prior(self) -> ShiftPrior:
         """Fit the prior of the direct effects to the current graph (empirical Bayes)."""
@@ -353,7 +364,7 @@ def search_structure(
     max_candidates: int = 40,
     n_perturbations: int = 20,
     seed: int = 0,
-    on_round: Callable[[float], None] | None = None,
+    on_move: Callable[[float], None] | None = None,
 ) -> StructureResult:
     """Find the graph: climb, fit the prior of the direct effects, climb again and escape local optima.
 
@@ -371,8 +382,8 @@ def search_structure(
         Random moves tried in each round.
     seed
         Seed of the random moves.
-    on_round
-        Called with the score after each round.
+    on_move
+        Called with the score after each move.
     """
     prior = ShiftPrior(target_prob=min(0.08, 1.5 / statistics.n_genes))
     search = StructureSearch(
@@ -382,6 +393,7 @@ def search_structure(
         edge_log_odds=edge_log_odds,
         max_candidates=max_candidates,
         seed=seed,
+        on_move=on_move,
     )
     trace: list[float] = []
     for _ in range(2):
@@ -391,10 +403,5 @@ def search_structure(
     search.refresh(range(search.n_genes))
     search.climb()
 
-    def record(score: float) -> None:
-        trace.append(score)
-        if on_round is not None:
-            on_round(score)
-
-    search.escape(n_perturbations, record)
+    trace += search.escape(n_perturbations)
     return StructureResult(search.adjacency.copy(), search.edge_probs(), search.score, search.prior, trace)

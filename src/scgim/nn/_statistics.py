@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ class ContextStatistics:
     gram_by_group
         Scatter within the contexts of each perturbation, controls last, shape (U + 1, P, P); only hard interventions
         need it.
+    observed
+        Which of all contexts these are: those with cells, boolean.
     """
 
     gram: Tensor
@@ -39,6 +41,7 @@ class ContextStatistics:
     group: Tensor
     n_genes: int
     gram_by_group: Tensor | None = None
+    observed: Tensor | None = None
 
     @property
     def n_contexts(self) -> int:
@@ -129,6 +132,7 @@ class StatisticsAccumulator:
             group=self.group[observed],
             n_genes=self.n_genes,
             gram_by_group=by_group if self.by_group else None,
+            observed=observed,
         )
 
 
@@ -138,21 +142,3 @@ def _regression(gram: Tensor, n_columns: int) -> Tensor:
     ridge = 1e-6 * covariates.diagonal().mean() + 1e-8
     covariates = covariates + ridge * torch.eye(len(covariates), dtype=gram.dtype)
     return torch.linalg.solve(covariates, gram[n_columns:, :n_columns])
-
-
-def resample_cells(statistics: ContextStatistics, generator: torch.Generator) -> ContextStatistics:
-    """Parametric bootstrap of the cells: means and scatter drawn from their sampling distribution.
-
-    Means of a context of n cells vary as Normal(mean, covariance / n), the pooled scatter as a Wishart matrix.
-    """
-    dof = statistics.residual_dof
-    covariance = statistics.gram / dof
-    ridge = 1e-9 * covariance.diagonal().mean()
-    root = torch.linalg.cholesky(covariance + ridge * torch.eye(len(covariance), dtype=covariance.dtype))
-    noise = torch.randn(statistics.means.shape, generator=generator, dtype=root.dtype) @ root.T
-    means = statistics.means + noise / statistics.n_cells[:, None].sqrt()
-    # Bartlett's decomposition of a Wishart matrix
-    lower = torch.randn(root.shape, generator=generator, dtype=root.dtype).tril(-1)
-    chi2 = 2 * torch._standard_gamma(((dof - torch.arange(len(root), dtype=root.dtype)) / 2).clamp_min(0.5), generator)
-    factor = root @ (lower + torch.diag(chi2.sqrt()))
-    return replace(statistics, gram=factor @ factor.T, means=means)

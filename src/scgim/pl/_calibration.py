@@ -165,5 +165,6 @@ def calibration(
 def _draw(ax: Axes, curve: pd.DataFrame, color: str, marker: str, label: str) -> None:
     x, y = curve["probability"], curve["frequency"]
     ax.vlines(x, curve["low"], curve["high"], colors=color, lw=1.0, alpha=0.6, zorder=2)
-    ax.plot(x, y, color=color, lw=1.0, marker=marker, ms=4, label=label, zorder=3)
+    ax.plot(x, y, color=color, lw=0.8, alpha=0.5, zorder=2)
+    ax.plot([], [], color=color, lw=0.8, marker=marker, ms=5, label=label)
     ax.scatter(x, y, s=12 + 14 * np.log10(curve["n"]), color=color, marker=marker, edgecolors="white", lw=0.6, zorder=4)

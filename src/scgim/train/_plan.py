@@ -96,6 +96,6 @@ class GIMTrainingPlan(LowLevelPyroTrainingPlan):
         return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor)}
 
 
-def default_max_epochs(n_cells: int, batch_size: int, n_steps: int = 800) -> int:
+def default_max_epochs(n_cells: int, batch_size: int, n_steps: int = 400) -> int:
     """Epochs that make about `n_steps` steps, from 10 to 400."""
     return int(min(400, max(10, math.ceil(n_steps / math.ceil(n_cells / batch_size)))))
