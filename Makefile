@@ -19,6 +19,9 @@ HERE := $(shell pwd | cksum | cut -d ' ' -f 1)
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --constraint constraints.txt
 
+# Matrices here are small: on a busy machine threads that wait for each other take many times longer than one alone.
+export OMP_NUM_THREADS ?= 1
+
 .PHONY: help demo test docs tutorials bench-real lint clean .venv
 
 help:
