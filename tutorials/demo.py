@@ -26,13 +26,18 @@ from rich.table import Table
 import scgim
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     import pandas as pd
     from anndata import AnnData
 
 BASELINES = {"control": "control cells", "nearest_dose": "nearest dose", "ridge": "ridge regression"}
 SPLITS = {"unseen_dose": "Doses held out", "unseen_drug": "Drugs held out"}
+FILES = {
+    "*.png": "network, spread of a drug, targets, effects, dose response, training, predictions, calibration",
+    "screen.h5ad": "the screen with all results: `anndata.read_h5ad`, then any of `scgim.pl`",
+    "predicted.h5ad": "simulated cells of the held-out contexts",
+    "comparison.csv": "the tables of section 3, with all metrics",
+    "model/": "the fitted model: `scgim.model.GIM.load(folder, adata=False)`",
+}
 
 console = Console(highlight=False)
 
@@ -50,7 +55,7 @@ def predict_held_out(model: scgim.model.GIM, adata: AnnData, seed: int) -> AnnDa
     """Cells under each drug and dose that the fit has not seen."""
     held_out = adata.obs.loc[adata.obs["split"] != "train", ["perturbation", "dosage"]].drop_duplicates()
     features = adata.uns["drug_embedding"].loc[held_out["perturbation"]]
-    return model.predict(features, held_out["dosage"].to_numpy(), n_samples=200, seed=seed)
+    return model.predict(features, held_out["dosage"].to_numpy(), n_samples=500, seed=seed)
 
 
 def compare(adata: AnnData, predicted: AnnData, seed: int) -> pd.DataFrame:
@@ -69,8 +74,8 @@ def prediction_table(results: pd.DataFrame, split: str) -> Table:
     rows = results.loc[split]
     columns = {
         "energy_distance": ("energy distance", min),
-        "mean_shift_error": ("error of mean shift", min),
-        "mean_shift_correlation": ("correlation of mean shift", max),
+        "mean_shift_error": ("mean shift: error", min),
+        "mean_shift_correlation": ("correlation", max),
     }
     table = Table(title=f"{SPLITS[split]}: {int(rows['n_contexts'].iloc[0])} contexts", title_justify="left")
     table.add_column("method")
@@ -94,12 +99,13 @@ def recovery_table(model: scgim.model.GIM, adata: AnnData) -> Table:
     for column in ("true", "called", "AUPRC ↑", "precision ↑", "recall ↑", "SHD ↓"):
         table.add_column(column, justify="right")
 
-    def row(name: str, true: int, called: int, scores: dict[str, float], shd: str) -> None:
-        table.add_row(name, str(true), str(called), *(f"{scores[k]:.3f}" for k in ("auprc", "precision", "recall")), shd)
+    def row(name: str, true: int, called: float, scores: dict[str, float], shd: str) -> None:
+        rates = [f"{scores[name]:.3f}" for name in ("auprc", "precision", "recall")]
+        table.add_row(name, str(true), f"{called:.0f}", *rates, shd)
 
     n_targets = int(adata.varm["true_targets"][model.perturbations].to_numpy().sum())
-    row("edges", adata.varp["true_adjacency"].nnz, int(edges["n_edges"]), edges, str(edges["shd"]))
-    row("direct targets", n_targets, int(targets["n_targets"]), targets, "-")
+    row("edges", adata.varp["true_adjacency"].nnz, edges["n_edges"], edges, f"{edges['shd']:.0f}")
+    row("direct targets", n_targets, targets["n_targets"], targets, "-")
     return table
 
 
@@ -127,13 +133,9 @@ def draw(model: scgim.model.GIM, adata: AnnData, predicted: AnnData, output: Pat
 
 def quiet() -> None:
     """Leave the console to the results: no messages about hardware and loggers."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for name in ("lightning.fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
-
-
-def step(text: str) -> AbstractContextManager:
-    """A spinner while something runs that has no progress bar of its own."""
-    return console.status(text)
 
 
 def main(output: Path, seed: int) -> None:
@@ -143,7 +145,7 @@ def main(output: Path, seed: int) -> None:
     output.mkdir(parents=True, exist_ok=True)
 
     console.rule("[bold]1  A simulated screen", align="left")
-    with step("Simulating"):
+    with console.status("Simulating"):
         adata = scgim.datasets.load_demo(seed=seed)
     counts = adata.obs.groupby("split", observed=True).size()
     console.print(
@@ -156,9 +158,9 @@ def main(output: Path, seed: int) -> None:
     model.annotate(adata)
 
     console.rule("[bold]3  Held-out doses and drugs, beside simple baselines", align="left")
-    with step("Predicting"):
+    with console.status("Predicting"):
         predicted = predict_held_out(model, adata, seed)
-    with step("Fitting the baselines"):
+    with console.status("Fitting the baselines"):
         results = compare(adata, predicted, seed)
     for split in SPLITS:
         console.print(prediction_table(results, split))
@@ -170,13 +172,15 @@ def main(output: Path, seed: int) -> None:
 
     console.rule("[bold]5  Files", align="left")
     draw(model, adata, predicted, output)
-    with step("Writing"):
+    with console.status("Writing"):
         adata.write_h5ad(output / "screen.h5ad", compression="gzip")
         predicted.write_h5ad(output / "predicted.h5ad", compression="gzip")
         results.to_csv(output / "comparison.csv")
         model.save(output / "model", overwrite=True, save_anndata=False)
-    for path in sorted(output.iterdir()):
-        console.print(f"  {path}")
+    files = Table(box=None, show_header=False, padding=(0, 2))
+    for name, what in FILES.items():
+        files.add_row(name, what)
+    console.print(f"In {output}:", files, sep="\n")
     console.print(f"\nDone in {time.perf_counter() - start:.0f} seconds.")
 
 
