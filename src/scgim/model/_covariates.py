@@ -10,6 +10,30 @@ from scvi import REGISTRY_KEYS
 from scgim._validation import check_covariates, check_key, numeric_values
 
 
+def check_columns(
+    obs: pd.DataFrame, batch_key: str | None, categorical: list[str] | None, continuous: list[str] | None
+) -> None:
+    """Raise unless all covariates are columns of `obs` without missing values, the continuous ones finite numbers."""
+    groups = {
+        "batch_key": [] if batch_key is None else [batch_key],
+        "categorical_covariate_keys": categorical or [],
+        "continuous_covariate_keys": continuous or [],
+    }
+    for argument, keys in groups.items():
+        if isinstance(keys, str):
+            raise TypeError(f"`{argument}` is the text {keys!r}. Expected a list: `{argument}=[{keys!r}]`.")
+        for key in keys:
+            check_key(key, obs.columns, where="adata.obs", argument=argument)
+            where = f"adata.obs[{key!r}]"
+            numeric = argument == "continuous_covariate_keys"
+            missing = ~np.isfinite(numeric_values(obs[key], where)) if numeric else obs[key].isna().to_numpy()
+            if missing.any():
+                raise ValueError(
+                    f"{int(missing.sum())} cells have no value (NaN{' or infinite' if numeric else ''}) in `{where}`. "
+                    "Impute it, remove the cells, or leave the covariate out."
+                )
+
+
 class CovariateDesign:
     """Columns of the design matrix, from a model's registry, so that no data are needed.
 

@@ -28,7 +28,7 @@ from scgim._validation import (
     check_size_factors,
     matrix_name,
 )
-from scgim.model._covariates import CovariateDesign
+from scgim.model._covariates import CovariateDesign, check_columns
 from scgim.model._fields import ScreenField
 from scgim.model._prediction import PredictionMixin
 from scgim.model._results import ResultsMixin
@@ -179,6 +179,9 @@ class GIM(TrainingMixin, PredictionMixin, ResultsMixin, PyroSviTrainMixin, BaseM
         check_matrix_type(adata, layer)
         values = adata.X if layer is None else adata.layers[layer]
         check_nonempty(values, adata.var_names, adata.obs_names, where=matrix_name(layer))
+        check_columns(adata.obs, batch_key, categorical_covariate_keys, continuous_covariate_keys)
+        if size_factor_key is not None:
+            check_size_factors(adata.obs, size_factor_key)
         fields = [
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
             ScreenField(perturbation_key, control, dosage_key, drug_embedding_key),

@@ -40,6 +40,19 @@ def _quiet_lightning() -> Iterator[None]:
         lightning.setLevel(level)
 
 
+def _check_options(max_epochs: int | None, batch_size: int, accelerator: str) -> None:
+    """Raise for numbers that mean no training, and for a GPU that is not there."""
+    for name, value in (("max_epochs", max_epochs), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` must be at least 1, found {value}.")
+    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if not {"gpu": has_cuda or has_mps, "cuda": has_cuda, "mps": has_mps}.get(accelerator, True):
+        raise ValueError(
+            f"`accelerator={accelerator!r}` was asked for, but torch finds no GPU of that kind. Use `accelerator='cpu'` or "
+            "`'auto'`, or install a build of torch that fits the driver of your GPU."
+        )
+
+
 class TrainingMixin:
     """`train` of :class:`scgim.model.GIM`."""
 
@@ -103,6 +116,7 @@ class TrainingMixin:
         FloatingPointError
             The loss diverged.
         """
+        _check_options(max_epochs, batch_size, accelerator)
         cells = self._prepare_cells()
         indices = self._split(cells, train_size, validation_size, shuffle_set_split, split_key)
         self._note_measured(cells.context[indices[0]])
@@ -158,7 +172,10 @@ class TrainingMixin:
     def _split(self, cells, train_size, validation_size, shuffle, split_key) -> list[np.ndarray]:
         if split_key is None:
             seed = 0 if settings.seed is None else settings.seed
-            return split_cells(len(cells), train_size, validation_size, shuffle, seed)
+            indices = split_cells(len(cells), train_size, validation_size, shuffle, seed)
+            if not (cells.context[indices[0]] == 0).any():
+                raise ValueError("No control cell is among the training cells. Raise `train_size` or shuffle the cells.")
+            return indices
         if split_key not in self.adata.obs:
             raise ValueError(f"`split_key` {split_key!r} is not a column of `adata.obs`: {list(self.adata.obs)}.")
         values = self.adata.obs[split_key].astype(str).to_numpy()
