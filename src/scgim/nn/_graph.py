@@ -7,13 +7,26 @@ from numpy.typing import NDArray
 
 
 def reachability(adjacency: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """R[i, j] is True where a directed path leads from i to j; each gene reaches itself."""
-    reach = adjacency.astype(bool) | np.eye(len(adjacency), dtype=bool)
-    while True:
-        longer = (reach.astype(np.float32) @ reach.astype(np.float32)) > 0
-        if (longer == reach).all():
-            return reach
-        reach = longer
+    """R[i, j] is True where a directed path leads from i to j; each gene reaches itself. The graph must be acyclic."""
+    adjacency = np.asarray(adjacency, dtype=bool)
+    reach = np.eye(len(adjacency), dtype=bool)
+    for i in reversed(topological_order(adjacency)):
+        children = np.flatnonzero(adjacency[i])
+        if len(children):
+            reach[i] |= reach[children].any(0)
+    return reach
+
+
+def descendants(adjacency: NDArray[np.bool_], gene: int) -> NDArray[np.bool_]:
+    """Genes that a directed path from `gene` leads to, itself among them, boolean (d,)."""
+    found = np.zeros(len(adjacency), dtype=bool)
+    found[gene] = True
+    frontier = np.array([gene])
+    while len(frontier):
+        reached = adjacency[frontier].any(0) & ~found
+        found |= reached
+        frontier = np.flatnonzero(reached)
+    return found
 
 
 def topological_order(adjacency: NDArray) -> list[int]:

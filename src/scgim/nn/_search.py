@@ -9,14 +9,15 @@ score is a sum over genes (:mod:`scgim.nn._score`), so a move costs no more than
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scgim.nn._graph import reachability
+from scgim.nn._graph import descendants, reachability
 from scgim.nn._score import GeneFit, ShiftPrior, fit_genes
 from scgim.nn._statistics import ContextStatistics
 
@@ -113,6 +114,7 @@ class StructureSearch:
         cost = 0.5 * math.log(float(statistics.n_cells.sum())) * statistics.n_basis
         self.edge_cost = cost - np.broadcast_to(np.asarray(edge_log_odds, dtype=float), (d, d))
         self.random = np.random.default_rng(seed)
+        self.n_evaluations = 0
         self.adjacency = np.zeros((d, d), dtype=bool)
         self._reset()
 
@@ -155,6 +157,7 @@ class StructureSearch:
         step = max(1, _BATCH_ELEMENTS // (s.n_contexts * (s.n_basis * 4 + 4)))
         for start in range(0, len(new), step):
             batch = new[start : start + step]
+            self.n_evaluations += len(batch)
             for pair, evidence in zip(batch, self.fit(batch).log_evidence.tolist(), strict=True):
                 gene, parents = pair
                 self._cache[pair] = evidence - float(self.edge_cost[list(parents), gene].sum())
@@ -203,12 +206,19 @@ class StructureSearch:
         add = np.where(self.adjacency | reach.T, -np.inf, self.gain)
         i, j = np.unravel_index(add.argmax(), add.shape)
         best = ("add", int(i), int(j), float(add[i, j]))
-        for i, j in np.argwhere(self.adjacency):
-            if self.gain[i, j] > best[3]:
-                best = ("remove", int(i), int(j), float(self.gain[i, j]))
-            reversed_gain = self.gain[i, j] + self.gain[j, i]
-            if reversed_gain > best[3] and not _other_path(self.adjacency, reach, i, j):
-                best = ("reverse", int(i), int(j), float(reversed_gain))
+        rows, columns = np.nonzero(self.adjacency)
+        if not len(rows):
+            return best
+        remove = self.gain[rows, columns]
+        k = int(remove.argmax())
+        if remove[k] > best[3]:
+            best = ("remove", int(rows[k]), int(columns[k]), float(remove[k]))
+        reverse = remove + self.gain[columns, rows]
+        for k in np.argsort(-reverse):
+            if reverse[k] <= max(best[3], _TOLERANCE):
+                break
+            if not _other_path(self.adjacency, reach, rows[k], columns[k]):
+                return ("reverse", int(rows[k]), int(columns[k]), float(reverse[k]))
         return best
 
     def select_parents(
@@ -232,14 +242,14 @@ class StructureSearch:
 
     def reverse_and_reselect(self, i: int, j: int) -> bool:
         """Put gene i after gene j in the order and choose the parents of all genes concerned anew."""
-        reach = reachability(self.adjacency)
-        between = [int(t) for t in np.flatnonzero(reach[i] & reach[:, j]) if t != i]
+        on_paths = descendants(self.adjacency, i) & descendants(self.adjacency.T, j)
+        between = [int(t) for t in np.flatnonzero(on_paths) if t != i]
         trial = self.adjacency.copy()
         children = [t for t in between if trial[i, t]]
         trial[i, between] = False
         gain = 0.0
         for gene in [*children, i]:
-            allowed = ~reachability(trial)[gene]
+            allowed = ~descendants(trial, gene)
             start = self.parents(gene, trial)
             if gene == i:
                 start = tuple(sorted({*start, j}))
@@ -289,25 +299,34 @@ class StructureSearch:
         def reverse(adjacency: NDArray[np.bool_]) -> None:
             for i, j in chosen:
                 adjacency[i, j] = False
-                if not reachability(adjacency)[i, j] and self.candidates[j, i]:
+                if not descendants(adjacency, i)[j] and self.candidates[j, i]:
                     adjacency[j, i] = True
 
         return self._attempt(reverse)
 
-    def escape(self, n_perturbations: int) -> list[float]:
+    def escape(self, n_perturbations: int, max_evaluations: int) -> list[float]:
         """Try the larger moves until none of them helps; returns the score after each round."""
         improved, trace = True, []
-        while improved:
+        budget = self.n_evaluations + max_evaluations
+        while improved and self.n_evaluations < budget:
             improved = False
-            for i, j in np.argwhere(self.adjacency):
-                if self.adjacency[i, j]:
-                    improved |= self.reverse_and_reselect(int(i), int(j))
-            for gene in self.random.permutation(self.n_genes):
-                improved |= self.remove_and_return(int(gene))
-            for k in range(n_perturbations):
-                improved |= self.reverse_at_random(2 + 2 * (k % 2))
+            for move in self._larger_moves(n_perturbations):
+                improved |= move()
+                if self.n_evaluations >= budget:
+                    break
             trace.append(self.score)
         return trace
+
+    def _larger_moves(self, n_perturbations: int) -> Iterator[Callable[[], bool]]:
+        """Moves of one round. The order is random, so that a budget too small for all of them favours no gene."""
+        edges = np.argwhere(self.adjacency)
+        for i, j in edges[self.random.permutation(len(edges))]:
+            if self.adjacency[i, j]:
+                yield partial(self.reverse_and_reselect, int(i), int(j))
+        for gene in self.random.permutation(self.n_genes):
+            yield partial(self.remove_and_return, int(gene))
+        for k in range(n_perturbations):
+            yield partial(self.reverse_at_random, 2 + 2 * (k % 2))
 
     def update_prior(self) -> ShiftPrior:
         """Fit the prior of the direct effects to the current graph (empirical Bayes)."""
@@ -363,6 +382,7 @@ def search_structure(
     edge_log_odds: float | NDArray = -2.0,
     max_candidates: int = 40,
     n_perturbations: int = 20,
+    max_evaluations: int = 40_000,
     seed: int = 0,
     on_move: Callable[[float], None] | None = None,
 ) -> StructureResult:
@@ -380,6 +400,8 @@ def search_structure(
         Largest number of candidate parents of a gene.
     n_perturbations
         Random moves tried in each round.
+    max_evaluations
+        Regressions that the larger moves may cost.
     seed
         Seed of the random moves.
     on_move
@@ -403,5 +425,5 @@ def search_structure(
     search.refresh(range(search.n_genes))
     search.climb()
 
-    trace += search.escape(n_perturbations)
+    trace += search.escape(n_perturbations, max_evaluations)
     return StructureResult(search.adjacency.copy(), search.edge_probs(), search.score, search.prior, trace)
