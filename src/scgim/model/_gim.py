@@ -34,6 +34,7 @@ from scgim.model._prediction import PredictionMixin
 from scgim.model._results import ResultsMixin
 from scgim.model._size_factors import estimate_size_factors
 from scgim.model._training import TrainingMixin
+from scgim.model._whatif import WhatIfMixin
 from scgim.module import GIMModule
 from scgim.nn._likelihood import LIKELIHOODS
 from scgim.nn._mechanism import MECHANISMS
@@ -44,7 +45,7 @@ logger = logging.getLogger(__name__)
 INTERVENTIONS = ("shift", "hard")
 
 
-class GIM(TrainingMixin, PredictionMixin, ResultsMixin, PyroSviTrainMixin, BaseModelClass):
+class GIM(TrainingMixin, PredictionMixin, ResultsMixin, WhatIfMixin, PyroSviTrainMixin, BaseModelClass):
     """Generative intervention model of a single-cell drug screen :cite:p:`schneider2025`.
 
     One fit learns the network of genes with its mechanisms, the direct targets and effects of the measured drugs, and a

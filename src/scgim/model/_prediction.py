@@ -173,15 +173,29 @@ class PredictionMixin:
     def _draw(self, interventions: Interventions, log_dosage, n_samples: int, design, log_size, generator):
         """Draw cells of a few rows; values and means, CSR for counts."""
         shift, targets = (t.flatten(0, 1) for t in interventions.sample(log_dosage, n_samples, generator))
+        x, expected = self._sample(shift, targets, design, log_size, generator)
+        return (x if self._likelihood == "normal" else sparse.csr_matrix(x)), expected
+
+    def _sample(
+        self, shift, targets, design, log_size, generator: torch.Generator, fixed: Mapping[int, float] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Values and means of cells under given direct effects, genes held at `fixed` (counts: per unit of size factor)."""
         device = self.module.device
         draws = generator
         if device.type != "cpu":
             draws = torch.Generator(device).manual_seed(int(torch.randint(2**31, (), generator=generator)))
-        x, expected = self.module.sample_cells(
-            shift.float().to(device), targets.to(device), design.to(device), log_size[:, None].to(device), draws
+        log_size = log_size[:, None].to(device)
+        unit = torch.ones_like(log_size) if self._likelihood == "normal" else log_size.exp()
+        held = {gene: value * unit[:, 0] for gene, value in (fixed or {}).items()}
+        x, expected = (
+            values.cpu().numpy()
+            for values in self.module.sample_cells(
+                shift.float().to(device), targets.to(device), design.to(device), log_size, draws, held
+            )
         )
-        x, expected = x.cpu().numpy(), expected.cpu().numpy()
-        return (x if self._likelihood == "normal" else sparse.csr_matrix(x)), expected
+        if held and self._likelihood != "normal":
+            x[:, list(held)] = np.rint(x[:, list(held)])
+        return x, expected
 
     @torch.inference_mode()
     def score(self, adata: AnnData | None = None, *, by: str = "context", n_samples: int = 20, seed: int = 0):

@@ -158,6 +158,7 @@ class TrainingMixin:
         if len(pool) > _MAX_CONTROL_POOL:
             pool = np.random.default_rng(0).choice(pool, _MAX_CONTROL_POOL, replace=False)
         self.control_pool_ = {"covariates": cells.covariates[pool], "log_size": cells.log_size[pool]}
+        self.mean_total_ = float(cells.x.sum() / len(cells))
         return cells
 
     def _note_measured(self, context: np.ndarray) -> None:

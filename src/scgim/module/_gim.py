@@ -258,7 +258,7 @@ class GIMModule(PyroBaseModuleClass):
         covariates: Tensor,
         log_size: Tensor,
         generator: torch.Generator,
-        fixed: dict[int, float] | None = None,
+        fixed: dict[int, float | Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Draw cells gene by gene in topological order, so that effects are carried down the network.
 
@@ -273,7 +273,7 @@ class GIMModule(PyroBaseModuleClass):
         generator
             Source of randomness, on the module's device.
         fixed
-            Values that genes are set to, whatever their parents, by index.
+            Values that genes are set to, whatever their parents, by index; one, or one a cell (B,).
 
         Returns
         -------

@@ -51,9 +51,7 @@ def draw_effects(
 
 
 @torch.no_grad()
-def draw_mechanisms(
-    mechanism: nn.Module, fitted: nn.Module, weight_sd: Tensor, generator: torch.Generator
-) -> None:
+def draw_mechanisms(mechanism: nn.Module, fitted: nn.Module, weight_sd: Tensor, generator: torch.Generator) -> None:
     """Move the weights of `mechanism` from those of `fitted` by one draw of their errors, shape (d, d)."""
     linear, centre = (getattr(m, "linear", m).weight for m in (mechanism, fitted))
     noise = torch.randn(weight_sd.shape, generator=generator, dtype=torch.float64)
