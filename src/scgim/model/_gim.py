@@ -32,8 +32,9 @@ from scgim.model._covariates import CovariateDesign, check_columns
 from scgim.model._fields import ScreenField
 from scgim.model._prediction import PredictionMixin
 from scgim.model._results import ResultsMixin
-from scgim.model._size_factors import estimate_size_factors
+from scgim.model._size_factors import estimate_size_factors, total_counts
 from scgim.model._training import TrainingMixin
+from scgim.model._uncertainty import UncertaintyMixin
 from scgim.model._whatif import WhatIfMixin
 from scgim.module import GIMModule
 from scgim.nn._likelihood import LIKELIHOODS
@@ -45,7 +46,7 @@ logger = logging.getLogger(__name__)
 INTERVENTIONS = ("shift", "hard")
 
 
-class GIM(TrainingMixin, PredictionMixin, ResultsMixin, WhatIfMixin, PyroSviTrainMixin, BaseModelClass):
+class GIM(TrainingMixin, PredictionMixin, ResultsMixin, WhatIfMixin, UncertaintyMixin, PyroSviTrainMixin, BaseModelClass):
     """Generative intervention model of a single-cell drug screen :cite:p:`schneider2025`.
 
     One fit learns the network of genes with its mechanisms, the direct targets and effects of the measured drugs, and a
@@ -180,6 +181,9 @@ class GIM(TrainingMixin, PredictionMixin, ResultsMixin, WhatIfMixin, PyroSviTrai
         check_matrix_type(adata, layer)
         values = adata.X if layer is None else adata.layers[layer]
         check_nonempty(values, adata.var_names, adata.obs_names, where=matrix_name(layer))
+        if "source_registry" in kwargs:  # of the model to be loaded
+            known = kwargs["source_registry"]["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
+            check_gene_names(adata.var_names, known[LayerField.COLUMN_NAMES_KEY])
         check_columns(adata.obs, batch_key, categorical_covariate_keys, continuous_covariate_keys)
         if size_factor_key is not None:
             check_size_factors(adata.obs, size_factor_key)
@@ -227,13 +231,26 @@ class GIM(TrainingMixin, PredictionMixin, ResultsMixin, WhatIfMixin, PyroSviTrai
         (check_continuous if self._likelihood == "normal" else check_counts)(values, where=matrix_name(layer))
 
     def _validate_screen(self, adata: AnnData | None) -> AnnData:
-        """Data to work on: those of the model, or others with the same genes in the same order."""
-        if adata is not None:
-            check_gene_names(adata.var_names, self.gene_names_)
+        """Data to work on: those of the model, or others with the same genes in the same order, and known covariates."""
+        if adata is None:
+            return self._validate_anndata(self._own_data())
+        check_gene_names(adata.var_names, self.gene_names_)
+        if adata is not self.adata:
+            if adata.is_view:
+                adata = adata.copy()
+            check_matrix_type(adata, self._setup_args["layer"])
+            self._check_values(adata)
+            self._covariates.encode(adata.obs)
         return self._validate_anndata(adata)
 
-    def _cells(self, adata: AnnData) -> Cells:
-        """Values, contexts, covariates and size factors of registered data."""
+    def _own_data(self) -> AnnData:
+        """Data of the model; ValueError where it was loaded without."""
+        if self.adata is None:
+            raise ValueError("The model was loaded without data. Give them as `adata`, or load it with `adata=...`.")
+        return self.adata
+
+    def _cells(self, adata: AnnData, *, training: bool = False) -> Cells:
+        """Values, contexts, covariates and size factors of registered data, relative to the training data if not those."""
         manager = self.get_anndata_manager(adata, required=True)
         x = manager.get_from_registry(REGISTRY_KEYS.X_KEY)
         context = np.asarray(manager.get_from_registry(REGISTRY.CONTEXT), dtype=np.int64).ravel()
@@ -242,7 +259,11 @@ class GIM(TrainingMixin, PredictionMixin, ResultsMixin, WhatIfMixin, PyroSviTrai
             size = np.ones(adata.n_obs)
         elif key is not None:
             size = check_size_factors(adata.obs, key)
-        else:
+        elif training:
             size = estimate_size_factors(x, context == 0)
+        elif self.control_pool_["log_size"].any():
+            size = total_counts(x) / self.mean_total_
+        else:  # training cells did not differ in depth
+            size = np.ones(adata.n_obs)
         covariates = self._covariates.encode(adata.obs)
         return Cells(x, context, covariates, np.log(size).astype(np.float32))

@@ -32,6 +32,11 @@ def common_variance(counts: NDArray | sparse.spmatrix) -> float:
     return float(np.median(np.log(np.maximum(pairs, 1e-3))))
 
 
+def total_counts(counts: NDArray | sparse.csr_matrix) -> NDArray[np.float64]:
+    """Counts of each cell over the given genes, at least 1."""
+    return np.maximum(np.asarray(counts.sum(1), dtype=np.float64).ravel(), 1.0)
+
+
 def estimate_size_factors(counts: NDArray | sparse.csr_matrix, controls: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Totals over genes relative to their mean, or ones where cells do not differ in depth.
 
@@ -41,11 +46,11 @@ def estimate_size_factors(counts: NDArray | sparse.csr_matrix, controls: NDArray
     if variance < _MIN_COMMON_VARIANCE:
         logger.info("Cells do not differ in depth (common variance %.4f): size factors are 1.", variance)
         return np.ones(counts.shape[0])
-    totals = np.asarray(counts.sum(1), dtype=np.float64).ravel()
+    totals = total_counts(counts)
     logger.info(
         "Size factors are the totals over the %d genes given (common variance %.3f). Pass `size_factor_key` with totals "
         "over all genes of the cell where they are known.",
         counts.shape[1],
         variance,
     )
-    return np.maximum(totals, 1.0) / totals.mean()
+    return totals / totals.mean()

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 
 import numpy as np
 import pandas as pd
@@ -148,7 +149,12 @@ class TrainingMixin:
 
     def _prepare_cells(self) -> Cells:
         """Cells of the training data, covariates centred; keeps what predictions need of the controls."""
-        cells = self._cells(self.adata)
+        cells = self._cells(self._validate_anndata(self._own_data()), training=True)
+        if (cells.context < 0).any():
+            raise ValueError(
+                f"{int((cells.context < 0).sum())} cells have a perturbation or dosage that the model was not set up with. "
+                "Set up the data and make a new model: `GIM.setup_anndata(adata); model = GIM(adata)`."
+            )
         control = cells.context == 0
         n_continuous = len(self._covariates.continuous)
         centre, scale = centre_and_scale(cells.covariates, n_continuous, control)
@@ -206,15 +212,17 @@ class TrainingMixin:
     def _fit(self, max_epochs: int, lr: float, early_stopping: bool, plan_kwargs: dict | None, fit: dict) -> None:
         """Gradient descent on the graph as it stands."""
         stop = {"early_stopping_patience": max(10, max_epochs // 3)} if early_stopping else {}
+        validate = {"check_val_every_n_epoch": 1 if len(fit["datasplitter_kwargs"]["external_indexing"][1]) else None}
+        # scvi-tools and Lightning write to some of these
+        own = {name: copy(value) if isinstance(value, (dict, list)) else value for name, value in fit.items()}
+        self.module.train()
         with _quiet_lightning():
             PyroSviTrainMixin.train(
                 self,
                 max_epochs=max_epochs,
                 early_stopping=early_stopping,
-                check_val_every_n_epoch=1 if len(fit["datasplitter_kwargs"]["external_indexing"][1]) else None,
                 plan_kwargs={"lr": lr, "max_epochs": max_epochs, **(plan_kwargs or {})},
-                **stop,
-                **{name: dict(value) if isinstance(value, dict) else value for name, value in fit.items()},
+                **{**validate, **stop, **own},
             )
 
     def _infer(self, loader: BatchLoader) -> np.ndarray:

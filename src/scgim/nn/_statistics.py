@@ -50,7 +50,7 @@ class ContextStatistics:
     @property
     def n_groups(self) -> int:
         """Number of perturbations, controls not counted."""
-        return int(self.group.max()) + 1
+        return int(self.group.max()) + 1 if self.gram_by_group is None else len(self.gram_by_group) - 1
 
     @property
     def n_basis(self) -> int:
