@@ -92,7 +92,7 @@ class PredictionMixin:
         obs = pd.DataFrame(
             {
                 "perturbation": pd.Categorical(names, categories=list(dict.fromkeys(names))),
-                "dosage": np.repeat(dosages.exp().numpy(), n_samples),
+                "dosage": np.repeat(self._dosages(dosage, len(features)), n_samples),
                 "size_factor": np.exp(log_size.numpy()),
             },
             index=pd.RangeIndex(n).astype(str),
@@ -109,11 +109,15 @@ class PredictionMixin:
         features = check_query_embedding(drug_embedding, columns, self.perturbations)
         if known is not None and not features.shape[1]:  # measured perturbations, given by name
             features = known.loc[features.index]
+        with np.errstate(divide="ignore"):
+            log_dosage = torch.as_tensor(np.log(self._dosages(dosage, len(features))))
+        return features, self._interventions(features), log_dosage
+
+    def _dosages(self, dosage, n: int) -> np.ndarray:
+        """Dosage of each of n rows; the median measured one where none is given."""
         if dosage is None:
             dosage = float(np.median(self.contexts.get_level_values("dosage")))
-        dosages = check_query_dosage(dosage, len(features))
-        with np.errstate(divide="ignore"):
-            return features, self._interventions(features), torch.as_tensor(np.log(dosages))
+        return check_query_dosage(dosage, n)
 
     def _interventions(self, features: pd.DataFrame) -> Interventions:
         """What is known of each row: of measured perturbations by name, of others by their features."""
@@ -158,9 +162,8 @@ class PredictionMixin:
             frame = pd.DataFrame(covariates, index=None if isinstance(covariates, pd.DataFrame) else [0])
             if len(frame) != 1:
                 raise ValueError(f"`covariates` has {len(frame)} rows. Expected one, which holds for all cells.")
-            missing = [key for key in self._covariates.keys if key not in frame]
-            if missing:
-                raise ValueError(f"`covariates` lacks {missing}. Give all of {self._covariates.keys}.")
+            if set(frame) != set(self._covariates.keys):
+                raise ValueError(f"`covariates` holds {list(frame)}. The model knows {self._covariates.keys}: give all of them.")
             check_covariates(frame[list(self._covariates.categories)], self._covariates.categories)
             design = np.repeat(self._scaled(self._covariates.encode(frame)), n, axis=0)
         if size_factor is not None:
@@ -222,8 +225,6 @@ class PredictionMixin:
         if by not in ("context", "cell"):
             raise ValueError(f"`by` must be 'context' or 'cell', found {by!r}.")
         adata = self._validate_screen(adata)
-        if adata is not self.adata:
-            self._check_values(adata)
         design = self._screen_field().design(adata, need_controls=False)
         contexts, code = _contexts_of(design)
         shift, targets = self._context_effects(adata, contexts, n_samples, seed)

@@ -230,7 +230,7 @@ class ResultsMixin:
             names, dosage = self.contexts.get_level_values(0).tolist(), self.contexts.get_level_values(1).to_numpy()
             drug_embedding = names
         features, interventions, log_dosage = self._query(drug_embedding, dosage)
-        arrays = [features.index.astype(str), log_dosage.exp().numpy() if dosage is None else np.broadcast_to(dosage, len(features))]
+        arrays = [features.index.astype(str), self._dosages(dosage, len(features))]
         index = pd.MultiIndex.from_arrays(arrays, names=["perturbation", "dosage"])
         return index, interventions, log_dosage
 
@@ -254,7 +254,7 @@ class ResultsMixin:
         """
         self._check_if_trained(warn=False)
         if adata is None:
-            adata = self.adata
+            adata = self._own_data()
         check_gene_names(adata.var_names, self.gene_names_)
         weights = np.where(self.adjacency_, self._weights(), 0.0)
         adata.varp[Key.varp.edge_probs(key_added)] = sparse.csr_matrix(self.module.edge_probs.cpu().numpy())
