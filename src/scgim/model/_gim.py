@@ -32,6 +32,7 @@ from scgim.model._covariates import CovariateDesign, check_columns
 from scgim.model._fields import ScreenField
 from scgim.model._prediction import PredictionMixin
 from scgim.model._results import ResultsMixin
+from scgim.model._saving import SavingMixin
 from scgim.model._size_factors import estimate_size_factors, total_counts
 from scgim.model._training import TrainingMixin
 from scgim.model._uncertainty import UncertaintyMixin
@@ -46,7 +47,16 @@ logger = logging.getLogger(__name__)
 INTERVENTIONS = ("shift", "hard")
 
 
-class GIM(TrainingMixin, PredictionMixin, ResultsMixin, WhatIfMixin, UncertaintyMixin, PyroSviTrainMixin, BaseModelClass):
+class GIM(
+    TrainingMixin,
+    SavingMixin,
+    PredictionMixin,
+    ResultsMixin,
+    WhatIfMixin,
+    UncertaintyMixin,
+    PyroSviTrainMixin,
+    BaseModelClass,
+):
     """Generative intervention model of a single-cell drug screen :cite:p:`schneider2025`.
 
     One fit learns the network of genes with its mechanisms, the direct targets and effects of the measured drugs, and a
