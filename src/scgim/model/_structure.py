@@ -125,7 +125,7 @@ def gather_information(module: GIMModule, loader: BatchLoader) -> FitInformation
         hard = module.intervention == "hard"
         score, information = score_and_information(module.likelihood, x, cut if hard else whole, size, scale)
         evidence = _cut_evidence(module, x, whole, cut, size) if hard else None
-        accumulator.update(batch["context"], h, score, information, evidence)
+        accumulator.update(batch["context"], h, score, information, module.mechanism(h), evidence)
     return accumulator.finalise()
 
 
@@ -143,7 +143,13 @@ def infer_targets(module: GIMModule, information: FitInformation) -> None:
     precision = information.information[treated].clamp_min(1e-3)
     shift = module.shift.detach().double().cpu()[treated] + information.score[treated] / precision
     found, prior = estimate_interventions(
-        shift, precision, group, module.log_dosage.cpu()[treated], module.curve_grid(), module.shift_prior()
+        shift,
+        precision,
+        group,
+        module.log_dosage.cpu()[treated],
+        module.curve_grid(),
+        module.shift_prior(),
+        propagated=information.propagated[treated] - information.propagated[~treated].mean(0),
     )
     if module.intervention == "hard":
         cost = 0.5 * torch.log1p(precision * prior.slab_var)

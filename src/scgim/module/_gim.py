@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -22,15 +20,6 @@ from scgim.nn._mechanism import make_mechanism
 from scgim.nn._score import ShiftPrior
 
 _TINY = 1e-8
-
-
-class Batch(NamedTuple):
-    """One minibatch: values (B, d), context codes (B,), covariates (B, Q), log size factors (B, 1)."""
-
-    x: Tensor
-    context: Tensor
-    covariates: Tensor
-    log_size: Tensor
 
 
 class SpikeAndSlab(TorchDistribution):
@@ -154,7 +143,7 @@ class GIMModule(PyroBaseModuleClass):
 
     @staticmethod
     def _get_fn_args_from_batch(tensors: dict[str, Tensor]) -> tuple[tuple, dict]:
-        return tuple(Batch(**tensors)), {}
+        return tuple(tensors[name] for name in ("x", "context", "covariates", "log_size")), {}
 
     def on_load(self, model, **kwargs) -> None:
         """Give the mechanisms the graph of the saved model, so that its parameters fit."""

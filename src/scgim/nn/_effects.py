@@ -19,6 +19,8 @@ _EXPONENTS = (0.5, 0.8, 1.1, 1.5, 2.0, 2.7, 3.6, 5.0)
 _LOG_EXPONENT_LOC, _LOG_EXPONENT_SD = math.log(1.5), 0.6
 _N_MIDPOINTS = 21
 _MAX_ROUNDS = 30
+_MIN_CLEAR = 50
+_CHI2_MEDIAN = 0.4549  # of one degree of freedom
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,13 @@ class CurveGrid:
 
 
 def estimate_interventions(
-    shift: Tensor, information: Tensor, group: Tensor, log_dosage: Tensor, grid: CurveGrid, prior: ShiftPrior
+    shift: Tensor,
+    information: Tensor,
+    group: Tensor,
+    log_dosage: Tensor,
+    grid: CurveGrid,
+    prior: ShiftPrior,
+    propagated: Tensor | None = None,
 ) -> tuple[Interventions, ShiftPrior]:
     """Infer targets and dose-response curves; the prior is fitted along (empirical Bayes).
 
@@ -76,8 +84,13 @@ def estimate_interventions(
         Curves to choose from.
     prior
         Prior to start from, on the scale of the effects.
+    propagated
+        What parents contribute in each context less what they contribute in controls, shape (K, d). Mechanisms are
+        never quite right, and what they get wrong grows with this, so it widens what is taken for no direct effect.
     """
     shift, variance = shift.double(), 1 / information.double().clamp_min(1e-6)
+    if propagated is not None:
+        variance = variance + mechanism_error(shift, variance, propagated.double()) * propagated.double().square()
     rows = [torch.nonzero(group == u)[:, 0] for u in range(int(group.max()) + 1)]
     coarse = grid.coarse()
     curves = coarse.values(log_dosage.double())  # (K, S)
@@ -93,6 +106,19 @@ def estimate_interventions(
     curves = grid.values(log_dosage.double())
     parts = [_summarise(shift, variance, r, curves, grid, prior) for r in rows]
     return Interventions.stack(parts), prior
+
+
+def mechanism_error(shift: Tensor, variance: Tensor, propagated: Tensor) -> float:
+    """Typical square of a direct effect relative to that of the propagated change, noise taken out.
+
+    Zero where mechanisms carry changes rightly. Taken as a median over the context-gene pairs whose propagated change
+    stands clear of noise, most of which are not targets.
+    """
+    clear = propagated.square() > 4 * variance
+    if int(clear.sum()) < _MIN_CLEAR:
+        return 0.0
+    ratio = (shift.square() - _CHI2_MEDIAN * variance)[clear] / propagated.square()[clear]
+    return float((ratio.median() / _CHI2_MEDIAN).clamp_min(0.0))
 
 
 def _evidence(shift: Tensor, variance: Tensor, curves: Tensor, prior: ShiftPrior) -> tuple[Tensor, Tensor, Tensor]:

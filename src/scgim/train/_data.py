@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from scgim.module._gim import Batch
-
 _DENSE_BYTES = 2**30  # counts smaller than this when dense are kept dense; larger ones a minibatch at a time
 
 
@@ -49,6 +47,8 @@ class Cells:
 class BatchLoader:
     """Minibatches of cells, shuffled anew in each epoch if asked.
 
+    A minibatch holds values `x` (B, d), codes `context` (B,), `covariates` (B, Q) and `log_size` (B, 1).
+
     Parameters
     ----------
     cells
@@ -74,7 +74,12 @@ class BatchLoader:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         order = torch.randperm(self.n) if self.shuffle else torch.arange(self.n)
         for rows in order.split(self.batch_size):
-            yield Batch(self._values(rows), self.context[rows], self.covariates[rows], self.log_size[rows])._asdict()
+            yield {
+                "x": self._values(rows),
+                "context": self.context[rows],
+                "covariates": self.covariates[rows],
+                "log_size": self.log_size[rows],
+            }
 
     def _values(self, rows: Tensor) -> Tensor:
         if isinstance(self.x, Tensor):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import pyro
 import torch
 from scvi.train import LowLevelPyroTrainingPlan
 from torch import Tensor
 
-from scgim.module import GIMModule
+if TYPE_CHECKING:
+    from scgim.module import GIMModule
+
 
 
 class GIMTrainingPlan(LowLevelPyroTrainingPlan):
