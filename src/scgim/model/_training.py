@@ -20,6 +20,7 @@ from scgim.model._covariates import centre_and_scale
 from scgim.train import BatchLoader, Cells, CellsDataModule, GIMTrainingPlan
 from scgim.train._data import split_cells
 from scgim.train._plan import default_max_epochs
+from scgim.train._threads import threads_for
 
 logger = logging.getLogger(__name__)
 
@@ -204,7 +205,8 @@ class TrainingMixin:
                 bar.update()
                 bar.set_postfix(score=f"{score:.1f}", refresh=False)
 
-            result = structure.learn_structure(self.module, statistics, edge_log_odds=-2.0, seed=seed, on_move=show)
+            with threads_for(0):  # many small regressions
+                result = structure.learn_structure(self.module, statistics, edge_log_odds=-2.0, seed=seed, on_move=show)
         self.adjacency_ = result.adjacency
         self.search_trace_ = result.trace
         return result
@@ -216,7 +218,7 @@ class TrainingMixin:
         # scvi-tools and Lightning write to some of these
         own = {name: copy(value) if isinstance(value, (dict, list)) else value for name, value in fit.items()}
         self.module.train()
-        with _quiet_lightning():
+        with _quiet_lightning(), threads_for(fit["batch_size"] * len(self.gene_names_)):
             PyroSviTrainMixin.train(
                 self,
                 max_epochs=max_epochs,

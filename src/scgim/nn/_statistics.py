@@ -33,6 +33,8 @@ class ContextStatistics:
         need it.
     observed
         Which of all contexts these are: those with cells, boolean.
+    dof
+        Degrees of freedom of the scatter; None for cells less one mean per context.
     """
 
     gram: Tensor
@@ -42,6 +44,7 @@ class ContextStatistics:
     n_genes: int
     gram_by_group: Tensor | None = None
     observed: Tensor | None = None
+    dof: float | None = None
 
     @property
     def n_contexts(self) -> int:
@@ -58,7 +61,9 @@ class ContextStatistics:
 
     @property
     def residual_dof(self) -> float:
-        """Cells less one mean per context."""
+        """Degrees of freedom of the scatter."""
+        if self.dof is not None:
+            return self.dof
         return float((self.n_cells.sum() - self.n_contexts).clamp_min(1.0))
 
     def columns(self, genes: Tensor) -> Tensor:
