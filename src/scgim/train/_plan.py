@@ -57,16 +57,20 @@ class GIMTrainingPlan(LowLevelPyroTrainingPlan):
     def training_step(self, batch, batch_idx):
         terms = self._log_joint(batch)
         loss = -sum(terms.values()) / self.n_obs_training
-        if not torch.isfinite(loss):
-            bad = [name for name, term in terms.items() if not torch.isfinite(term)]
-            raise FloatingPointError(
-                f"The loss became {loss.item()} at step {self.global_step} (terms {bad}). Lower `lr`, and look for cells "
-                "with extreme counts or size factors near zero."
-            )
+        self._check_finite(loss.item(), terms)
         for name, term in terms.items():
             key = "log_likelihood" if name == "x" else f"log_prior_{name.removeprefix('mechanism.')}"
             self._terms[key] = self._terms.get(key, 0.0) + term.detach()
         return {"loss": loss}
+
+    def _check_finite(self, loss: float, terms: dict[str, Tensor]) -> None:
+        if math.isfinite(loss):
+            return
+        bad = [name for name, term in terms.items() if not torch.isfinite(term)]
+        raise FloatingPointError(
+            f"The loss became {loss} at step {self.global_step} (terms {bad}). Lower `lr`, and look for cells with extreme "
+            "counts or size factors near zero."
+        )
 
     def on_train_epoch_end(self) -> None:
         n_batches = self.trainer.num_training_batches
@@ -79,7 +83,9 @@ class GIMTrainingPlan(LowLevelPyroTrainingPlan):
     @torch.inference_mode()
     def validation_step(self, batch, batch_idx) -> None:
         n_obs, self.module.n_obs = self.module.n_obs, None
-        self._validation.append((float(self._log_joint(batch)["x"]), len(batch["context"])))
+        terms = self._log_joint(batch)
+        self._check_finite(float(terms["x"]), terms)
+        self._validation.append((float(terms["x"]), len(batch["context"])))
         self.module.n_obs = n_obs
 
     def on_validation_epoch_end(self) -> None:
