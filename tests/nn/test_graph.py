@@ -8,7 +8,7 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from scgim.nn._graph import parent_table, reachability, topological_layers, topological_order
+from scgim.nn._graph import descendants, parent_table, reachability, topological_layers, topological_order
 
 PAIRS = [(i, j) for i in range(3) for j in range(3) if i != j]
 
@@ -41,9 +41,17 @@ def expected_reachability(adjacency: np.ndarray) -> np.ndarray:
     return reach
 
 
-def test_reachability_of_all_graphs_of_three_nodes():
+def test_reachability_of_all_acyclic_graphs_of_three_nodes():
     for adjacency in all_graphs():
-        np.testing.assert_array_equal(reachability(adjacency), expected_reachability(adjacency))
+        if nx.is_directed_acyclic_graph(nx.from_numpy_array(adjacency, create_using=nx.DiGraph)):
+            np.testing.assert_array_equal(reachability(adjacency), expected_reachability(adjacency))
+
+
+def test_descendants_of_all_graphs_of_three_nodes():
+    for adjacency in all_graphs():
+        reach = expected_reachability(adjacency)
+        for i in range(3):
+            np.testing.assert_array_equal(descendants(adjacency, i), reach[i])
 
 
 @pytest.mark.parametrize("seed", range(3))

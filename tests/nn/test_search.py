@@ -82,12 +82,22 @@ def test_same_seed_same_result(simulate):
     assert a.trace == b.trace
 
 
-def test_trace_rises_within_the_last_prior(simulate):
-    scores = []
-    result = search_structure(simulate(random_weights(8, 1), np.eye(8)).statistics, on_round=scores.append)
-    assert scores
+def test_larger_moves_only_raise_the_score(simulate):
+    search = StructureSearch(simulate(random_weights(8, 1), np.eye(8)[:3]).statistics, ShiftPrior(0.1))
+    search.refresh(range(8))
+    scores = [search.climb(), *search.escape(5, 10_000)]
     assert (np.diff(scores) >= 0).all()
-    assert result.trace[-len(scores) :] == scores
+    assert is_acyclic(search.adjacency)
+
+
+def test_moves_are_reported_and_limited(simulate):
+    statistics = simulate(random_weights(8, 1), np.eye(8)[:3]).statistics
+    scores = []
+    result = search_structure(statistics, on_move=scores.append)
+    assert len(scores) > result.adjacency.sum()
+    hasty = search_structure(statistics, max_evaluations=0)
+    assert is_acyclic(hasty.adjacency)
+    assert hasty.score <= result.score + 1e-6
 
 
 def test_score_is_that_of_the_graph_scored_alone(simulate):
