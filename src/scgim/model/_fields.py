@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import rich.pretty  # noqa: F401  (scvi-tools 1.4 uses it in `view_anndata_setup` without importing it)
 from anndata import AnnData
 from rich.table import Table
 from scvi.data.fields import BaseAnnDataField
