@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from scgim.nn._draws import draw_effects
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from scgim.nn._doubt import Doubt
     from scgim.nn._intervention import Interventions
 
 Combination = Mapping[str, float]
@@ -36,6 +37,8 @@ class Arms:
         What is known of each drug, Q rows.
     log_top
         Largest log dosage at which each drug was measured, shape (Q,).
+    is_new
+        Drugs that are known by their features only, boolean (Q,).
     drug, log_dosage, arm
         For each of P drugs given: its row in `interventions`, its log dosage and the arm it belongs to; all (P,).
     """
@@ -44,6 +47,7 @@ class Arms:
     dosages: list
     interventions: Interventions
     log_top: Tensor
+    is_new: Tensor
     drug: Tensor
     log_dosage: Tensor
     arm: Tensor
@@ -55,18 +59,24 @@ class Arms:
         """Arms in a row."""
         given = (self.arm >= arms.start) & (self.arm < arms.stop)
         part = slice(arms.start, arms.stop)
-        drug, log_dosage, arm = self.drug[given], self.log_dosage[given], self.arm[given] - arms.start
-        return Arms(self.names[part], self.dosages[part], self.interventions, self.log_top, drug, log_dosage, arm)
+        return replace(
+            self,
+            names=self.names[part],
+            dosages=self.dosages[part],
+            drug=self.drug[given],
+            log_dosage=self.log_dosage[given],
+            arm=self.arm[given] - arms.start,
+        )
 
     def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Effects and targets drawn anew for each of n cells of each arm, both (arms, n, d)."""
         effects, targets = self.interventions.rows(self.drug).sample(self.log_dosage, n, generator)
         return self._together(effects, targets)
 
-    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(self, generator: torch.Generator, doubt: Doubt | None = None) -> tuple[Tensor, Tensor]:
         """Effects and targets of each arm in one draw of what is known of the drugs, both (arms, d)."""
-        drawn = draw_effects(self.interventions, self.log_top, self.drug, self.log_dosage, generator)
-        return self._together(*drawn)
+        known = (self.interventions, self.log_top, self.drug, self.log_dosage)
+        return self._together(*draw_effects(*known, generator, self.is_new, doubt))
 
     def expected(self) -> tuple[Tensor, Tensor]:
         """Expected effects, and probability that a gene is a target of any of the drugs; both (arms, d)."""
@@ -98,11 +108,10 @@ class ArmsMixin:
         _, first, drug = np.unique(key, return_index=True, return_inverse=True)
         return Arms(
             names=names.tolist(),
-            dosages=(
-                log_dosage.exp() if dosage is None else np.broadcast_to(np.asarray(dosage, float).ravel(), len(names))
-            ).tolist(),
+            dosages=self._dosages(dosage, len(names)).tolist(),
             interventions=interventions.rows(torch.as_tensor(first)),
             log_top=self._log_top(names[first]),
+            is_new=self._is_new(names[first]),
             drug=torch.as_tensor(drug),
             log_dosage=log_dosage,
             arm=torch.arange(len(names)),
@@ -124,6 +133,7 @@ class ArmsMixin:
             dosages=["+".join(f"{float(v):g}" for v in c.values()) or "0" for c in combinations],
             interventions=self._interventions_of(drugs, drug_embedding),
             log_top=self._log_top(drugs),
+            is_new=self._is_new(drugs),
             drug=torch.as_tensor(pd.Index(drugs).get_indexer([d for d, _, _ in given])),
             log_dosage=torch.as_tensor(np.log(dosages[dosages > 0])),
             arm=torch.tensor([k for _, _, k in given], dtype=torch.long),
@@ -141,6 +151,11 @@ class ArmsMixin:
             check_key(drug, table.index, where="drug_embedding.index", argument="combinations")
         features = check_query_embedding(table.loc[new], known.columns.tolist(), self.perturbations)
         return self._query(pd.concat([known, features]).loc[drugs], 1.0)[1]
+
+    def _is_new(self, drugs: Sequence[str]) -> Tensor:
+        """Which drugs are known by their features only."""
+        code = pd.Index(self.perturbations).get_indexer(drugs)
+        return torch.as_tensor((code < 0) | ~self._is_measured[code])
 
     def _log_top(self, drugs: Sequence[str]) -> Tensor:
         """Largest log dosage at which each drug was measured, of any drug for those that were not."""

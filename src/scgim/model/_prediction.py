@@ -140,13 +140,14 @@ class PredictionMixin:
     def _feature_generator(self) -> FeatureGenerator:
         """Generator of the fitted screen; made once, from what is saved."""
         if self._generator is None:
-            features = torch.as_tensor(self.drug_embedding.to_numpy(dtype=np.float64))
-            known = torch.as_tensor(np.flatnonzero(self._is_measured))
-            module = self.module
-            dosages = module.dosage_range()
-            measured = module.interventions().rows(known)
-            self._generator = FeatureGenerator(features[known], measured, module.curve_grid(), dosages)
+            self._generator = FeatureGenerator(*self._generator_inputs())
         return self._generator
+
+    def _generator_inputs(self) -> tuple:
+        """Features and interventions of the measured perturbations, curves to choose from and range of dosages."""
+        module, known = self.module, torch.as_tensor(np.flatnonzero(self._is_measured))
+        features = torch.as_tensor(self.drug_embedding.to_numpy(dtype=np.float64))
+        return features[known], module.interventions().rows(known), module.curve_grid(), module.dosage_range()
 
     @property
     def _is_measured(self) -> np.ndarray:

@@ -125,7 +125,7 @@ def gather_information(module: GIMModule, loader: BatchLoader) -> FitInformation
         hard = module.intervention == "hard"
         score, information = score_and_information(module.likelihood, x, cut if hard else whole, size, scale)
         evidence = _cut_evidence(module, x, whole, cut, size) if hard else None
-        accumulator.update(batch["context"], h, score, information, module.mechanism(h), evidence)
+        accumulator.update(batch["context"], h, score, information, evidence)
     return accumulator.finalise()
 
 
@@ -149,7 +149,6 @@ def infer_targets(module: GIMModule, information: FitInformation) -> None:
         module.log_dosage.cpu()[treated],
         module.curve_grid(),
         module.shift_prior(),
-        propagated=information.propagated[treated] - information.propagated[~treated].mean(0),
     )
     if module.intervention == "hard":
         cost = 0.5 * torch.log1p(precision * prior.slab_var)

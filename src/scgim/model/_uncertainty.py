@@ -13,6 +13,7 @@ from anndata import AnnData
 from scgim._constants import REGISTRY
 from scgim.model._arms import ArmsMixin
 from scgim.model._prediction import _CHUNK_VALUES
+from scgim.nn._doubt import estimate_doubt
 from scgim.nn._draws import draw_mechanisms, without_sampling_noise
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from scgim.model._arms import Arms
     from scgim.module import GIMModule
+    from scgim.nn._doubt import Doubt
 
 _MIN_MEAN = 1e-6
 
@@ -40,6 +42,8 @@ class PosteriorMeans(NamedTuple):
 
 class UncertaintyMixin(ArmsMixin):
     """`predict_mean` of :class:`scgim.model.GIM`."""
+
+    _doubt: tuple[Any, Doubt] | None = None
 
     def predict_mean(
         self,
@@ -114,13 +118,14 @@ class UncertaintyMixin(ArmsMixin):
                 raise ValueError(f"`{name}` must be at least {least}, found {n}.")
         generator = torch.Generator().manual_seed(seed)
         module, d = copy.deepcopy(self.module), len(self.gene_names_)
+        doubt = self._doubt_of_features() if arms.is_new.any() else None
         baseline_sd = self._baseline_sd(n_samples * 10, generator)
         means, noise, direct = ([] for _ in range(3))
         for _ in range(n_draws):
             draw_mechanisms(module.mechanism, self.module.mechanism, self.module.weight_sd, generator)
             error = baseline_sd * torch.randn(d, generator=generator, dtype=torch.float64)
             module.intercept.data = self.module.intercept.data + error.to(self.module.intercept)
-            effects, targets = arms.draw(generator)
+            effects, targets = arms.draw(generator, doubt)
             # the last arm is the control
             shift = torch.cat([effects, effects.new_zeros(1, d)])
             targets = torch.cat([targets, targets.new_zeros(1, d)])
@@ -129,6 +134,13 @@ class UncertaintyMixin(ArmsMixin):
             noise.append(variance)
             direct.append(effects)
         return self._contrasts(torch.stack(means), torch.stack(noise), torch.stack(direct))
+
+    def _doubt_of_features(self) -> Doubt:
+        """How far predictions from features go astray; found once for each fit."""
+        generator = self._feature_generator()
+        if self._doubt is None or self._doubt[0] is not generator:
+            self._doubt = generator, estimate_doubt(*self._generator_inputs())
+        return self._doubt[1]
 
     def _contrasts(self, means: Tensor, noise: Tensor, direct: Tensor) -> PosteriorMeans:
         """Means and changes against the last arm, freed of the noise of finite numbers of cells."""

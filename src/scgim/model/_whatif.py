@@ -15,6 +15,7 @@ from scgim._constants import REGISTRY
 from scgim._validation import check_gene_names, check_size_factors, quote_some
 from scgim.model._arms import ArmsMixin
 from scgim.model._prediction import _CHUNK_VALUES, _fresh_generator
+from scgim.model._size_factors import total_counts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -236,8 +237,7 @@ class WhatIfMixin(ArmsMixin):
             return np.ones(cells.n_obs)
         check_gene_names(cells.var_names, self.gene_names_)
         layer = self._setup_args["layer"]
-        totals = np.asarray((cells.X if layer is None else cells.layers[layer]).sum(1), dtype=np.float64).ravel()
-        return np.maximum(totals, 1.0) / self.mean_total_
+        return total_counts(cells.X if layer is None else cells.layers[layer]) / self.mean_total_
 
     def _simulate(
         self,

@@ -6,21 +6,32 @@ each draw is one world: a gene is a target of a drug or not, its effect has one 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from scgim.nn._intervention import Interventions, hill_curve
 
+if TYPE_CHECKING:
+    from scgim.nn._doubt import Doubt
+
 _MIN_SHARE = 0.05  # of the largest effect: what was measured below it does not say how far the curve rises
 
 
 def draw_effects(
-    interventions: Interventions, log_top: Tensor, drug: Tensor, log_dosage: Tensor, generator: torch.Generator
+    interventions: Interventions,
+    log_top: Tensor,
+    drug: Tensor,
+    log_dosage: Tensor,
+    generator: torch.Generator,
+    new: Tensor | None = None,
+    doubt: Doubt | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Direct effects in one draw of targets and dose-response curves; the doses of a drug share its curve.
 
-    The posterior is that of the effect at the largest measured dosage. A draw of the midpoint bends the curve around
-    that point, so that the effect is less certain at smaller and at larger dosages.
+    The posterior is that of the effect at the largest measured dosage. A draw of the curve bends it around that point,
+    so that the effect is less certain at smaller and at larger dosages.
 
     Parameters
     ----------
@@ -34,20 +45,30 @@ def draw_effects(
         Log dosage of each of them, shape (P,); -inf for none.
     generator
         Source of randomness.
+    new
+        Drugs that are known by their features only, boolean (Q,); none by default.
+    doubt
+        What is to be added to the uncertainty of these.
 
     Returns
     -------
     Effects and 0/1 targets, both (P, d).
     """
     known = interventions
-    uniform = torch.rand(known.emax.shape, generator=generator, dtype=known.emax.dtype)
-    noise, bend = (torch.randn(known.emax.shape, generator=generator, dtype=known.emax.dtype) for _ in range(2))
-    targets = uniform < known.target_probs
-    at_top = (known.emax + known.emax_sd * noise) * hill_curve(log_top[:, None], known.log_ec50, known.exponent)
-    log_ec50 = known.log_ec50 + known.log_ec50_sd * bend
-    share = hill_curve(log_top[:, None], log_ec50, known.exponent).clamp_min(_MIN_SHARE)
-    curve = hill_curve(log_dosage[:, None], log_ec50[drug], known.exponent[drug])
-    return (targets * at_top / share)[drug] * curve, targets[drug]
+    shape, log_top = known.emax.shape, log_top[:, None]
+    targets = torch.rand(shape, generator=generator, dtype=torch.float64) < known.target_probs
+    noise, bend = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    sd, log_ec50, exponent = known.emax_sd, known.log_ec50 + known.log_ec50_sd * bend, known.exponent
+    if new is not None and doubt is not None:
+        by_features = new[:, None]
+        moved, steeper = doubt.draw_bends(shape, generator)
+        sd = torch.where(by_features, sd * doubt.inflation**0.5, sd)
+        log_ec50 = torch.where(by_features, known.log_ec50 + moved, log_ec50)
+        exponent = torch.where(by_features, exponent * steeper.exp(), exponent)
+    at_top = (known.emax + sd * noise) * hill_curve(log_top, known.log_ec50, known.exponent)
+    largest = targets * at_top / hill_curve(log_top, log_ec50, exponent).clamp_min(_MIN_SHARE)
+    largest = largest + getattr(known, "background", 0.0)
+    return largest[drug] * hill_curve(log_dosage[:, None], log_ec50[drug], exponent[drug]), targets[drug]
 
 
 @torch.no_grad()

@@ -13,14 +13,17 @@ import torch
 from torch import Tensor
 
 from scgim.nn._intervention import Interventions, hill_curve
+from scgim.nn._programmes import effective_genes, initial_loadings, price, programme_of, update_loadings
 from scgim.nn._score import ShiftPrior
 
 _EXPONENTS = (0.5, 0.8, 1.1, 1.5, 2.0, 2.7, 3.6, 5.0)
 _LOG_EXPONENT_LOC, _LOG_EXPONENT_SD = math.log(1.5), 0.6
 _N_MIDPOINTS = 21
 _MAX_ROUNDS = 30
-_MIN_CLEAR = 50
-_CHI2_MEDIAN = 0.4549  # of one degree of freedom
+_MAX_PROGRAMMES = 4
+_MIN_GENES = 5.0  # effective number of genes of a programme; fewer are shared targets
+_MARGIN = 10.0  # nats
+_MAX_LOG_ODDS = 12.0
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,6 @@ def estimate_interventions(
     log_dosage: Tensor,
     grid: CurveGrid,
     prior: ShiftPrior,
-    propagated: Tensor | None = None,
 ) -> tuple[Interventions, ShiftPrior]:
     """Infer targets and dose-response curves; the prior is fitted along (empirical Bayes).
 
@@ -84,41 +86,56 @@ def estimate_interventions(
         Curves to choose from.
     prior
         Prior to start from, on the scale of the effects.
-    propagated
-        What parents contribute in each context less what they contribute in controls, shape (K, d). Mechanisms are
-        never quite right, and what they get wrong grows with this, so it widens what is taken for no direct effect.
     """
     shift, variance = shift.double(), 1 / information.double().clamp_min(1e-6)
-    if propagated is not None:
-        variance = variance + mechanism_error(shift, variance, propagated.double()) * propagated.double().square()
     rows = [torch.nonzero(group == u)[:, 0] for u in range(int(group.max()) + 1)]
-    coarse = grid.coarse()
-    curves = coarse.values(log_dosage.double())  # (K, S)
-    for _ in range(_MAX_ROUNDS):
-        moments = [_moments(shift, variance, r, curves, coarse, prior) for r in rows]
-        target_probs, mean_square, misfit = (torch.stack([m[i] for m in moments]) for i in range(3))
+    curves = grid.coarse().values(log_dosage.double())  # (K, S)
+    fit = _fit(shift, variance, group, rows, curves, grid.coarse(), prior, 0)
+    for n_programmes in range(1, _MAX_PROGRAMMES + 1):
+        trial = _fit(shift, variance, group, rows, curves, grid.coarse(), prior, n_programmes)
+        if trial is None or trial[0] < fit[0] + _MARGIN:
+            break
+        fit = trial
+    _, prior, programme = fit
+    curves = grid.values(log_dosage.double())
+    parts = [_summarise(shift, variance, programme, r, curves, grid, prior) for r in rows]
+    return Interventions.stack(parts), prior
+
+
+def _fit(shift, variance, group, rows, curves, grid: CurveGrid, prior: ShiftPrior, n_programmes: int):
+    """Evidence, prior and programmes (K, d) by expectation-maximisation; None if a programme is one of too few genes."""
+    programme = torch.zeros_like(shift)
+    if not n_programmes:
+        _, prior, evidence = _fit_prior(shift, variance, rows, curves, grid, prior, _MAX_ROUNDS)
+        return evidence, prior, programme
+    if min(shift.shape) <= n_programmes:
+        return None
+    loadings = initial_loadings(shift, variance, n_programmes)
+    noise = variance + prior.spike_var
+    for _ in range(_MAX_ROUNDS):  # genes taken for targets at first are released as the programme explains them
+        before, programme = programme, programme_of(shift, noise, loadings)
+        probs, prior, evidence = _fit_prior(shift - programme, variance, rows, curves, grid, prior, 1)
+        noise = variance + prior.spike_var + probs[group] * prior.slab_var
+        loadings = update_loadings(shift, noise, loadings)
+        if (programme - before).abs().max() < 1e-3:
+            break
+    if effective_genes(shift, noise, loadings) < _MIN_GENES:
+        return None
+    return evidence - price(shift, noise, loadings), prior, programme
+
+
+def _fit_prior(shift, variance, rows, curves, grid: CurveGrid, prior: ShiftPrior, max_rounds: int):
+    """Target probabilities (U, d), the prior that fits them, and the log evidence before its last update."""
+    for _ in range(max_rounds):
+        moments = [_moments(shift, variance, r, curves, grid, prior) for r in rows]
+        target_probs, mean_square, misfit, evidence = (torch.stack([m[i] for m in moments]) for i in range(4))
         updated = _update(prior, target_probs, mean_square, misfit)
         change = abs(math.log(updated.slab_var / prior.slab_var)) + abs(updated.log_odds - prior.log_odds)
         change += abs(updated.spike_var - prior.spike_var) / (1e-4 + prior.spike_var)
         prior = updated
         if change < 0.02:
             break
-    curves = grid.values(log_dosage.double())
-    parts = [_summarise(shift, variance, r, curves, grid, prior) for r in rows]
-    return Interventions.stack(parts), prior
-
-
-def mechanism_error(shift: Tensor, variance: Tensor, propagated: Tensor) -> float:
-    """Typical square of a direct effect relative to that of the propagated change, noise taken out.
-
-    Zero where mechanisms carry changes rightly. Taken as a median over the context-gene pairs whose propagated change
-    stands clear of noise, most of which are not targets.
-    """
-    clear = propagated.square() > 4 * variance
-    if int(clear.sum()) < _MIN_CLEAR:
-        return 0.0
-    ratio = (shift.square() - _CHI2_MEDIAN * variance)[clear] / propagated.square()[clear]
-    return float((ratio.median() / _CHI2_MEDIAN).clamp_min(0.0))
+    return target_probs, prior, float(evidence.sum())
 
 
 def _evidence(shift: Tensor, variance: Tensor, curves: Tensor, prior: ShiftPrior) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,18 +147,28 @@ def _evidence(shift: Tensor, variance: Tensor, curves: Tensor, prior: ShiftPrior
     return log_evidence, mean, 1 / precision
 
 
-def _posterior(shift: Tensor, variance: Tensor, rows: Tensor, curves: Tensor, grid: CurveGrid, prior: ShiftPrior):
+def _posterior(shift, variance, rows: Tensor, curves: Tensor, grid: CurveGrid, prior: ShiftPrior):
+    """Log odds of a target (d,), probability of each curve, mean and variance of its height, each (d, S)."""
     log_evidence, mean, spread = _evidence(shift[rows], variance[rows], curves[rows], prior)
     joint = log_evidence + grid.log_prior
     total = joint.logsumexp(1)
-    return torch.sigmoid(total + prior.log_odds), (joint - total[:, None]).exp(), mean, spread
+    return total + prior.log_odds, (joint - total[:, None]).exp(), mean, spread
 
 
-def _moments(shift: Tensor, variance: Tensor, rows: Tensor, curves: Tensor, grid: CurveGrid, prior: ShiftPrior):
-    """Target probability, mean square of the height if target, mean misfit if not; each (d,)."""
-    probs, weight, mean, spread = _posterior(shift, variance, rows, curves, grid, prior)
+def _tempered(log_odds: Tensor) -> Tensor:
+    """Log odds that grow ever more slowly beyond a limit: no model is surer, and ranks survive rounding to 1."""
+    excess = (log_odds - _MAX_LOG_ODDS).clamp_min(0.0)
+    return torch.minimum(log_odds, torch.full_like(log_odds, _MAX_LOG_ODDS)) + torch.log1p(excess)
+
+
+def _moments(shift, variance, rows: Tensor, curves: Tensor, grid: CurveGrid, prior: ShiftPrior):
+    """Target probability, mean square of the height if target, mean misfit if not, log evidence; each (d,)."""
+    log_odds, weight, mean, spread = _posterior(shift, variance, rows, curves, grid, prior)
     misfit = (shift[rows].square() - variance[rows]).mean(0)
-    return probs, (weight * (mean.square() + spread)).sum(1), misfit
+    noise = variance[rows] + prior.spike_var
+    off = -0.5 * (shift[rows].square() / noise + noise.log()).sum(0)
+    evidence = off + torch.nn.functional.softplus(log_odds) + math.log1p(-prior.target_prob)
+    return torch.sigmoid(log_odds), (weight * (mean.square() + spread)).sum(1), misfit, evidence
 
 
 def _update(prior: ShiftPrior, target_probs: Tensor, mean_square: Tensor, misfit: Tensor) -> ShiftPrior:
@@ -156,9 +183,10 @@ def _update(prior: ShiftPrior, target_probs: Tensor, mean_square: Tensor, misfit
     return ShiftPrior(min(max(target_prob, 1e-4), 0.3), max(slab, 0.04), min(spike, 0.25 * slab))
 
 
-def _summarise(shift, variance, rows, curves, grid: CurveGrid, prior: ShiftPrior) -> Interventions:
+def _summarise(shift, variance, programme, rows, curves, grid: CurveGrid, prior: ShiftPrior) -> Interventions:
     """One perturbation: the curve of the grid that lies closest to the posterior mean curve, and its uncertainty."""
-    probs, weight, mean, spread = _posterior(shift, variance, rows, curves, grid, prior)
+    log_odds, weight, mean, spread = _posterior(shift - programme, variance, rows, curves, grid, prior)
+    probs = torch.sigmoid(_tempered(log_odds))
     low, high = float(grid.log_ec50.min()), float(grid.log_ec50.max())
     span = torch.linspace(low, high, 12 if high > low else 1, dtype=torch.float64).clamp_min(-20.0)
     shapes = grid.values(span)  # (m, S)
@@ -174,6 +202,7 @@ def _summarise(shift, variance, rows, curves, grid: CurveGrid, prior: ShiftPrior
     emax_sd = (square - effect.square()).clamp_min(0.0).sqrt() / top[best].clamp_min(0.05)
     log_ec50_mean = weight @ grid.log_ec50
     log_ec50_sd = (weight @ grid.log_ec50.square() - log_ec50_mean.square()).clamp_min(0.0).sqrt()
-    return Interventions(
-        *(t[None] for t in (probs, emax, emax_sd, grid.log_ec50[best], log_ec50_sd, grid.exponent[best]))
-    )
+    own = curves[rows][:, best]  # (k, d)
+    background = (programme[rows] * own).sum(0) / own.square().sum(0).clamp_min(1e-12)
+    fields = (probs, emax, emax_sd, grid.log_ec50[best], log_ec50_sd, grid.exponent[best], background)
+    return Interventions(*(t[None] for t in fields))

@@ -9,7 +9,7 @@ found by coordinate ascent. Where features tell nothing the prediction shrinks t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -144,6 +144,9 @@ class FeatureGenerator:
         spread = interventions.log_ec50[interventions.target_probs > 0.5]
         self.midpoint_sd = spread.double().std() if len(spread) > 2 else self.shapes.log_ec50.std(correction=0)
         self._fit(interventions, probs[:, self.active])
+        shared = interventions.background.double()
+        self.shared_mean = shared.mean(0)
+        self.shared = fit_kernel(self.kernel, shared - self.shared_mean) if shared.any() else None
 
     def _fit(self, measured: Interventions, probs: Tensor) -> None:
         emax, log_ec50, exponent = (
@@ -175,7 +178,10 @@ class FeatureGenerator:
         """Interventions of drugs with the given features, shape (Q, p)."""
         x = self.kernel.standardise(features.double())
         means, scales = zip(*(fit.predict(self.kernel, x) for fit in self.fits), strict=True)
-        return self._posterior(torch.stack(means, 2) + self.outputs_mean, torch.stack(scales, 1))
+        found = self._posterior(torch.stack(means, 2) + self.outputs_mean, torch.stack(scales, 1))
+        if self.shared is None:
+            return found
+        return replace(found, background=self.shared.predict(self.kernel, x)[0] + self.shared_mean)
 
     def _posterior(self, mean: Tensor, scale: Tensor) -> Interventions:
         """Combine what the features say with the prior, by coordinate ascent over genes.

@@ -20,8 +20,6 @@ class FitInformation:
         Fisher information of the weights of each gene's parents, (d, p, p), p the largest number of parents.
     cross_information
         Of direct effects with weights, (K, d, p).
-    propagated
-        Contribution of the parents to each gene, its mean over the cells of each context, (K, d).
     evidence
         For hard interventions, log-likelihood of each context with the mechanism cut less that with it whole, (K, d).
     """
@@ -30,7 +28,6 @@ class FitInformation:
     information: Tensor
     edge_information: Tensor
     cross_information: Tensor
-    propagated: Tensor
     evidence: Tensor
 
     def edge_covariance(self, shift_precision: Tensor) -> Tensor:
@@ -62,34 +59,21 @@ class InformationAccumulator:
         self.score = torch.zeros(n_contexts, d, device=device)
         self.information = torch.zeros(n_contexts, d, device=device)
         self.evidence = torch.zeros(n_contexts, d, device=device)
-        self.propagated = torch.zeros(n_contexts, d, device=device)
-        self.n_cells = torch.zeros(n_contexts, device=device)
         self.edges = torch.zeros(d, p, p, device=device)
         self.cross = torch.zeros(n_contexts, d, p, device=device)
 
-    def update(
-        self,
-        context: Tensor,
-        h: Tensor,
-        score: Tensor,
-        information: Tensor,
-        propagated: Tensor,
-        evidence: Tensor | None = None,
-    ) -> None:
-        """Add a minibatch: context (B,), parent features and the terms of :class:`FitInformation`, all (B, d)."""
+    def update(self, context: Tensor, h: Tensor, score: Tensor, information: Tensor, evidence: Tensor | None) -> None:
+        """Add a minibatch: context (B,), parent features, score, information and evidence, all (B, d)."""
         inputs = h[:, self.parents] * self.mask  # (B, d, p)
         weighted = inputs * information[..., None]
         self.score.index_add_(0, context, score)
         self.information.index_add_(0, context, information)
         self.cross.index_add_(0, context, weighted)
         self.edges += torch.einsum("bjp,bjq->jpq", weighted, inputs)
-        self.propagated.index_add_(0, context, propagated)
-        self.n_cells += torch.bincount(context, minlength=len(self.n_cells))
         if evidence is not None:
             self.evidence.index_add_(0, context, evidence)
 
     def finalise(self) -> FitInformation:
         """All sums, in double precision on the CPU."""
-        propagated = self.propagated / self.n_cells.clamp_min(1.0)[:, None]
-        sums = (self.score, self.information, self.edges, self.cross, propagated, self.evidence)
+        sums = (self.score, self.information, self.edges, self.cross, self.evidence)
         return FitInformation(*(t.double().cpu() for t in sums))

@@ -60,6 +60,9 @@ class Interventions:
         Standard deviation of that.
     exponent
         Hill exponent.
+    background
+        What perturbations share because they act through unmeasured regulators (:mod:`scgim.nn._programmes`), at full
+        height; None for nothing.
     """
 
     target_probs: Tensor
@@ -68,6 +71,11 @@ class Interventions:
     log_ec50: Tensor
     log_ec50_sd: Tensor
     exponent: Tensor
+    background: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.background is None:
+            object.__setattr__(self, "background", torch.zeros_like(self.emax))
 
     def rows(self, index: Tensor) -> Interventions:
         """Chosen drugs."""
@@ -84,8 +92,8 @@ class Interventions:
         return hill_curve(log_dosage.reshape(-1, 1), self.log_ec50, self.exponent)
 
     def mean(self, log_dosage: Tensor) -> Tensor:
-        """Expected direct effect, whether target or not summed out, (Q, d)."""
-        return self.target_probs * self.emax * self.curve(log_dosage)
+        """Expected effect given the parents, whether target or not summed out, (Q, d)."""
+        return (self.target_probs * self.emax + self.background) * self.curve(log_dosage)
 
     def sd(self, log_dosage: Tensor) -> Tensor:
         """Standard deviation of the direct effect, whether target or not summed out, (Q, d)."""
@@ -98,5 +106,5 @@ class Interventions:
         shape = (len(self.emax), n, self.emax.shape[1])
         targets = torch.rand(shape, generator=generator, dtype=self.emax.dtype) < self.target_probs[:, None]
         noise = torch.randn(shape, generator=generator, dtype=self.emax.dtype)
-        effects = (self.emax[:, None] + self.emax_sd[:, None] * noise) * self.curve(log_dosage)[:, None]
-        return targets * effects, targets
+        effects = targets * (self.emax[:, None] + self.emax_sd[:, None] * noise) + self.background[:, None]
+        return effects * self.curve(log_dosage)[:, None], targets
