@@ -7,6 +7,7 @@ import multiprocessing
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -141,12 +142,15 @@ def records_of(options: argparse.Namespace, group: str, suite: str) -> Records:
 
 
 def publish(tables: Mapping[str, pd.DataFrame], provenance: _report.Provenance, *, docs: bool) -> None:
-    """Print tables, and write them into the documentation if asked."""
+    """Print tables, and write them into the documentation if asked, with the notes below the first."""
     for name, frame in tables.items():
         print(f"\n{name}\n{_report.to_markdown(frame)}", flush=True)
     print("\n".join(provenance.notes))
     if docs:
-        _report.write_tables(tables, provenance)
+        first, *others = tables
+        _report.write_table(first, tables[first], provenance)
+        bare = replace(provenance, notes=())
+        _report.write_tables({name: tables[name] for name in others}, bare)
 
 
 def mean_and_spread(frame: pd.DataFrame, by: Sequence[str], columns: Mapping[str, str]) -> pd.DataFrame:

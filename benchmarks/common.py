@@ -149,7 +149,7 @@ def write_result(
     versions = {name: version(name) for name in ("scgim", "scvi-tools", "torch")}
     meta = {"wall": cost.wall, "cpu": cost.cpu, "rss_mb": cost.memory_mb, "versions": versions}
     meta["pred_space"] = "count" if view == "count" else "float"
-    np.savez_compressed(
+    np.savez(
         path,
         edge=model.get_adjacency().to_numpy(),
         adj=fitted_graph(model).astype(int),

@@ -48,7 +48,9 @@ def load(data: Path, *, quick: bool) -> AnnData:
         arms = adata.obs.groupby(["patient", "perturbation"], observed=True).indices.values()
         adata = adata[np.sort(np.concatenate([rng.choice(cells, 100, replace=False) for cells in arms]))].copy()
     chosen = scgim.pp.select_genes(adata, 20 if quick else N_GENES, batch_key="patient")
-    return adata[:, chosen].copy()
+    adata = adata[:, chosen].copy()
+    sc.pp.filter_cells(adata, min_counts=1)
+    return adata
 
 
 def predict(adata: AnnData, patient: str, seed: int, max_epochs: int | None) -> tuple[AnnData, float]:
