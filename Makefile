@@ -6,6 +6,8 @@
 #   make docs        the documentation, in docs/_build/html; warnings are errors
 #   make tutorials   run the tutorial notebooks again, in place
 #   make bench-real  tables on real data (DATA=folder)
+#   make bench-structure   tables on simulated data: graph and targets (SUITES="main size ...", BENCH=folder)
+#   make bench-prediction  tables on simulated data: drugs and doses that were not measured (the same)
 #   make lint        style and types
 #   make clean       remove what the above made
 
@@ -13,6 +15,8 @@
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 DATA ?= ../shared/data
+BENCH ?= ../shared/bench
+SUITES ?= main
 
 # An editable install remembers the folder it was made in, so a checkout that was moved or copied installs again.
 HERE := $(shell pwd | cksum | cut -d ' ' -f 1)
@@ -22,7 +26,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install --constraint constraints
 # Matrices here are small: on a busy machine threads that wait for each other take many times longer than one alone.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test docs tutorials bench-real lint clean .venv
+.PHONY: help demo test docs tutorials bench-real bench-structure bench-prediction lint clean .venv
 
 help:
 	@sed -n 's/^#   make/make/p' Makefile
@@ -41,6 +45,12 @@ tutorials: .venv/tutorials-$(HERE)
 
 bench-real: .venv/bench-$(HERE)
 	$(PY) benchmarks/real/run.py --data "$(DATA)"
+
+bench-structure: .venv/bench-$(HERE)
+	$(PY) benchmarks/structure/run.py $(SUITES) --bench "$(BENCH)"
+
+bench-prediction: .venv/bench-$(HERE)
+	$(PY) benchmarks/prediction/run.py $(SUITES) --bench "$(BENCH)"
 
 lint: .venv/lint-$(HERE)
 	$(PY) -m ruff check
