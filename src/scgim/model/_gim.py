@@ -30,12 +30,12 @@ from scgim._validation import (
 )
 from scgim.model._covariates import CovariateDesign, check_columns
 from scgim.model._fields import ScreenField
+from scgim.model._library import LibraryMixin
 from scgim.model._prediction import PredictionMixin
 from scgim.model._results import ResultsMixin
 from scgim.model._saving import SavingMixin
 from scgim.model._size_factors import estimate_size_factors, total_counts
 from scgim.model._training import TrainingMixin
-from scgim.model._uncertainty import UncertaintyMixin
 from scgim.model._whatif import WhatIfMixin
 from scgim.module import GIMModule
 from scgim.nn._likelihood import LIKELIHOODS
@@ -45,6 +45,19 @@ from scgim.train import Cells
 logger = logging.getLogger(__name__)
 
 INTERVENTIONS = ("shift", "hard")
+MEASUREMENTS = ("direct", "latent")
+
+
+def _check_latent(mechanism: str, likelihood: str, intervention: str, covariates: list[str]) -> None:
+    """What a network of hidden expression cannot be combined with."""
+    found = {"mechanism": mechanism, "likelihood": likelihood, "intervention": intervention}
+    wrong = [f"{k}={v!r}" for k, v in found.items() if v not in ("linear", "nb", "poisson", "shift")]
+    wrong += [f"covariate {key!r}" for key in covariates]
+    if wrong:
+        raise ValueError(
+            f"`measurement='latent'` takes linear mechanisms, counts, shifts and no covariates; found {', '.join(wrong)}. "
+            "Leave them out, or use `measurement='direct'`."
+        )
 
 
 class GIM(
@@ -53,7 +66,7 @@ class GIM(
     PredictionMixin,
     ResultsMixin,
     WhatIfMixin,
-    UncertaintyMixin,
+    LibraryMixin,
     PyroSviTrainMixin,
     BaseModelClass,
 ):
@@ -75,6 +88,9 @@ class GIM(
     intervention
         `"shift"`: a drug adds to the log mean of its targets, given their parents. `"hard"`: it replaces their
         mechanism and cuts their parents.
+    measurement
+        `"direct"`: parents act by their counts. `"latent"`: by hidden expression, of which counts are a Poisson sample, as
+        in single-cell data of few counts a gene; fitted by moments. It takes linear mechanisms, shifts and no covariates.
     n_hidden
         Hidden units a gene of `"mlp"` mechanisms.
 
@@ -104,15 +120,25 @@ class GIM(
         mechanism: str = "linear",
         likelihood: str = "nb",
         intervention: str = "shift",
+        measurement: str = "direct",
         n_hidden: int = 8,
     ):
         super().__init__(adata, registry)
-        options = {"mechanism": MECHANISMS, "likelihood": LIKELIHOODS, "intervention": INTERVENTIONS}
+        options = {
+            "mechanism": MECHANISMS,
+            "likelihood": LIKELIHOODS,
+            "intervention": INTERVENTIONS,
+            "measurement": MEASUREMENTS,
+        }
         for name, allowed in options.items():
             if locals()[name] not in allowed:
                 raise ValueError(f"`{name}` must be one of {list(allowed)}, found {locals()[name]!r}.")
-        self._likelihood, self._mechanism, self._intervention = likelihood, mechanism, intervention
         self._covariates = CovariateDesign(self.registry)
+        if measurement == "latent":
+            _check_latent(mechanism, likelihood, intervention, self._covariates.keys)
+            likelihood = "poisson"
+        self._likelihood, self._mechanism, self._intervention = likelihood, mechanism, intervention
+        self._measurement = measurement
         screen = self._screen
         dosage = np.asarray(screen["context_dosage"])
         codes = pd.Index(screen["perturbations"]).get_indexer(screen["context_perturbation"])
@@ -127,6 +153,7 @@ class GIM(
             mechanism=mechanism,
             intervention=intervention,
             n_hidden=n_hidden,
+            measurement=measurement,
         )
         if adata is not None:
             self.gene_names_ = adata.var_names.astype(str).tolist()

@@ -13,11 +13,13 @@ from scipy import sparse
 from scipy.stats import norm
 
 from scgim._constants import Key
-from scgim._validation import check_gene_names, resolve_embedding
+from scgim._validation import check_gene_names, check_query_dosage, check_query_embedding, resolve_embedding
 from scgim.model._fields import ScreenField
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
+
+_MAX_FEATURES = 4096  # beyond this their importance is not stored
 
 
 class ResultsMixin:
@@ -205,14 +207,13 @@ class ResultsMixin:
         log_dosage = np.linspace(low - np.log(10), high + np.log(10), 50)
         if dosage is not None:
             with np.errstate(divide="ignore"):
-                log_dosage = np.log(np.asarray(dosage, dtype=float).ravel())
+                log_dosage = np.log(check_query_dosage(dosage, np.size(dosage)))
         curve = interventions.rows(torch.zeros(len(log_dosage), dtype=torch.long)).curve(torch.as_tensor(log_dosage)).numpy()
         z = norm.ppf(0.5 + level / 2)
         frames = []
         for j in chosen:
-            probability, emax, sd, log_ec50, _, hill = (
-                float(getattr(interventions, name)[0, j]) for name in interventions.__dataclass_fields__
-            )
+            names = ("target_probs", "emax", "emax_sd", "log_ec50", "exponent")
+            probability, emax, sd, log_ec50, hill = (float(getattr(interventions, name)[0, j]) for name in names)
             frame = pd.DataFrame({"gene": self.gene_names_[j], "dosage": np.exp(log_dosage)})
             frame["effect"] = emax * curve[:, j]
             frame["lower"], frame["upper"] = (emax - z * sd) * curve[:, j], (emax + z * sd) * curve[:, j]
@@ -250,7 +251,8 @@ class ResultsMixin:
         -------
         Nothing; adds `varp["gim_edge_probs"]`, `varp["gim_edge_weights"]`, data frames of genes x perturbations in
         `varm` (`"gim_targets"`, `"gim_shifts"`, `"gim_shift_sds"`, `"gim_total_effects"` at the largest measured dosage;
-        `"gim_emax"`, `"gim_ec50"`, `"gim_hill"`), and `uns["gim"]` with parameters, perturbations and training history.
+        `"gim_emax"`, `"gim_ec50"`, `"gim_hill"`), and `uns["gim"]` with parameters, perturbations, training history and,
+        where drugs have at most 4096 features, their importance (:meth:`get_feature_importance`).
         """
         self._check_if_trained(warn=False)
         if adata is None:
@@ -285,10 +287,13 @@ class ResultsMixin:
             Key.uns.PERTURBATIONS: perturbations,
             Key.uns.HISTORY: self._history_frame(),
         }
+        if self.drug_embedding is not None and self.drug_embedding.shape[1] <= _MAX_FEATURES:
+            adata.uns[key_added][Key.uns.FEATURE_IMPORTANCE] = self.get_feature_importance()
 
     def _stored_params(self) -> dict:
         setup = self._setup_args
-        params = {k: setup[k] for k in ("perturbation_key", "control", "dosage_key", "layer") if setup[k] is not None}
+        keys = ("perturbation_key", "control", "dosage_key", "layer", "size_factor_key")
+        params = {k: setup[k] for k in keys if setup[k] is not None}
         options = {"likelihood": self._likelihood, "mechanism": self._mechanism, "intervention": self._intervention}
         return {**params, **options, "version": version("scgim")}
 
@@ -308,4 +313,5 @@ class ResultsMixin:
         if key is None:
             raise ValueError(f"{names} were not measured, and the model was set up without drug features.")
         labels = adata.obs[setup["perturbation_key"]].astype(str)
-        return resolve_embedding(adata, key, labels, control=setup["control"]).loc[names]
+        table = resolve_embedding(adata, key, labels, control=setup["control"]).loc[names]
+        return check_query_embedding(table, self.drug_embedding.columns.tolist(), self.perturbations)

@@ -14,7 +14,7 @@ from scgim.nn._intervention import Interventions, hill_curve
 if TYPE_CHECKING:
     from scgim.nn._effects import CurveGrid
 
-_N_FOLDS = 5
+_FEW, _N_FOLDS = 40, (10, 5)  # of few drugs, each counts: more folds leave more of them in
 _MAX_DRUGS = 500  # beyond this a single part is left out: the fit is slow, and many drugs are left to judge by
 _MAX_LEFT_OUT = 100
 _LOG_INFLATION_LOC, _LOG_INFLATION_SD = 0.7, 1.0
@@ -57,9 +57,8 @@ def estimate_doubt(
     bends = curves - curves.mean(0) if len(curves) else curves
     n = len(features)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
-    left_out = (
-        [order[:_MAX_LEFT_OUT]] if n > _MAX_DRUGS else [part for part in order.tensor_split(_N_FOLDS) if len(part)]
-    )
+    folds = [order[:_MAX_LEFT_OUT]] if n > _MAX_DRUGS else order.tensor_split(_N_FOLDS[n > _FEW])
+    left_out = [part for part in folds if len(part)]
     predicted, measured = [], []
     for part in left_out if n > 2 else []:
         rest = torch.ones(n, dtype=torch.bool).index_fill_(0, part, value=False)

@@ -66,8 +66,7 @@ def draw_effects(
         log_ec50 = torch.where(by_features, known.log_ec50 + moved, log_ec50)
         exponent = torch.where(by_features, exponent * steeper.exp(), exponent)
     at_top = (known.emax + sd * noise) * hill_curve(log_top, known.log_ec50, known.exponent)
-    largest = targets * at_top / hill_curve(log_top, log_ec50, exponent).clamp_min(_MIN_SHARE)
-    largest = largest + getattr(known, "background", 0.0)
+    largest = targets * at_top / hill_curve(log_top, log_ec50, exponent).clamp_min(_MIN_SHARE) + known.background
     return largest[drug] * hill_curve(log_dosage[:, None], log_ec50[drug], exponent[drug]), targets[drug]
 
 
