@@ -103,7 +103,9 @@ def noise_floor(adata: AnnData) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def evaluate(adata: AnnData, splits: Sequence[pd.Series], seed: int, max_epochs: int | None) -> tuple[pd.DataFrame, float]:
+def evaluate(
+    adata: AnnData, splits: Sequence[pd.Series], seed: int, max_epochs: int | None
+) -> tuple[pd.DataFrame, float]:
     """Errors of every method in every held-out context, one row each, and mean CPU seconds of a fit."""
     parts, seconds = [], []
     for split in splits:
@@ -150,7 +152,10 @@ def bootstrap_table(errors: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         ratio = draws[method] / draws[best]
         row = {"method": method + (" (best baseline)" if method == best else ""), "error": by_drug[method].mean()}
         row["95 % interval"] = interval(draws[method])
-        row |= {"ratio to best baseline": by_drug[method].mean() / by_drug[best].mean(), "of the ratio": interval(ratio)}
+        row |= {
+            "ratio to best baseline": by_drug[method].mean() / by_drug[best].mean(),
+            "of the ratio": interval(ratio),
+        }
         row["correlation of shifts"] = correlation.get(method, np.nan)
         rows.append(row)
     return pd.DataFrame(rows)

@@ -46,7 +46,17 @@ TARGETS = {
 }
 N_PROTEINS = 11
 ALPHA = 0.05
-EDGE_METRICS = ["auroc", "auprc", "skeleton_auprc", "orientation_accuracy", "precision", "recall", "f1", "shd", "n_edges"]
+EDGE_METRICS = [
+    "auroc",
+    "auprc",
+    "skeleton_auprc",
+    "orientation_accuracy",
+    "precision",
+    "recall",
+    "f1",
+    "shd",
+    "n_edges",
+]
 
 
 def load(data: Path, *, quick: bool) -> AnnData:
@@ -56,7 +66,9 @@ def load(data: Path, *, quick: bool) -> AnnData:
     others = treated.drop(columns=CONTROL)
     names = np.where(others.any(axis=1), others.idxmax(axis=1), CONTROL)
     x = np.log(table.iloc[:, :N_PROTEINS]).astype(np.float32)
-    adata = ad.AnnData(x.set_axis(x.index.astype(str)), pd.DataFrame({"perturbation": names}, index=x.index.astype(str)))
+    adata = ad.AnnData(
+        x.set_axis(x.index.astype(str)), pd.DataFrame({"perturbation": names}, index=x.index.astype(str))
+    )
     if not quick:
         return adata
     rng = np.random.default_rng(0)

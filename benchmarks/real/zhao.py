@@ -82,7 +82,10 @@ class Patient:
     """Normalised log expression of one patient, on the scale of its control cells."""
 
     def __init__(self, adata: AnnData, patient: str):
-        arms = {arm: adata[(adata.obs["patient"] == patient) & (adata.obs["perturbation"] == arm)] for arm in ("control", DRUG)}
+        arms = {
+            arm: adata[(adata.obs["patient"] == patient) & (adata.obs["perturbation"] == arm)]
+            for arm in ("control", DRUG)
+        }
         log = {arm: log_expression(cells) for arm, cells in arms.items()}
         self.centre = log["control"].mean(axis=0)
         spread = log["control"].std(axis=0)
@@ -90,6 +93,7 @@ class Patient:
         self.control, self.treated = (self.standardise(log[arm]) for arm in ("control", DRUG))
 
     def standardise(self, log: np.ndarray) -> np.ndarray:
+        """Log expression on the scale of the control cells."""
         return (log - self.centre) / self.scale
 
     @property
@@ -138,8 +142,12 @@ def run(data: Path, *, seeds: Sequence[int] = (0,), quick: bool = False) -> dict
     by_patient = errors.groupby(["method", "patient"], sort=False)[METRICS].mean()
     mean = by_patient.groupby("method", sort=False).mean()
     error = by_patient.groupby("method", sort=False).sem()
-    summary = pd.concat({name: pd.concat([mean[name], error[name]], axis=1, keys=["mean", "sem"]) for name in METRICS}, axis=1)
-    summary.columns = [metric.replace("_", " ") + ("" if kind == "mean" else ", s.e.") for metric, kind in summary.columns]
+    summary = pd.concat(
+        {name: pd.concat([mean[name], error[name]], axis=1, keys=["mean", "sem"]) for name in METRICS}, axis=1
+    )
+    summary.columns = [
+        metric.replace("_", " ") + ("" if kind == "mean" else ", s.e.") for metric, kind in summary.columns
+    ]
     summary.loc[MODEL, "CPU seconds a fit"] = errors["cpu"].mean()
     each = by_patient["mean_shift_error"].unstack("method")[mean.index]
     return {"zhao-summary": summary.reset_index(), "zhao-patients": each.reset_index()}

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+
+@pytest.fixture
+def real(monkeypatch):
+    """Import a script of benchmarks/real."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+    return lambda name: importlib.import_module(f"benchmarks.real.{name}")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_knock_outs_on_a_part_of_the_screen(real, data_dir):
+    papalexi = real("papalexi")
+    if not (data_dir / papalexi.FILE).exists():
+        pytest.skip(f"no `{papalexi.FILE}` in `{data_dir}`")
+    tables = papalexi.run(data_dir, quick=True)
+    targets = tables["papalexi-targets"].set_index("knock-out")
+    assert set(targets.index) == {
+        "STAT1", "STAT2", "STAT3", "JAK2", "NFKBIA", "CMTM6", "UBE2L6", "IFNGR2", "TNFRSF14",
+    }  # fmt: skip
+    assert targets["probability"].between(0, 1).all()
+    assert targets.loc["STAT1", "rank: t-test"] == 1
+    ranks = targets.filter(like="rank: ")
+    assert ((ranks >= 1) & (ranks <= 30)).all(axis=None)
+    summary = tables["papalexi-summary"].set_index("method")
+    assert summary.loc["t-test", "mean reciprocal rank"] == pytest.approx((1 / targets["rank: t-test"]).mean())
+    pathway = tables["papalexi-pathway"]
+    assert pathway[["edge probability", "path probability"]].apply(lambda c: c.between(0, 1)).all(axis=None)
+
+
+def test_ties_are_broken_by_the_next_frame(real):
+    first = pd.DataFrame([[1.0, 1.0, 0.5]], index=["x"], columns=list("abc"))
+    second = pd.DataFrame([[1.0, 2.0, 9.0]], index=["x"], columns=list("abc"))
+    assert real("papalexi").rank_genes(first, second).loc["x"].tolist() == [2, 1, 3]
+
+
+def test_best_path_has_the_largest_product(real):
+    edges = pd.DataFrame({"source": list("aab"), "target": list("cbc"), "probability": [0.3, 0.8, 0.5]})
+    path, probability = real("papalexi").best_path(edges, "a", "c")
+    assert path == ["a", "b", "c"]
+    assert probability == pytest.approx(0.4)
+    assert real("papalexi").best_path(edges, "c", "a") == ([], 0.0)
+
+
+def test_every_context_is_held_out_once(real):
+    import anndata as ad
+
+    obs = pd.DataFrame({"perturbation": ["control"] * 2 + [d for d in "abcd" for _ in range(6)]})
+    obs["perturbation"] = obs["perturbation"].astype("category")
+    obs["dosage"] = [0.0] * 2 + [0.1, 0.1, 1.0, 1.0, 10.0, 10.0] * 4
+    adata = ad.AnnData(np.ones((len(obs), 1)), obs.set_index(obs.index.astype(str)))
+    macseq = real("macseq")
+    doses = np.stack([split == "test" for split in macseq.dose_folds(adata)])
+    drugs = np.stack([split == "test" for split in macseq.drug_folds(adata, 2, 0)])
+    for held_out in (doses, drugs):
+        assert held_out.sum(axis=0).tolist() == [0, 0] + [1] * 24
+    assert doses.sum(axis=1).tolist() == [8, 8, 8]
+
+
+def test_bootstrap_compares_with_the_best_baseline(real):
+    macseq = real("macseq")
+    error = {"control": 4.0, "trainmean": 2.0, macseq.MODEL: 1.0, macseq.NOISE: 0.5}
+    rows = [
+        {"perturbation": drug, "method": method, "mean_shift_error": value, "mean_shift_correlation": 0.0}
+        for method, value in error.items()
+        for drug in "abc"
+    ]
+    table = macseq.bootstrap_table(pd.DataFrame(rows)).set_index("method")
+    assert table.loc["scGIM", "ratio to best baseline"] == 0.5
+    assert table.loc["scGIM", "of the ratio"] == "0.5 to 0.5"
+    assert "trainmean (best baseline)" in table.index
+
+
+def test_consensus_graph_is_read(real, data_dir):
+    sachs = real("sachs")
+    if not (data_dir / sachs.GRAPH).exists():
+        pytest.skip(f"no `{sachs.GRAPH}` in `{data_dir}`")
+    adata = sachs.load(data_dir, quick=True)
+    graph = sachs.consensus(data_dir, adata.var_names)
+    assert graph.to_numpy().sum() == 20
+    assert graph.loc["mek", "erk"] == 1
+    assert adata.obs["perturbation"].value_counts().to_dict() == dict.fromkeys(
+        [sachs.CONTROL, "icam2", *sachs.TARGETS], 100
+    )
