@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -7,11 +8,27 @@ import scvi
 
 import scgim
 from scgim.model import GIM
+from scgim.nn._search import search_structure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from anndata import AnnData
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _short_search():
+    """Little of the search beyond climbing: tests that need more ask for `full_search`."""
+    with pytest.MonkeyPatch.context() as patch:
+        hasty = partial(search_structure, n_perturbations=1, max_evaluations=100)
+        patch.setattr("scgim.model._structure.search_structure", hasty)
+        yield
+
+
+@pytest.fixture
+def full_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search as users run it."""
+    monkeypatch.setattr("scgim.model._structure.search_structure", search_structure)
 
 
 @pytest.fixture(scope="session")
