@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from scgim.train._checkpoint import CheckpointFolder, Checkpointer, to_tensors
+from scgim.train._checkpoint import Checkpointer, CheckpointFolder, to_tensors
 
 if TYPE_CHECKING:
     import os
@@ -69,7 +69,9 @@ class Course:
     def checkpointer(self, model: Any) -> Checkpointer:
         """Callback for the next phase; a checkpoint to start from is used once."""
         resumed, self.resumed = self.resumed, None
-        return Checkpointer(self.folder, self.every, self.phase, lambda trainer: self._describe(model, trainer), resumed)
+        return Checkpointer(
+            self.folder, self.every, self.phase, lambda trainer: self._describe(model, trainer), resumed
+        )
 
     def _describe(self, model: Any, trainer: Trainer) -> dict:
         """What a checkpoint needs beside the module."""

@@ -223,6 +223,11 @@ class PredictionMixin:
         Data frame indexed by (perturbation, dosage) with columns `n_cells` and `log_likelihood`, or a series of the cells.
         """
         self._check_if_trained(warn=False)
+        if self._measurement == "latent":
+            raise ValueError(
+                "`score` needs the likelihood of counts, which has no closed form for `measurement='latent'`. Compare "
+                "predictions with `scgim.metrics`, or fit with `measurement='direct'`."
+            )
         if by not in ("context", "cell"):
             raise ValueError(f"`by` must be 'context' or 'cell', found {by!r}.")
         adata = self._validate_screen(adata)

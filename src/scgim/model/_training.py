@@ -3,48 +3,39 @@
 from __future__ import annotations
 
 import logging
-import warnings
-from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 from scvi import settings
-from scvi.model.base import PyroSviTrainMixin
 from tqdm.auto import tqdm
 
 from scgim.model import _structure as structure
+from scgim.model._course import Course, resume
 from scgim.model._covariates import centre_and_scale
+from scgim.model._fitting import FittingMixin
+from scgim.model._latent import fit_hidden
 from scgim.train import BatchLoader, Cells, CellsDataModule, GIMTrainingPlan
 from scgim.train._data import split_cells
+from scgim.train._guard import explained_failures
 from scgim.train._plan import default_max_epochs
 from scgim.train._threads import threads_for
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterator
 
 logger = logging.getLogger(__name__)
 
 _MAX_CONTROL_POOL = 5000
 
 
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's hints on hardware and its notes on its own internals off the console."""
-    lightning = logging.getLogger("lightning.pytorch")
-    level = lightning.level
-    lightning.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            for message in ("isinstance.*LeafSpec", ".*treespec.*", ".*does not have many workers.*"):
-                warnings.filterwarnings("ignore", message=message)
-            yield
-    finally:
-        lightning.setLevel(level)
-
-
-def _check_options(max_epochs: int | None, batch_size: int, accelerator: str) -> None:
+def _check_options(max_epochs: int | None, batch_size: int, accelerator: str, every: int) -> None:
     """Raise for numbers that mean no training, and for a GPU that is not there."""
-    for name, value in (("max_epochs", max_epochs), ("batch_size", batch_size)):
+    numbers = {"max_epochs": max_epochs, "batch_size": batch_size, "checkpoint_every_n_epochs": every}
+    for name, value in numbers.items():
         if value is not None and value < 1:
             raise ValueError(f"`{name}` must be at least 1, found {value}.")
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
@@ -55,7 +46,19 @@ def _check_options(max_epochs: int | None, batch_size: int, accelerator: str) ->
         )
 
 
-class TrainingMixin:
+@contextmanager
+def _search_bar(progress: bool) -> Iterator[Callable[[float], None]]:
+    """Progress of the search: moves made and score."""
+    with tqdm(desc="Searching for the graph", unit=" moves", disable=not progress) as bar:
+
+        def show(score: float) -> None:
+            bar.update()
+            bar.set_postfix(score=f"{score:.1f}", refresh=False)
+
+        yield show
+
+
+class TrainingMixin(FittingMixin):
     """`train` of :class:`scgim.model.GIM`."""
 
     _data_splitter_cls = CellsDataModule
@@ -76,6 +79,9 @@ class TrainingMixin:
         lr: float = 0.02,
         plan_kwargs: dict | None = None,
         enable_progress_bar: bool = True,
+        checkpoint_dir: str | os.PathLike | None = None,
+        checkpoint_every_n_epochs: int = 1,
+        resume_from: str | os.PathLike | None = None,
         **trainer_kwargs,
     ) -> None:
         """Fit network, mechanisms, targets and generator.
@@ -108,45 +114,59 @@ class TrainingMixin:
             Arguments of :class:`scgim.train.GIMTrainingPlan`.
         enable_progress_bar
             Show progress.
+        checkpoint_dir
+            Folder for checkpoints, from which a run that was killed goes on; the last two are kept. None writes none, or
+            goes on writing to `resume_from`.
+        checkpoint_every_n_epochs
+            Passes through the cells from one checkpoint to the next. The first is written when the graph is found.
+        resume_from
+            Folder with the checkpoints of a run that did not end. Set up the same data and make the model with the same
+            arguments; length, learning rate, batch size, early stopping and split are those of that run. The result is
+            what it would have been without the stop.
         **trainer_kwargs
             Arguments of :class:`scvi.train.Trainer`.
+
+        Notes
+        -----
+        Ctrl-C stops training and keeps what was learned; the model can be used.
 
         Raises
         ------
         ValueError
-            `train_size`, `validation_size` or `split_key` cannot be used.
+            `train_size`, `validation_size`, `split_key` or the checkpoints cannot be used.
         FloatingPointError
-            The loss diverged.
+            The loss diverged. The model is as it was when it was last finite, and can be used.
+        MemoryError, torch.cuda.OutOfMemoryError
+            Memory ran out; the message says what can be done.
         """
-        _check_options(max_epochs, batch_size, accelerator)
+        _check_options(max_epochs, batch_size, accelerator, checkpoint_every_n_epochs)
         cells = self._prepare_cells()
-        indices = self._split(cells, train_size, validation_size, shuffle_set_split, split_key)
-        self._note_measured(cells.context[indices[0]])
+        if resume_from is None:
+            indices = self._split(cells, train_size, validation_size, shuffle_set_split, split_key)
+            epochs = max_epochs or default_max_epochs(len(indices[0]), batch_size)
+            # cells of held-out contexts tell how well drugs generalise, not when the fit has converged
+            stop = early_stopping and split_key is None and len(indices[1]) > 0
+            course = Course(indices, epochs, lr, batch_size, stop)
+        else:
+            course = resume(self, resume_from)
+        course.write_to(checkpoint_dir, resume_from, checkpoint_every_n_epochs)
+        self._note_measured(cells.context[course.indices[0]])
         fit = {
             "accelerator": accelerator,
             "device": device,
-            "batch_size": batch_size,
-            "datasplitter_kwargs": {"cells": cells, "external_indexing": indices},
+            "batch_size": course.batch_size,
+            "datasplitter_kwargs": {"cells": cells, "external_indexing": course.indices},
             "enable_progress_bar": enable_progress_bar,
             "log_every_n_steps": 1,
+            "plan_kwargs": plan_kwargs or {},
             **trainer_kwargs,
         }
-        loader = BatchLoader(cells.take(indices[0]), max(batch_size, 4096), shuffle=False)
-        result = self._find_graph(loader, enable_progress_bar)
-        epochs = max_epochs or default_max_epochs(len(indices[0]), batch_size)
-        # cells of held-out contexts tell how well drugs generalise, not when the fit has converged
-        stop = early_stopping and split_key is None and len(indices[1]) > 0
-        self._fit(epochs, lr, stop, plan_kwargs, fit)
-        evidence = self._infer(loader)
-        weak = self.adjacency_ & (evidence <= 0)
-        if weak.any() and self._mechanism == "linear":
-            logger.info("Cut %d edges without support.", int(weak.sum()))
-            self.adjacency_ = self.adjacency_ & ~weak
-            self.module.mechanism.set_graph(self.adjacency_)
-            self._fit(max(1, epochs // 3), lr / 4, False, plan_kwargs, fit)
-            self._infer(loader)
-        self._set_edge_probs(result.edge_probs, evidence)
-        self.module.eval()
+        loader = BatchLoader(cells.take(course.indices[0]), max(course.batch_size, 4096), shuffle=False)
+        with explained_failures():
+            if self._measurement == "latent":
+                self._fit_latent(loader, course.indices, enable_progress_bar)
+            else:
+                self._run(course, loader, fit)
 
     def _prepare_cells(self) -> Cells:
         """Cells of the training data, covariates centred; keeps what predictions need of the controls."""
@@ -199,46 +219,19 @@ class TrainingMixin:
         structure.set_scales(self.module, loader)
         statistics = structure.gather_statistics(self.module, loader, 2 if self._mechanism == "mlp" else 1)
         seed = 0 if settings.seed is None else settings.seed
-        with tqdm(desc="Searching for the graph", unit=" moves", disable=not progress) as bar:
-
-            def show(score: float) -> None:
-                bar.update()
-                bar.set_postfix(score=f"{score:.1f}", refresh=False)
-
-            with threads_for(0):  # many small regressions
-                result = structure.learn_structure(self.module, statistics, edge_log_odds=-2.0, seed=seed, on_move=show)
+        with _search_bar(progress) as show, threads_for(0):  # many small regressions
+            result = structure.learn_structure(self.module, statistics, edge_log_odds=-2.0, seed=seed, on_move=show)
         self.adjacency_ = result.adjacency
         self.search_trace_ = result.trace
         return result
 
-    def _fit(self, max_epochs: int, lr: float, early_stopping: bool, plan_kwargs: dict | None, fit: dict) -> None:
-        """Gradient descent on the graph as it stands."""
-        stop = {"early_stopping_patience": max(10, max_epochs // 3)} if early_stopping else {}
-        validate = {"check_val_every_n_epoch": 1 if len(fit["datasplitter_kwargs"]["external_indexing"][1]) else None}
-        # scvi-tools and Lightning write to some of these
-        own = {name: copy(value) if isinstance(value, (dict, list)) else value for name, value in fit.items()}
-        self.module.train()
-        with _quiet_lightning(), threads_for(fit["batch_size"] * len(self.gene_names_)):
-            PyroSviTrainMixin.train(
-                self,
-                max_epochs=max_epochs,
-                early_stopping=early_stopping,
-                plan_kwargs={"lr": lr, "max_epochs": max_epochs, **(plan_kwargs or {})},
-                **{**validate, **stop, **own},
-            )
-
-    def _infer(self, loader: BatchLoader) -> np.ndarray:
-        """Targets, dose-response curves and standard errors at the fit; returns the log evidence of each edge."""
-        information = structure.gather_information(self.module, loader)
-        structure.infer_targets(self.module, information)
-        self._generator = None
-        return structure.infer_edges(self.module, information, structure.edge_cost(loader.n))
-
-    def _set_edge_probs(self, from_search: np.ndarray, evidence: np.ndarray) -> None:
-        """Probability of each edge: that of the search, limited by the support found at the fit."""
-        probs = from_search
-        if self._mechanism == "linear":
-            tested = np.isfinite(evidence)
-            support = np.where(tested, 1 / (1 + np.exp(-np.clip(evidence, -50, 50))), 1.0)
-            probs = np.minimum(from_search, support)
-        self.module.edge_probs.copy_(torch.as_tensor(probs))
+    def _fit_latent(self, loader: BatchLoader, indices: list[np.ndarray], progress: bool) -> None:
+        """Fit a network of hidden expression by moments; there is no descent, so epochs and rates do not enter."""
+        seed = 0 if settings.seed is None else settings.seed
+        with _search_bar(progress) as show, threads_for(0):
+            result = fit_hidden(self.module, loader, seed, show)
+        self.adjacency_, self.search_trace_ = result.adjacency, result.trace
+        self.history_ = {"search_score": pd.DataFrame({"search_score": result.trace})}
+        self.train_indices, self.validation_indices, self.test_indices = indices
+        self._generator, self.is_trained_ = None, True
+        self.module.eval()

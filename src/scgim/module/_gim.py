@@ -79,6 +79,8 @@ class GIMModule(PyroBaseModuleClass):
         "shift" or "hard".
     n_hidden
         Hidden units per gene of an MLP mechanism.
+    measurement
+        "direct": parents act by their counts. "latent": by hidden expression, of which counts are a Poisson sample.
     """
 
     def __init__(
@@ -91,8 +93,10 @@ class GIMModule(PyroBaseModuleClass):
         mechanism: str,
         intervention: str,
         n_hidden: int,
+        measurement: str = "direct",
     ):
         super().__init__()
+        self.measurement = measurement
         self.likelihood, self.intervention, self.n_obs = likelihood, intervention, None
         n_contexts, n_groups = len(group), int(max(group)) + 1
         self.mechanism = make_mechanism(mechanism, n_genes, n_hidden)
@@ -278,7 +282,11 @@ class GIMModule(PyroBaseModuleClass):
             if self.intervention == "hard":
                 parents = parents * ~targets[:, genes]
             scale = self.log_scale[genes]
-            value, m = sample_observation(self.likelihood, base[:, genes] + parents, log_size, scale, generator)
+            predictor = base[:, genes] + parents
+            if self.measurement == "latent":
+                noise = torch.randn(predictor.shape, generator=generator, device=predictor.device)
+                predictor = hidden = predictor + torch.exp(-0.5 * scale) * noise
+            value, m = sample_observation(self.likelihood, predictor, log_size, scale, generator)
             if self.likelihood == "normal":
                 value, m = (v * self.spread[genes] + self.centre[genes] for v in (value, m))
             for column, gene in enumerate(layer):
@@ -286,5 +294,7 @@ class GIMModule(PyroBaseModuleClass):
                     value[:, column] = m[:, column] = fixed[gene]
             x[:, genes], mean[:, genes] = value, m
             features = parent_features(value, log_size, self.likelihood)
+            if self.measurement == "latent":
+                features = torch.log(m.clamp_min(1e-6)) - log_size if fixed else hidden
             h[:, genes] = (features - self.centre[genes]) / self.spread[genes]
         return x, mean

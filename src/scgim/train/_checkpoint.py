@@ -6,9 +6,8 @@ import os
 import random
 import shutil
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -16,6 +15,9 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 
 from scgim._storage import has_manifest, read_folder, write_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _KIND = "checkpoint"
 _N_KEPT = 2
@@ -74,7 +76,9 @@ class CheckpointFolder:
                 errors.append(str(error))
                 continue
             if errors:
-                warnings.warn(f"{errors[0]} Going on from the checkpoint before it, {name!r}.", UserWarning, stacklevel=2)
+                warnings.warn(
+                    f"{errors[0]} Going on from the checkpoint before it, {name!r}.", UserWarning, stacklevel=2
+                )
             return content
         found = f"none is intact: {' '.join(errors)}" if errors else "there is none"
         raise ValueError(f"Cannot resume from a checkpoint in `{self.path}`: {found}. Train without `resume_from`.")

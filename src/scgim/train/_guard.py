@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
 from scvi.train import Trainer, TrainRunner
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _NO_MEMORY = (
     "{what} ran out of memory. Lower `batch_size`, take fewer genes (`scgim.pp.select_genes`), or {other}. With "

@@ -1,0 +1,76 @@
+"""Fit of a network that acts on hidden expression: everything follows from moments, without gradient descent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from scgim.module import GIMModule
+from scgim.nn._effects import estimate_interventions
+from scgim.nn._moments import HiddenExpression, MomentAccumulator
+from scgim.nn._score import ShiftPrior
+from scgim.nn._search import StructureResult, StructureSearch, search_structure
+from scgim.train import BatchLoader
+
+
+def gather_moments(module: GIMModule, loader: BatchLoader) -> HiddenExpression:
+    """Moments of the hidden expression, in two passes over the training cells."""
+    accumulator = MomentAccumulator(module.group, len(module.centre))
+    for add in (accumulator.add_means, accumulator.add_products):
+        for batch in loader:
+            add(batch["x"], batch["log_size"], batch["context"])
+    return accumulator.finalise()
+
+
+@torch.no_grad()
+def fit_hidden(
+    module: GIMModule, loader: BatchLoader, seed: int, on_move: Callable[[float], None] | None = None
+) -> StructureResult:
+    """Find the graph of hidden expression and write weights, noise, targets and effects to the module."""
+    hidden = gather_moments(module, loader)
+    statistics, spread = hidden.statistics, hidden.spread
+    result = search_structure(statistics, seed=seed, on_move=on_move)
+    module.mechanism.set_graph(result.adjacency)
+    d = statistics.n_genes
+    fit = StructureSearch(statistics, result.prior).fit([(j, _parents(result, j)) for j in range(d)], n_iterations=30)
+    weight, weight_sd = (torch.zeros(d, d, dtype=torch.float64) for _ in range(2))
+    for j in range(d):
+        parents = list(_parents(result, j))
+        weight[parents, j] = fit.weights[j, : len(parents)] * spread[j]
+        precision = statistics.gram[parents][:, parents] / fit.noise_var[j]
+        weight_sd[parents, j] = torch.linalg.inv(precision).diagonal().sqrt() * spread[j]
+    module.mechanism.weight.copy_(weight)
+    module.weight_sd.copy_(weight_sd)
+    module.centre.copy_(hidden.centre)
+    module.spread.copy_(spread)
+    module.intercept.copy_(hidden.centre)
+    module.log_scale.copy_(-(fit.noise_var * spread.square()).log())
+    module.edge_probs.copy_(torch.as_tensor(result.edge_probs))
+    _infer_targets(module, hidden, fit, result.prior)
+    return result
+
+
+def _parents(result: StructureResult, gene: int) -> tuple[int, ...]:
+    return tuple(np.flatnonzero(result.adjacency[:, gene]).tolist())
+
+
+def _infer_targets(module: GIMModule, hidden: HiddenExpression, fit, prior: ShiftPrior) -> None:
+    """Targets and dose-response curves from what the network leaves of the means of contexts."""
+    statistics = hidden.statistics
+    treated = statistics.group >= 0
+    scale = hidden.spread[:, None]
+    control = fit.residuals[:, ~treated].mean(1, keepdim=True)
+    shift = ((fit.residuals - control) * scale)[:, treated].T
+    precision = (statistics.n_cells[treated] / (fit.noise_var[:, None] * scale.square())).T
+    dosages = module.log_dosage.cpu()[statistics.observed][treated]
+    start = ShiftPrior(prior.target_prob, prior.slab_var * float(hidden.spread.square().median()), 1e-3)
+    found, fitted = estimate_interventions(
+        shift, precision, statistics.group[treated], dosages, module.curve_grid(), start
+    )
+    module.posterior.zero_()
+    rows = found.target_probs.shape[0]
+    module.posterior[:, :rows] = torch.stack(list(vars(found).values())).to(module.posterior)
+    module.prior.copy_(torch.tensor([fitted.target_prob, fitted.slab_var, fitted.spike_var]))
+    module.shift[torch.nonzero(statistics.observed)[:, 0][treated]] = shift.to(module.shift)
