@@ -63,11 +63,14 @@ def _infer_targets(module: GIMModule, hidden: HiddenExpression, fit, prior: Shif
     scale = hidden.spread[:, None]
     control = fit.residuals[:, ~treated].mean(1, keepdim=True)
     shift = ((fit.residuals - control) * scale)[:, treated].T
-    precision = (statistics.n_cells[treated] / (fit.noise_var[:, None] * scale.square())).T
+    variance = (fit.noise_var[:, None] * scale.square()).T / statistics.n_cells[treated][:, None]
+    # where parents move, an error of their weights looks like a direct effect
+    moved = (statistics.means[treated] - statistics.means[~treated]).square()
+    variance = variance + moved @ module.weight_sd.cpu().square()
     dosages = module.log_dosage.cpu()[statistics.observed][treated]
     start = ShiftPrior(prior.target_prob, prior.slab_var * float(hidden.spread.square().median()), 1e-3)
     found, fitted = estimate_interventions(
-        shift, precision, statistics.group[treated], dosages, module.curve_grid(), start
+        shift, 1 / variance, statistics.group[treated], dosages, module.curve_grid(), start
     )
     module.posterior.zero_()
     rows = found.target_probs.shape[0]

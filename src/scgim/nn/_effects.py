@@ -193,7 +193,8 @@ def _summarise(shift, variance, programme, rows, curves, grid: CurveGrid, prior:
     average = (weight * mean) @ shapes.T  # (d, m)
     norm = shapes.square().sum(0)  # (S,)
     height = average @ shapes / norm
-    best = (height.square() * norm + 1e-12 * weight).argmax(1)
+    # the curve of a gene that is no target is unknown: the likeliest beforehand
+    best = torch.where(probs > 0.5, (height.square() * norm).argmax(1), grid.log_prior.argmax())
     emax = height.gather(1, best[:, None])[:, 0]
     # spread of the effect where it was measured, carried to the height of the chosen curve
     top = curves[rows].max(0).values  # (S,)

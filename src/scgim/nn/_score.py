@@ -20,6 +20,8 @@ from torch import Tensor
 
 from scgim.nn._statistics import ContextStatistics
 
+_MIN_NOISE = 1e-6  # of the spread in controls; genes that do not vary, or copies of others, must not divide by zero
+
 
 @dataclass(frozen=True)
 class ShiftPrior:
@@ -110,7 +112,7 @@ def fit_genes(
     ridge = torch.diag_embed(torch.nn.functional.pad(1 - column_mask, (0, 1)) + 1e-8)
 
     target_probs = y.new_full((len(genes), s.n_groups), prior.target_prob)
-    noise_var = scatter.total_yy / scatter.dof
+    noise_var = (scatter.total_yy / scatter.dof).clamp_min(_MIN_NOISE)
     for _ in range(n_iterations):
         free = 1 - torch.nn.functional.pad(target_probs, (0, 1))  # controls are never targets
         free_context = free @ members.T  # (B, K)
@@ -127,7 +129,7 @@ def fit_genes(
         weights = torch.linalg.solve(a, b)
         residuals = y - torch.bmm(weights[:, None], x)[:, 0]
         rss = _rss(weights[:, :-1], xx, xy, yy)
-        noise_var = rss / dof
+        noise_var = (rss / dof).clamp_min(_MIN_NOISE)
         off, on = scatter.group_evidence(weights, noise_var, residuals, y, weights[:, -1], members, prior)
         target_probs = torch.sigmoid(on - off + prior.log_odds)
     base = torch.nn.functional.softplus(on - off + prior.log_odds).sum(1)

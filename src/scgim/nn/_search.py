@@ -188,7 +188,7 @@ class StructureSearch:
         reach = reachability(self.adjacency)
         while True:
             kind, i, j, gain = self._best_move(reach)
-            if gain <= _TOLERANCE:
+            if not gain > _TOLERANCE:
                 return self.score
             self.on_move(self.score)
             if kind == "add":
