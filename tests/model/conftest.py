@@ -3,8 +3,12 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import scvi
+import torch
+from anndata import AnnData
 
 import scgim
 from scgim.model import GIM
@@ -12,8 +16,6 @@ from scgim.nn._search import search_structure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from anndata import AnnData
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -79,3 +81,69 @@ def fit() -> Callable[..., GIM]:
 def model(_train_split: AnnData, fit: Callable[..., GIM]) -> GIM:
     """A fitted model of the screen; tests must not change it."""
     return fit(_train_split.copy(), {"batch_key": "batch"}, epochs=60)
+
+
+@pytest.fixture(scope="session")
+def known() -> Callable[..., GIM]:
+    """Make a model whose parameters are all known, as if they had been found by training.
+
+    Genes a -> b -> c and, apart, d. Drugs "drug_00" to "drug_11" act on a and d for certain, by their first and their second
+    feature; half of that at dosage 1 and three quarters at the largest, 3. Batch "two" doubles all genes.
+    """
+    genes, n_drugs = ["a", "b", "c", "d"], 12
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(n_drugs + 2, 3)).round(2)
+    drugs = [f"drug_{u:02d}" for u in range(n_drugs)]
+    names = np.array(["control"] * 40 + [d for d in drugs for _ in range(4)])
+    dosage = np.where(names == "control", 0.0, np.where(np.arange(len(names)) % 2, 1.0, 3.0))
+
+    def make(likelihood: str = "poisson", intervention: str = "shift") -> GIM:
+        x = rng.poisson(8.0, (len(names), 4)).astype(np.float32)
+        obs = {
+            "perturbation": names,
+            "dosage": dosage,
+            "size_factor": 1.0,
+            "batch": np.tile(["one", "two"], len(names) // 2),
+        }
+        obs_names = [f"cell_{i}" for i in range(len(names))]
+        adata = AnnData(x, obs=pd.DataFrame(obs, obs_names), var=pd.DataFrame(index=genes))
+        adata.uns["drug_embedding"] = pd.DataFrame(features, [*drugs, "new_0", "new_1"], ["f0", "f1", "f2"])
+        GIM.setup_anndata(adata, batch_key="batch", size_factor_key="size_factor")
+        model = GIM(adata, likelihood=likelihood, intervention=intervention)
+        model.adjacency_ = np.zeros((4, 4), dtype=bool)
+        model.adjacency_[0, 1] = model.adjacency_[1, 2] = True
+        module = model.module
+        module.mechanism.set_graph(model.adjacency_)
+        posterior = torch.zeros(module.posterior.shape, dtype=torch.float64)
+        posterior[0][:, [0, 3]] = 1.0
+        posterior[1][:, 0], posterior[1][:, 3] = torch.as_tensor(features[:n_drugs, :2].T)
+        posterior[5] = 1.0  # exponent; log EC50 is 0
+        with torch.no_grad():
+            module.mechanism.weight.copy_(torch.tensor(model.adjacency_ * np.array([[0.6], [-0.4], [0.0], [0.0]])))
+            module.covariate_effect.copy_(torch.tensor([[0.0], [np.log(2.0)]]).expand(2, 4))
+            module.intercept.copy_(torch.tensor([2.0, 1.5, 1.0, 2.5]))
+            module.centre.copy_(torch.tensor([2.0, 1.5, 1.0, 2.0]))
+            module.spread.copy_(torch.tensor([0.5, 0.8, 0.5, 0.4]))
+            module.posterior.copy_(posterior)
+        model.covariate_scaling_ = (np.zeros(2, np.float32), np.ones(2, np.float32))
+        pool = np.tile(np.array([[1.0, 0.0]], np.float32), (400, 1))
+        model.control_pool_ = {"covariates": pool, "log_size": np.zeros(400, np.float32)}
+        model.mean_total_ = 32.0
+        model.n_cells_ = pd.Series(4, pd.Index(model.perturbations, name="perturbation"))
+        model.is_trained_ = True
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def clear(fit: Callable[..., GIM]) -> tuple[scgim.data.ScreenSimulator, GIM]:
+    """A world of 8 genes with cells enough to see it clearly, and a model of it."""
+    world = scgim.data.ScreenSimulator(
+        n_genes=8, n_drugs=20, doses=(0.5, 1.0, 2.0), n_cells=40, n_controls=500, n_features=8, n_unseen_drugs=4, seed=1
+    )
+    screen = world.screen()
+    train = screen[screen.obs["split"] == "train"].copy()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scgim.model._structure.search_structure", search_structure)
+        return world, fit(train, {"size_factor_key": "size_factor"}, epochs=80)
