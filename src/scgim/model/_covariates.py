@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
 from scvi import REGISTRY_KEYS
 
 from scgim._validation import check_covariates, check_key, numeric_values
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
 
 
 def check_columns(
@@ -69,7 +73,9 @@ class CovariateDesign:
             check_key(key, obs.columns, where="adata.obs", argument="covariate keys")
         check_covariates(obs[list(self.categories)], self.categories)
         columns = [
-            (obs[key].astype(str).to_numpy() == str(level)) for key, levels in self.categories.items() for level in levels
+            (obs[key].astype(str).to_numpy() == str(level))
+            for key, levels in self.categories.items()
+            for level in levels
         ]
         columns += [numeric_values(obs[key], f"adata.obs[{key!r}]") for key in self.continuous]
         return np.stack(columns, 1).astype(np.float32) if columns else np.zeros((len(obs), 0), np.float32)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
 import rich.pretty  # noqa: F401  (scvi-tools 1.4 uses it in `view_anndata_setup` without importing it)
-from anndata import AnnData
 from rich.table import Table
 from scvi.data.fields import BaseAnnDataField
 
 from scgim._constants import REGISTRY
 from scgim._validation import check_dosage, check_perturbations, resolve_embedding
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 _OBS_COLUMN = "_scvi_gim_context"
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data.fields import (
@@ -41,6 +41,9 @@ from scgim.module import GIMModule
 from scgim.nn._likelihood import LIKELIHOODS
 from scgim.nn._mechanism import MECHANISMS
 from scgim.train import Cells
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from scgim.module import GIMModule
 from scgim.nn._effects import estimate_interventions
 from scgim.nn._moments import HiddenExpression, MomentAccumulator
 from scgim.nn._score import ShiftPrior
 from scgim.nn._search import StructureResult, StructureSearch, search_structure
-from scgim.train import BatchLoader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scgim.module import GIMModule
+    from scgim.train import BatchLoader
 
 
 def gather_moments(module: GIMModule, loader: BatchLoader) -> HiddenExpression:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from numpy.typing import ArrayLike
 from scipy import sparse
 from scipy.special import logsumexp
 
@@ -16,6 +15,11 @@ from scgim._validation import check_covariates, check_query_dosage, check_query_
 from scgim.nn._generator import FeatureGenerator
 from scgim.nn._intervention import Interventions
 from scgim.train import BatchLoader
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import ArrayLike
 
 _CHUNK_VALUES = 20_000_000  # values drawn at a time: 80 MB in single precision
 
@@ -82,7 +86,9 @@ class PredictionMixin:
             rows = torch.arange(start, min(start + step, len(features)))
             cells = slice(start * n_samples, (start + len(rows)) * n_samples)
             parts.append(
-                self._draw(interventions.rows(rows), dosages[rows], n_samples, design[cells], log_size[cells], generator)
+                self._draw(
+                    interventions.rows(rows), dosages[rows], n_samples, design[cells], log_size[cells], generator
+                )
             )
         x, expected = (
             np.concatenate(p) if isinstance(p[0], np.ndarray) else sparse.vstack(p, format="csr")
@@ -154,7 +160,9 @@ class PredictionMixin:
         """Which perturbations of the registered screen had cells to train on."""
         return self.n_cells_.reindex(self.perturbations).to_numpy() > 0
 
-    def _background(self, n: int, covariates, size_factor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def _background(
+        self, n: int, covariates, size_factor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Covariates (n, Q) and log size factors (n,) of cells to be drawn."""
         pool = self.control_pool_
         pick = torch.randint(len(pool["log_size"]), (n,), generator=generator).numpy()
@@ -164,7 +172,9 @@ class PredictionMixin:
             if len(frame) != 1:
                 raise ValueError(f"`covariates` has {len(frame)} rows. Expected one, which holds for all cells.")
             if set(frame) != set(self._covariates.keys):
-                raise ValueError(f"`covariates` holds {list(frame)}. The model knows {self._covariates.keys}: give all of them.")
+                raise ValueError(
+                    f"`covariates` holds {list(frame)}. The model knows {self._covariates.keys}: give all of them."
+                )
             check_covariates(frame[list(self._covariates.categories)], self._covariates.categories)
             design = np.repeat(self._scaled(self._covariates.encode(frame)), n, axis=0)
         if size_factor is not None:
@@ -268,7 +278,9 @@ class PredictionMixin:
         for raw in BatchLoader(cells, 2048, shuffle=False):
             b = {name: value.to(self.module.device) for name, value in raw.items()}
             draws = [
-                self.module.log_likelihood(b["x"], b["covariates"], b["log_size"], s[b["context"]], t[b["context"]]).sum(1)
+                self.module.log_likelihood(
+                    b["x"], b["covariates"], b["log_size"], s[b["context"]], t[b["context"]]
+                ).sum(1)
                 for s, t in zip(shift, targets, strict=True)
             ]
             out.append(logsumexp(torch.stack(draws).double().cpu().numpy(), axis=0) - np.log(len(draws)))

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
-from anndata import AnnData
 from scipy import sparse
 from scipy.stats import norm
 
@@ -17,6 +16,7 @@ from scgim._validation import check_gene_names, check_query_dosage, check_query_
 from scgim.model._fields import ScreenField
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from numpy.typing import ArrayLike
 
 _MAX_FEATURES = 4096  # beyond this their importance is not stored
@@ -192,7 +192,9 @@ class ResultsMixin:
         `upper`, `target_prob`, `emax`, `ec50`, `hill`.
         """
         self._check_if_trained(warn=False)
-        features, interventions, _ = self._query(perturbation if not isinstance(perturbation, str) else [perturbation], 1.0)
+        features, interventions, _ = self._query(
+            perturbation if not isinstance(perturbation, str) else [perturbation], 1.0
+        )
         if len(features) != 1:
             raise ValueError(f"`perturbation` holds {len(features)} drugs. Give one.")
         if genes is None:
@@ -208,7 +210,11 @@ class ResultsMixin:
         if dosage is not None:
             with np.errstate(divide="ignore"):
                 log_dosage = np.log(check_query_dosage(dosage, np.size(dosage)))
-        curve = interventions.rows(torch.zeros(len(log_dosage), dtype=torch.long)).curve(torch.as_tensor(log_dosage)).numpy()
+        curve = (
+            interventions.rows(torch.zeros(len(log_dosage), dtype=torch.long))
+            .curve(torch.as_tensor(log_dosage))
+            .numpy()
+        )
         z = norm.ppf(0.5 + level / 2)
         frames = []
         for j in chosen:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scgim.module import GIMModule
 from scgim.nn._effects import estimate_interventions
 from scgim.nn._graph import parent_table
 from scgim.nn._information import FitInformation, InformationAccumulator
 from scgim.nn._likelihood import observation, parent_features, score_and_information
-from scgim.nn._score import ShiftPrior
 from scgim.nn._search import StructureResult, StructureSearch, search_structure
 from scgim.nn._statistics import ContextStatistics, StatisticsAccumulator
-from scgim.train import BatchLoader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scgim.module import GIMModule
+    from scgim.nn._score import ShiftPrior
+    from scgim.train import BatchLoader
 
 _MIN_SPREAD = 1e-3
 _MAX_STRETCH = 5.0

@@ -202,7 +202,9 @@ class TrainingMixin(FittingMixin):
             seed = 0 if settings.seed is None else settings.seed
             indices = split_cells(len(cells), train_size, validation_size, shuffle, seed)
             if not (cells.context[indices[0]] == 0).any():
-                raise ValueError("No control cell is among the training cells. Raise `train_size` or shuffle the cells.")
+                raise ValueError(
+                    "No control cell is among the training cells. Raise `train_size` or shuffle the cells."
+                )
             return indices
         if split_key not in self.adata.obs:
             raise ValueError(f"`split_key` {split_key!r} is not a column of `adata.obs`: {list(self.adata.obs)}.")

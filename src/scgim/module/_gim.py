@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from numpy.typing import NDArray
 from pyro.distributions.torch_distribution import TorchDistribution
 from scvi.module.base import PyroBaseModuleClass
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from scgim.nn._intervention import Interventions, shift_log_prior
 from scgim.nn._likelihood import observation, parent_features, sample_observation
 from scgim.nn._mechanism import make_mechanism
 from scgim.nn._score import ShiftPrior
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _TINY = 1e-8
 
@@ -171,7 +175,7 @@ class GIMModule(PyroBaseModuleClass):
         Shifts are part of the first; hard interventions replace the mechanism and enter the second alone.
         """
         values = values or {}
-        get = lambda name: values.get(name, getattr(self, name, None))  # noqa: E731
+        get = lambda name: values.get(name, getattr(self, name, None))
         of_mechanism = {n: values.get(f"mechanism.{n}", p) for n, p in self.mechanism.named_parameters()}
         base = get("intercept") + covariates @ get("covariate_effect")
         shifted = base + (get("shift") * self.treated[:, None])[context]
@@ -187,7 +191,11 @@ class GIMModule(PyroBaseModuleClass):
             "log_scale": dist.Normal(zero + 2.0, 2.0).expand(self.log_scale.shape).to_event(1),
             "shift": SpikeAndSlab(
                 # the control has no perturbation; its row of the table is not used
-                self.group.clamp_min(0), self.shift.shape[1], target_prob, (spike + 4e-4).sqrt(), slab.sqrt()
+                self.group.clamp_min(0),
+                self.shift.shape[1],
+                target_prob,
+                (spike + 4e-4).sqrt(),
+                slab.sqrt(),
             ),
         }
         if self.covariate_effect.numel():
@@ -233,9 +241,7 @@ class GIMModule(PyroBaseModuleClass):
         prior = torch.distributions.Bernoulli(probs=self.prior[0].float().expand_as(self.target_logits))
         return torch.distributions.kl_divergence(probs, prior).sum()
 
-    def log_likelihood(
-        self, x: Tensor, covariates: Tensor, log_size: Tensor, shift: Tensor, targets: Tensor
-    ) -> Tensor:
+    def log_likelihood(self, x: Tensor, covariates: Tensor, log_size: Tensor, shift: Tensor, targets: Tensor) -> Tensor:
         """Log-likelihood of cells under given direct effects, (B, d); `targets` (B, d) cut mechanisms if hard."""
         base = self.intercept + covariates @ self.covariate_effect + shift
         parents = self.mechanism(self.features(x, log_size))

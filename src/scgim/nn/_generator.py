@@ -10,12 +10,15 @@ found by coordinate ascent. Where features tell nothing the prediction shrinks t
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from scgim.nn._effects import CurveGrid
 from scgim.nn._intervention import Interventions, hill_curve
+
+if TYPE_CHECKING:
+    from scgim.nn._effects import CurveGrid
 
 _N_GRID = 8
 _MAX_CURVES = 2
@@ -166,7 +169,9 @@ class FeatureGenerator:
         self.prior_probs = ((counts + 10 * pooled) / (u + 10)).clamp(1e-4, 0.9)
         self.slab_mean = outputs.sum(0) / (counts + 2)[:, None]  # (g, q)
         spread = torch.einsum("ugq,ugr->qr", outputs, outputs) / probs.sum().clamp_min(1e-6)
-        spread = spread - torch.einsum("g,gq,gr->qr", counts, self.slab_mean, self.slab_mean) / counts.sum().clamp_min(1e-6)
+        spread = spread - torch.einsum("g,gq,gr->qr", counts, self.slab_mean, self.slab_mean) / counts.sum().clamp_min(
+            1e-6
+        )
         eye = torch.eye(keep, dtype=torch.float64)
         floor = 1e-3 * spread.diagonal().abs().mean() + 1e-6
         self.slab_cov = (spread + spread.T) / 2 + floor * eye

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scgim.nn._graph import parent_table
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 MECHANISMS = ("linear", "mlp")
 

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from scgim.nn._statistics import ContextStatistics
+if TYPE_CHECKING:
+    from scgim.nn._statistics import ContextStatistics
 
 _MIN_NOISE = 1e-6  # of the spread in controls; genes that do not vary, or copies of others, must not divide by zero
 
@@ -163,7 +165,9 @@ class _Scatter:
             self.xx = gram[:, columns[:, :, None], columns[:, None, :]].transpose(0, 1) * pairs[:, None]
             self.xy = gram[:, columns, genes[:, None]].transpose(0, 1) * mask[:, None]
             self.yy = gram[:, genes, genes].T  # (B, U + 1)
-            count = torch.zeros(s.n_groups + 1, dtype=gram.dtype).index_add_(0, s.group % (s.n_groups + 1), s.n_cells - 1)
+            count = torch.zeros(s.n_groups + 1, dtype=gram.dtype).index_add_(
+                0, s.group % (s.n_groups + 1), s.n_cells - 1
+            )
             self.group_dof = count.clamp_min(0.0)
             self.total_yy, self.dof = self.yy.sum(1), self.group_dof.sum().clamp_min(1.0)
         else:

@@ -9,17 +9,22 @@ score is a sum over genes (:mod:`scgim.nn._score`), so a move costs no more than
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from scgim.nn._graph import descendants, reachability
 from scgim.nn._score import GeneFit, ShiftPrior, fit_genes
-from scgim.nn._statistics import ContextStatistics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+    from scgim.nn._statistics import ContextStatistics
 
 _TOLERANCE = 1e-6
 _BATCH_ELEMENTS = 2_000_000

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
 
 _DENSE_BYTES = 2**30  # counts smaller than this when dense are kept dense; larger ones a minibatch at a time
 
@@ -135,7 +139,9 @@ def split_cells(
         raise ValueError(f"`train_size` must lie in (0, 1], found {train_size}.")
     validation_size = 1 - train_size if validation_size is None else validation_size
     if validation_size < 0 or train_size + validation_size > 1 + 1e-9:
-        raise ValueError(f"`train_size` {train_size} and `validation_size` {validation_size} must not exceed 1 together.")
+        raise ValueError(
+            f"`train_size` {train_size} and `validation_size` {validation_size} must not exceed 1 together."
+        )
     order = np.random.default_rng(seed).permutation(n_cells) if shuffle else np.arange(n_cells)
     n_train = max(1, round(train_size * n_cells))
     n_val = min(round(validation_size * n_cells), n_cells - n_train)

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from scgim.module import GIMModule
 
 
-
 class GIMTrainingPlan(LowLevelPyroTrainingPlan):
     """Minimises the negative log joint density per cell.
 
