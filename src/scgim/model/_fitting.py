@@ -29,16 +29,24 @@ logger = logging.getLogger(__name__)
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """Keep Lightning's hints on hardware and its notes on its own internals off the console."""
-    lightning = logging.getLogger("lightning.pytorch")
-    level = lightning.level
-    lightning.setLevel(logging.WARNING)
+    names = ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda")
+    levels = {logging.getLogger(name): logging.getLogger(name).level for name in names}
+    for logger_ in levels:
+        logger_.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            for message in ("isinstance.*LeafSpec", ".*treespec.*", ".*does not have many workers.*"):
+            for message in (
+                "isinstance.*LeafSpec",
+                ".*treespec.*",
+                ".*does not have many workers.*",
+                "Found .* in eval mode",
+            ):
                 warnings.filterwarnings("ignore", message=message)
+            warnings.filterwarnings("ignore", message="Encountered")  # NaN, by Pyro; training stops there with a reason
             yield
     finally:
-        lightning.setLevel(level)
+        for logger_, level in levels.items():
+            logger_.setLevel(level)
 
 
 class FittingMixin:

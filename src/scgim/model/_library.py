@@ -88,7 +88,8 @@ class LibraryMixin(UncertaintyMixin):
         if metric != "distance" and not wanted.to_numpy().any():
             raise ValueError(f"`toward` wants no change of any gene, which has no direction for {metric!r}.")
         arms = self._arms(library, dosage)
-        genes, goal = torch.as_tensor(pd.Index(self.gene_names_).get_indexer(wanted.index)), torch.as_tensor(wanted)
+        genes = torch.as_tensor(pd.Index(self.gene_names_).get_indexer(wanted.index))
+        goal = torch.as_tensor(wanted.to_numpy())
         scores = [
             _score(self._posterior_means(block, n_draws, n_samples, None, seed).effect[..., genes], goal, metric)
             for start in range(0, len(arms), _BLOCK)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _MIN_SPREAD = 1e-3
 _MAX_STRETCH = 5.0
+_MAX_LOG_FOLD_CHANGE = 15.0
 
 
 def _to(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -146,6 +147,8 @@ def infer_targets(module: GIMModule, information: FitInformation) -> None:
     group = module.group.cpu()[treated]
     precision = information.information[treated].clamp_min(1e-3)
     shift = module.shift.detach().double().cpu()[treated] + information.score[treated] / precision
+    if module.likelihood != "normal":  # where a context tells nothing the step has no bound
+        shift = shift.clamp(-_MAX_LOG_FOLD_CHANGE, _MAX_LOG_FOLD_CHANGE)
     found, prior = estimate_interventions(
         shift,
         precision,

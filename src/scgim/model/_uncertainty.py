@@ -180,14 +180,15 @@ class UncertaintyMixin(ArmsMixin):
         return torch.cat(means), torch.cat(variances)
 
     def _baseline_sd(self, n: int, generator: torch.Generator) -> Tensor:
-        """Standard error of the intercepts, from the Fisher information of the control cells, shape (d,)."""
+        """Standard error of the intercepts, by the noise of the control cells, shape (d,)."""
         d, module = len(self.gene_names_), self.module
         n_controls = len(self.control_pool_["log_size"])
+        spread = torch.exp(-module.log_scale.detach().double().cpu())  # overdispersion, or variance where it is known
         if self._likelihood == "normal":
-            return torch.exp(-0.5 * module.log_scale.detach().double().cpu()) / np.sqrt(n_controls)
+            return (spread / n_controls).sqrt()
         nothing = torch.zeros(1, d, dtype=torch.float64)
         mean, _ = self._means_of(module, nothing, nothing.bool(), n, None, generator)
-        information = mean[0]
-        if self._likelihood == "nb":
-            information = information / (1 + information * torch.exp(-module.log_scale.detach().double().cpu()))
-        return (n_controls * information.clamp_min(_MIN_MEAN)).rsqrt()
+        relative = 1 / mean[0].clamp_min(_MIN_MEAN)
+        if self._likelihood == "nb" or module.measurement == "latent":
+            relative = relative + spread
+        return (relative / n_controls).sqrt()

@@ -32,7 +32,7 @@ class SpikeAndSlab(TorchDistribution):
     Parameters
     ----------
     group
-        Perturbation of each context, shape (K,).
+        Perturbation of each context, -1 for controls, which have no effects, shape (K,).
     n_genes
         Number of genes d.
     target_prob, spike_sd, slab_sd
@@ -47,12 +47,13 @@ class SpikeAndSlab(TorchDistribution):
         super().__init__(event_shape=torch.Size([len(group), n_genes]), validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return shift_log_prior(value, self.group, self.target_prob, self.spike_sd, self.slab_sd)
+        treated = self.group >= 0
+        return shift_log_prior(value[treated], self.group[treated], self.target_prob, self.spike_sd, self.slab_sd)
 
     def sample(self, sample_shape: torch.Size | tuple = ()) -> Tensor:
         n_groups, d = int(self.group.max()) + 1, self.event_shape[1]
         on = torch.rand(*sample_shape, n_groups, d, device=self.group.device) < self.target_prob
-        sd = torch.where(on, self.slab_sd, self.spike_sd)[..., self.group, :]
+        sd = torch.where(on, self.slab_sd, self.spike_sd)[..., self.group, :] * (self.group >= 0)[:, None]
         return sd * torch.randn_like(sd)
 
 
@@ -190,8 +191,7 @@ class GIMModule(PyroBaseModuleClass):
             "intercept": dist.Normal(self.intercept_loc, 1.0).to_event(1),
             "log_scale": dist.Normal(zero + 2.0, 2.0).expand(self.log_scale.shape).to_event(1),
             "shift": SpikeAndSlab(
-                # the control has no perturbation; its row of the table is not used
-                self.group.clamp_min(0),
+                self.group,
                 self.shift.shape[1],
                 target_prob,
                 (spike + 4e-4).sqrt(),

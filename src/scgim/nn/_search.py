@@ -387,7 +387,7 @@ def search_structure(
     edge_log_odds: float | NDArray = -2.0,
     max_candidates: int = 40,
     n_perturbations: int = 20,
-    max_evaluations: int = 40_000,
+    max_evaluations: int = 15_000,
     seed: int = 0,
     on_move: Callable[[float], None] | None = None,
 ) -> StructureResult:

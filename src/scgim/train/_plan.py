@@ -10,6 +10,15 @@ import torch
 from scvi.train import LowLevelPyroTrainingPlan
 from torch import Tensor
 
+from scgim.train._divergence import (
+    MAX_GRADIENT,
+    MAX_INTERCEPT,
+    MAX_LOG_SCALE,
+    MIN_LOG_SCALE,
+    LossWatch,
+    likely_cause,
+)
+
 if TYPE_CHECKING:
     from scgim.module import GIMModule
 
@@ -35,6 +44,7 @@ class GIMTrainingPlan(LowLevelPyroTrainingPlan):
         self.max_epochs = max_epochs
         self._terms: dict[str, Tensor] = {}
         self._validation: list[tuple[float, int]] = []
+        self._watch: LossWatch | None = None
 
     @property
     def n_obs_training(self) -> int | None:
@@ -56,20 +66,32 @@ class GIMTrainingPlan(LowLevelPyroTrainingPlan):
     def training_step(self, batch, batch_idx):
         terms = self._log_joint(batch)
         loss = -sum(terms.values()) / self.n_obs_training
-        self._check_finite(loss.item(), terms)
+        self._check_loss(loss.item(), batch)
         for name, term in terms.items():
             key = "log_likelihood" if name == "x" else f"log_prior_{name.removeprefix('mechanism.')}"
             self._terms[key] = self._terms.get(key, 0.0) + term.detach()
         return {"loss": loss}
 
-    def _check_finite(self, loss: float, terms: dict[str, Tensor]) -> None:
-        if math.isfinite(loss):
-            return
-        bad = [name for name, term in terms.items() if not torch.isfinite(term)]
-        raise FloatingPointError(
-            f"The loss became {loss} at step {self.global_step} (terms {bad}). Lower `lr`, and look for cells with extreme "
-            "counts or size factors near zero."
-        )
+    def _check_loss(self, loss: float, batch: dict[str, Tensor]) -> None:
+        if self._watch is None:
+            self._watch = LossWatch(int(self.trainer.num_training_batches))
+        if self._watch.diverges(loss):
+            cause = likely_cause(self.module, batch, self.optim_kwargs["lr"])
+            raise FloatingPointError(f"The loss diverged: it is {loss:g} at step {self.global_step}. {cause}")
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        """Cut off the gradients of extreme cells, so that one batch does not set the pace of all that follow."""
+        if gradient_clip_val is None:
+            torch.nn.utils.clip_grad_value_(self.module.parameters(), MAX_GRADIENT)
+        else:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    @torch.no_grad()
+    def on_train_batch_end(self, outputs, batch, batch_idx) -> None:
+        """Keep parameters where the likelihood can be computed."""
+        self.module.log_scale.clamp_(MIN_LOG_SCALE, MAX_LOG_SCALE)
+        if self.module.likelihood != "normal":
+            self.module.intercept.clamp_(-MAX_INTERCEPT, MAX_INTERCEPT)
 
     def on_train_epoch_end(self) -> None:
         n_batches = self.trainer.num_training_batches
@@ -83,8 +105,10 @@ class GIMTrainingPlan(LowLevelPyroTrainingPlan):
     def validation_step(self, batch, batch_idx) -> None:
         n_obs, self.module.n_obs = self.module.n_obs, None
         terms = self._log_joint(batch)
-        self._check_finite(float(terms["x"]), terms)
-        self._validation.append((float(terms["x"]), len(batch["context"])))
+        log_likelihood = float(terms["x"])
+        if not math.isfinite(log_likelihood):
+            self._check_loss(-log_likelihood, batch)
+        self._validation.append((log_likelihood, len(batch["context"])))
         self.module.n_obs = n_obs
 
     def on_validation_epoch_end(self) -> None:
