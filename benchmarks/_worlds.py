@@ -164,8 +164,9 @@ def change_features(adata: AnnData, change: str, seed: int) -> None:
     kind, _, amount = change.partition(" ")
     values = table.to_numpy()
     if kind == "pca":
-        pca = PCA(int(amount), random_state=0).fit(values[measured])
-        changed = pd.DataFrame(pca.transform(values), table.index, [f"pc_{i}" for i in range(int(amount))])
+        n = min(int(amount), table.shape[1])
+        scores = PCA(n, random_state=0).fit(values[measured]).transform(values)
+        changed = pd.DataFrame(scores, table.index, [f"pc_{i}" for i in range(n)])
     elif kind == "noise":
         changed = table + float(amount) * values[measured].std() * rng.normal(size=values.shape)
     elif kind == "shuffled":

@@ -50,11 +50,14 @@ def ratios(frame: pd.DataFrame, by: list[str], score: str = "energy_distance") -
 def tables(suite: str, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Tables of a suite by name."""
     by = BY[suite]
+    frame = frame.sort_values("split", kind="stable")
     wide = ratios(frame, by)
     methods = [name for name in frame["method"].unique() if name in wide]
     columns = {name: name.replace("_", " ") for name in [*methods, RATIO]}
     found = {f"prediction-{suite}": mean_and_spread(wide.replace({"split": _WORDS}), ["split", *by], columns)}
-    metrics = mean_and_spread(frame.replace({"split": _WORDS}), ["split", *by, "method"], METRICS)
+    pooled = [label for label in by if label != "graph"]
+    shown = frame if suite == "main" else frame[frame["method"].isin(_SHOWN)]
+    metrics = mean_and_spread(shown.replace({"split": _WORDS}), ["split", *pooled, "method"], METRICS)
     found[f"prediction-{suite}-metrics"] = metrics
     goals = _goals(suite, frame, wide)
     if goals:
@@ -111,7 +114,9 @@ def _against_size(x: str, suite: str) -> Callable[[pd.DataFrame], list[str]]:
 
 def _ablation_figures(frame: pd.DataFrame) -> list[str]:
     """Energy distance on new drugs over the number of principal components, and over the noise on features."""
-    frame = frame[(frame["split"] == _DRUG) & frame["method"].isin(_SHOWN)]
+    frame = frame[(frame["split"] == _DRUG) & frame["method"].isin(_SHOWN)].sort_values(
+        "method", key=lambda m: m.map(_SHOWN.index)
+    )
     images = []
     for kind, x, whole in (("pca", "principal components kept", 20.0), ("noise", "noise on features (sd)", 0.03)):
         words = frame["change"].str.split(" ")
