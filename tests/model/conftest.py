@@ -71,7 +71,7 @@ def fit() -> Callable[..., GIM]:
         GIM.setup_anndata(adata, **(setup or {}))
         scvi.settings.seed = 0
         model = GIM(adata, **options)
-        model.train(epochs, enable_progress_bar=False, accelerator="cpu", **(train or {}))
+        model.train(epochs, **{"enable_progress_bar": False, "accelerator": "cpu", **(train or {})})
         return model
 
     return fit

@@ -21,7 +21,7 @@ def truth_of(adata) -> tuple[np.ndarray, np.ndarray]:
 
 
 def simulate(**options):
-    settings = {"n_genes": 8, "n_drugs": 10, "doses": (1.0, 2.0), "n_cells": 50, "n_controls": 400, "seed": 3}
+    settings = {"n_genes": 8, "n_drugs": 16, "doses": (1.0, 2.0), "n_cells": 30, "n_controls": 400, "seed": 2}
     return scgim.data.simulate_screen(**{**settings, **options})
 
 
@@ -43,42 +43,42 @@ def assert_sane(model: GIM, n_genes: int = 8) -> None:
     [
         ({}, {}),
         ({"likelihood": "poisson"}, {"likelihood": "poisson"}),
-        ({"likelihood": "normal", "effect_size": (2.0, 4.0)}, {"likelihood": "normal"}),
+        ({"likelihood": "normal"}, {"likelihood": "normal"}),
         ({"intervention": "hard"}, {"intervention": "hard"}),
-        ({"mechanism": "mlp"}, {"mechanism": "mlp", "n_hidden": 4}),
+        ({"mechanism": "mlp", "seed": 0}, {"mechanism": "mlp", "n_hidden": 4}),
     ],
     ids=["nb", "poisson", "normal", "hard", "mlp"],
 )
 @pytest.mark.usefixtures("full_search")
 def test_edges_and_targets_are_recovered(world, options, fit):
     adata = simulate(**world)
-    model = fit(adata, epochs=60, train={"lr": 0.05}, **options)
+    model = fit(adata, epochs=40, train={"lr": 0.05}, **options)
     assert_sane(model)
     edges, targets = truth_of(adata)
     called = model.get_targets(model.perturbations, 1.0).to_numpy() > 0.5
     probs = model.get_adjacency().to_numpy()
-    assert scgim.metrics.edge_metrics(edges, probs)["auprc"] > 0.75
+    assert scgim.metrics.edge_metrics(edges, probs)["auprc"] > 0.85
     hits = (called & targets).sum()
-    assert hits / targets.sum() > 0.7
-    assert hits / called.sum() > 0.7
+    assert hits / targets.sum() > 0.85
+    assert hits / called.sum() > 0.75
 
 
 @pytest.mark.usefixtures("full_search")
 def test_screen_without_doses_and_features(fit):
-    """A CRISPR screen: knock-outs of known genes, here the first ten drugs at one dose."""
+    """As in a CRISPR screen: one dose, and nothing known of the perturbations."""
     adata = simulate(doses=(2.0,))
     del adata.uns[KEY]
     del adata.obs["dosage"]
-    model = fit(adata, {"dosage_key": None, "drug_embedding_key": None}, epochs=60)
+    model = fit(adata, {"dosage_key": None, "drug_embedding_key": None}, epochs=10)
     assert_sane(model)
     _, targets = truth_of(adata)
     assert scgim.metrics.target_metrics(targets, model.get_targets().to_numpy())["auprc"] > 0.8
     assert model.drug_embedding is None
     assert set(model.contexts.get_level_values("dosage")) == {1.0}
-    np.testing.assert_array_equal(model.get_effects("drug_1", 0.5), model.get_effects("drug_1", 7.0))
-    curve = model.get_dose_response("drug_1", "gene_1")
+    np.testing.assert_array_equal(model.get_effects("drug_01", 0.5), model.get_effects("drug_01", 7.0))
+    curve = model.get_dose_response("drug_01", "gene_1")
     assert np.ptp(curve["effect"]) < 1e-6
-    with pytest.raises(ValueError, match=r"set up without drug embeddings.*'drug_0'"):
+    with pytest.raises(ValueError, match=r"set up without drug embeddings.*'drug_00'"):
         model.predict(np.ones((1, 3)))
     with pytest.raises(ValueError, match="'unheard of' not among the measured perturbations"):
         model.predict("unheard of")
@@ -178,8 +178,12 @@ def test_covariates_are_taken_out(fit):
     adata.X = sparse.csr_matrix(rng.poisson(counts * factor).astype(np.float32))
     adata = adata[np.asarray(adata.X.sum(1)).ravel() > 0].copy()
     adata.obs["line"] = pd.Categorical(adata.obs["batch"].astype(str))
-    setup = {"categorical_covariate_keys": ["line"], "continuous_covariate_keys": ["age"]}
-    model = fit(adata, setup, epochs=80, train={"lr": 0.05})
+    setup = {
+        "categorical_covariate_keys": ["line"],
+        "continuous_covariate_keys": ["age"],
+        "size_factor_key": "size_factor",
+    }
+    model = fit(adata, setup, epochs=40, train={"lr": 0.05})
     assert_sane(model)
     slope = model.module.covariate_effect.detach().numpy()
     assert slope.shape == (3, 8)  # two lines and an age

@@ -1,0 +1,63 @@
+"""Covariates as columns of a design matrix."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scgim.model import GIM
+from scgim.model._covariates import centre_and_scale, check_columns
+
+
+@pytest.fixture
+def design(adata):
+    adata.obs["age"] = np.linspace(20, 60, adata.n_obs)
+    adata.obs["line"] = pd.Categorical(np.resize(["K562", "A549", "MCF7"], adata.n_obs))
+    keys = {"categorical_covariate_keys": ["line"], "continuous_covariate_keys": ["age"]}
+    GIM.setup_anndata(adata, batch_key="batch", **keys)
+    return GIM(adata)._covariates, adata.obs
+
+
+def test_columns(design):
+    covariates, obs = design
+    assert covariates.keys == ["batch", "line", "age"]
+    encoded = covariates.encode(obs)
+    assert encoded.shape == (len(obs), 2 + 3 + 1)
+    np.testing.assert_array_equal(encoded[:, :5].sum(1), 2)
+    for column, line in enumerate(["A549", "K562", "MCF7"]):
+        np.testing.assert_array_equal(encoded[:, 2 + column], obs["line"] == line)
+    np.testing.assert_allclose(encoded[:, 5], obs["age"])
+
+
+def test_levels_are_matched_as_text(design):
+    covariates, obs = design
+    other = pd.DataFrame({"batch": ["batch_1"], "line": ["K562"], "age": [30]})
+    np.testing.assert_array_equal(covariates.encode(other), [[0, 1, 0, 1, 0, 30]])
+    with pytest.raises(ValueError, match="'line' has values that were not in the training data: 'HEK'"):
+        covariates.encode(other.assign(line="HEK"))
+    with pytest.raises(KeyError, match="age"):
+        covariates.encode(other.drop(columns="age"))
+    assert len(obs)
+
+
+def test_no_covariates(adata):
+    GIM.setup_anndata(adata)
+    covariates = GIM(adata)._covariates
+    assert covariates.keys == []
+    assert covariates.encode(adata.obs).shape == (adata.n_obs, 0)
+
+
+def test_centre_is_that_of_controls_and_scale_of_continuous_columns_only():
+    design = np.array([[1, 0, 10.0], [0, 1, 20.0], [1, 0, 30.0], [1, 0, 40.0]])
+    centre, scale = centre_and_scale(design, 1, np.array([True, True, False, False]))
+    np.testing.assert_allclose(centre, [0.5, 0.5, 15.0])
+    np.testing.assert_allclose(scale, [1.0, 1.0, np.std([10, 20, 30, 40])])
+    _, constant = centre_and_scale(np.full((4, 1), 7.0), 1, np.ones(4, bool))
+    np.testing.assert_array_equal(constant, 1.0)
+
+
+def test_one_key_as_text_is_explained():
+    obs = pd.DataFrame({"line": ["a", "b"]})
+    with pytest.raises(TypeError, match=r"Expected a list: `categorical_covariate_keys=\['line'\]`"):
+        check_columns(obs, None, "line", None)
