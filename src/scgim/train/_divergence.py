@@ -31,16 +31,21 @@ class LossWatch:
 
     def __init__(self, n_batches: int):
         self.window = max(_MIN_STEPS, n_batches)
-        self.limit: float | None = None
+        self.start: float | None = None
         self.n_above = 0
+
+    @property
+    def is_high(self) -> bool:
+        """Whether the last loss was far above the first."""
+        return self.n_above > 0
 
     def diverges(self, loss: float) -> bool:
         """Take note of the loss of a step."""
         if not math.isfinite(loss):
             return True
-        if self.limit is None:
-            self.limit = _FACTOR * (1 + abs(loss))
-        self.n_above = self.n_above + 1 if loss > self.limit else 0
+        if self.start is None:
+            self.start = loss
+        self.n_above = self.n_above + 1 if loss > _FACTOR * (1 + abs(self.start)) else 0
         return self.n_above >= self.window
 
 

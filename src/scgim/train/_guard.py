@@ -58,7 +58,7 @@ class GIMTrainRunner(TrainRunner):
 
 
 class KeepGoodState(pl.Callback):
-    """Keeps the parameters of the last epoch that ended with finite ones.
+    """Keeps the parameters of the last epoch that ended with finite ones and a loss that does not diverge.
 
     Parameters
     ----------
@@ -81,7 +81,8 @@ class KeepGoodState(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Keep what the epoch begins with."""
-        self._keep(pl_module.module, self._first + trainer.current_epoch)
+        if not pl_module.loss_is_high:
+            self._keep(pl_module.module, self._first + trainer.current_epoch)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Check the last step, which no loss has seen."""

@@ -77,7 +77,13 @@ class GIMTrainingPlan(LowLevelPyroTrainingPlan):
             self._watch = LossWatch(int(self.trainer.num_training_batches))
         if self._watch.diverges(loss):
             cause = likely_cause(self.module, batch, self.optim_kwargs["lr"])
-            raise FloatingPointError(f"The loss diverged: it is {loss:g} at step {self.global_step}. {cause}")
+            at = f"it is {loss:g} at step {self.global_step} where it was {self._watch.start or math.nan:g} at first"
+            raise FloatingPointError(f"The loss diverged: {at}. {cause}")
+
+    @property
+    def loss_is_high(self) -> bool:
+        """Whether the loss of the last step was far above that of the first."""
+        return self._watch is not None and self._watch.is_high
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         """Cut off the gradients of extreme cells, so that one batch does not set the pace of all that follow."""
