@@ -49,7 +49,7 @@ class Course:
     batch_size: int
     early_stopping: bool
     phase: str = "search"
-    edge_probs: NDArray | None = None
+    edge_probs: Any = None
     evidence: NDArray | None = None
     folder: CheckpointFolder | None = None
     every: int = 1

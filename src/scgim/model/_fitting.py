@@ -6,7 +6,7 @@ import logging
 import warnings
 from contextlib import contextmanager, suppress
 from copy import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from scgim.model._course import Course
+    from scgim.nn._generator import FeatureGenerator
     from scgim.train import BatchLoader
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class FittingMixin:
     """From a graph to a fitted model; part of :class:`scgim.model.GIM`."""
 
     _train_runner_cls = GIMTrainRunner
+    _generator: FeatureGenerator | None
 
     def _run(self, course: Course, loader: BatchLoader, fit: dict) -> None:
         """Go through what is left of a course; where it is stopped early, put the model in order."""
@@ -118,7 +120,9 @@ class FittingMixin:
         stop = {"early_stopping_patience": max(10, epochs // 3)} if early_stopping else {}
         validate = {"check_val_every_n_epoch": 1 if len(course.indices[1]) else None}
         # scvi-tools and Lightning write to some of these
-        own = {name: copy(value) if isinstance(value, (dict, list)) else value for name, value in fit.items()}
+        own: dict[str, Any] = {
+            name: copy(value) if isinstance(value, (dict, list)) else value for name, value in fit.items()
+        }
         plan_kwargs = {"lr": lr, "max_epochs": epochs, **own.pop("plan_kwargs")}
         checkpointer = course.checkpointer(self)
         good = KeepGoodState(checkpointer.first_epoch)

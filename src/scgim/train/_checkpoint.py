@@ -133,7 +133,7 @@ class Checkpointer(pl.Callback):
             warnings.warn(f"{error} Training goes on.", UserWarning, stacklevel=2)
 
 
-def _early_stopping(trainer: pl.Trainer) -> list[EarlyStopping]:
+def _early_stopping(trainer: Any) -> list[EarlyStopping]:
     return [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]
 
 
