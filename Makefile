@@ -35,7 +35,7 @@ demo: .venv
 	$(PY) tutorials/demo.py --output demo_output
 
 test: .venv/test-$(HERE)
-	$(PY) -m pytest --cov --cov-report=term --cov-report=xml $(PYTEST_ARGS)
+	$(PY) -m pytest --numprocesses 2 --dist loadfile --cov --cov-report=term --cov-report=xml $(PYTEST_ARGS)
 
 docs: .venv/doc-$(HERE)
 	$(PY) -m sphinx -b html -W --keep-going docs docs/_build/html
