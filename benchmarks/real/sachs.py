@@ -118,11 +118,18 @@ def partial_correlation(adata: AnnData) -> tuple[pd.DataFrame, float]:
     return score, float(np.tanh(z / np.sqrt(adata.n_obs - d - 1)))
 
 
-def target_table(scores: dict[str, tuple[pd.DataFrame, pd.DataFrame]]) -> pd.DataFrame:
-    """Rank of the known target among the proteins, and other proteins called; a row a perturbation."""
+def mean_shifts(adata: AnnData) -> pd.DataFrame:
+    """Mean shift of each protein in each condition, in control standard deviations."""
+    means = pd.DataFrame(adata.X, columns=adata.var_names).groupby(adata.obs["perturbation"].to_numpy()).mean()
+    spread = adata.X[(adata.obs["perturbation"] == CONTROL).to_numpy()].std(axis=0)
+    return (means - means.loc[CONTROL]) / spread
+
+
+def target_table(shifts: pd.DataFrame, scores: dict[str, tuple[pd.DataFrame, pd.DataFrame]]) -> pd.DataFrame:
+    """Mean shift of the known target, its rank among the proteins, and other proteins called; a row a perturbation."""
     rows = []
     for drug, target in TARGETS.items():
-        row = {"perturbation": drug, "target": target}
+        row = {"perturbation": drug, "target": target, "its mean shift": shifts.loc[drug, target]}
         for method, (score, called) in scores.items():
             row[f"rank: {method}"] = int((score.loc[drug] > score.loc[drug, target]).sum() + 1)
             row[f"called: {method}"] = bool(called.loc[drug, target])
@@ -136,7 +143,13 @@ def edge_table(truth: pd.DataFrame, scores: dict[str, tuple[pd.DataFrame, float,
     rows = []
     for method, (score, threshold, seconds) in scores.items():
         metrics = scgim.metrics.edge_metrics(truth, score, threshold=threshold)
-        rows.append({"method": method, **{name: metrics[name] for name in EDGE_METRICS}, "CPU seconds": seconds})
+        pairs = np.triu((score > threshold) | (score > threshold).T, 1)
+        row = {"method": method, **{name: metrics[name] for name in EDGE_METRICS}}
+        row |= {
+            "pairs called": int(pairs.sum()),
+            "in the consensus": int((pairs & (truth | truth.T).to_numpy(bool)).sum()),
+        }
+        rows.append({**row, "CPU seconds": seconds})
     return pd.DataFrame(rows).rename(columns=lambda name: name.replace("_", " "))
 
 
@@ -155,4 +168,7 @@ def run(data: Path, *, seeds: Sequence[int] = (0,), quick: bool = False) -> dict
                 targets[name] = (probs + 1e-9 * (effects / sds.clip(lower=1e-12)).rank(axis=1), probs > 0.5)
     targets["t-test"] = t_test(adata)
     edges["partial correlation"] = (*partial_correlation(adata), np.nan)
-    return {"sachs-targets": target_table(targets), "sachs-edges": edge_table(consensus(data, adata.var_names), edges)}
+    return {
+        "sachs-targets": target_table(mean_shifts(adata), targets),
+        "sachs-edges": edge_table(consensus(data, adata.var_names), edges),
+    }

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 FILE = "zhao2021_gbm_panobinostat.h5ad"
 DRUG = "panobinostat"
-N_GENES = 150
+N_GENES = 100
 MODEL = "scGIM"
 METRICS = ["mean_shift_error", "energy_distance", "mean_shift_correlation"]
 
