@@ -277,7 +277,7 @@ class ResultsMixin:
             Key.varm.shift_sds: sds.to_numpy(),
             Key.varm.total_effects: self.get_total_effects(names, dosages, n_samples=n_samples).to_numpy(),
             # as expected as the shifts are, so that curves and shifts agree
-            Key.varm.emax: (fitted.target_probs * fitted.emax).numpy(),
+            Key.varm.emax: (fitted.target_probs * fitted.emax + fitted.background).numpy(),
             Key.varm.ec50: fitted.log_ec50.exp().numpy(),
             Key.varm.hill: fitted.exponent.numpy(),
         }
