@@ -11,9 +11,12 @@ import hashlib
 import json
 import os
 import shutil
+import struct
+import tokenize
 import uuid
 import zipfile
-from contextlib import contextmanager
+import zlib
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -38,6 +41,21 @@ _REMEDIES = {
 }
 if hasattr(errno, "EDQUOT"):
     _REMEDIES[errno.EDQUOT] = _REMEDIES[errno.ENOSPC]
+# what NumPy and the decoder raise for files of others
+_FOREIGN = (
+    *(
+        ArithmeticError,
+        EOFError,
+        KeyError,
+        MemoryError,
+        NotImplementedError,
+        OSError,
+        SyntaxError,
+        TypeError,
+        ValueError,
+    ),
+    *(tokenize.TokenError, struct.error, zipfile.BadZipFile, zlib.error),
+)
 
 
 @dataclass(frozen=True)
@@ -143,8 +161,9 @@ def _commit(stage: Path, target: Path, prefix: str, exists: bool) -> None:
                 path.unlink(missing_ok=True)
         raise
     _sync(target)
-    for name in old - new:
-        (target / name).unlink(missing_ok=True)
+    with suppress(OSError):  # the save is done
+        for name in old - new:
+            (target / name).unlink(missing_ok=True)
 
 
 def _listed_files(manifest: Path) -> set[str]:
@@ -196,12 +215,12 @@ def read_folder(folder: str | os.PathLike, *, kind: str, prefix: str = "") -> Sa
     document = _parse(manifest)
     if document["kind"] != kind:
         raise ValueError(f"`{manifest}` holds a {document['kind']}, expected a {kind}.")
-    files = dict(_verified(target, entry, manifest) for entry in document["files"])
+    files = _verified_files(target, document["files"], manifest)
     try:
         with np.load(files.pop(_ARRAYS), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         return Saved(decode(document["content"], arrays), files)
-    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except _FOREIGN as error:
         raise ValueError(f"`{manifest}` cannot be used: {error}. {_restore(kind)}") from error
 
 
@@ -226,23 +245,26 @@ def _parse(manifest: Path) -> dict:
     return document
 
 
-def _verified(target: Path, entry: dict, manifest: Path) -> tuple[str, Path]:
-    """Role and path of a file that is as it was written."""
+def _verified_files(target: Path, entries: Any, manifest: Path) -> dict[str, Path]:
+    """Role and path of the files that a manifest lists, all as they were written."""
     try:
-        role, name, size, digest = (entry[key] for key in ("role", "name", "size", "sha256"))
-        plain = _is_plain_name(name)
+        listed = [[entry[key] for key in ("role", "name", "size", "sha256")] for entry in entries]
+        roles = {str(role) for role, *_ in listed}
     except (KeyError, TypeError) as error:
-        raise ValueError(f"`{manifest}` was not written by scGIM: {error}. {_restore()}") from error
-    if not plain:
-        raise ValueError(f"`{manifest}` names the file {name!r} outside its folder; it was not written by scGIM.")
-    path = target / name
-    if not path.is_file():
-        raise ValueError(f"`{path}` is missing. {_restore()}")
-    if path.stat().st_size != size:
-        raise ValueError(f"`{path}` has {path.stat().st_size} bytes where {size} were saved. {_restore()}")
-    if _digest(path) != digest:
-        raise ValueError(f"`{path}` is damaged: its checksum is not that of the file that was saved. {_restore()}")
-    return role, path
+        raise ValueError(f"`{manifest}` was not written by scGIM ({error!r}). {_restore()}") from error
+    if _ARRAYS not in roles:
+        raise ValueError(f"`{manifest}` was not written by scGIM: it lists no arrays. {_restore()}")
+    for _, name, size, digest in listed:
+        if not _is_plain_name(name):
+            raise ValueError(f"`{manifest}` names the file {name!r} outside its folder; it was not written by scGIM.")
+        path = target / name
+        if not path.is_file():
+            raise ValueError(f"`{path}` is missing. {_restore()}")
+        if path.stat().st_size != size:
+            raise ValueError(f"`{path}` has {path.stat().st_size} bytes where {size} were saved. {_restore()}")
+        if _digest(path) != digest:
+            raise ValueError(f"`{path}` is damaged: its checksum is not that of the file that was saved. {_restore()}")
+    return {str(role): target / name for role, name, *_ in listed}
 
 
 def _is_plain_name(name: Any) -> bool:

@@ -159,8 +159,9 @@ class SavingMixin:
             # the graph first: the shapes of parameters depend on it
             model.module.on_load(model)
             model.module.load_state_dict(state)
-        except (KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
-            raise ValueError(f"The model in `{path}` does not fit this version of scGIM: {error}. {_REFIT}") from error
+        except (LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError) as error:
+            reason = " ".join(str(error).split()).rstrip(" .")
+            raise ValueError(f"The model in `{path}` does not fit this version of scGIM: {reason}. {_REFIT}") from error
         return model
 
     @staticmethod
@@ -187,8 +188,6 @@ class SavingMixin:
         prefix
             Put before the names of the files when they were saved.
         """
-        import rich.pretty  # noqa: F401  (scvi-tools uses it without importing it)
-
         AnnDataManager.view_setup_method_args(SavingMixin.load_registry(dir_path, prefix))
 
     @classmethod
