@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from scipy import sparse
-
-if TYPE_CHECKING:
-    from scgim.model import GIM
 
 KEY = "drug_embedding"
 
@@ -237,11 +232,9 @@ def test_continuous_values_are_predicted_in_their_units(adata, fit):
     np.testing.assert_allclose(predicted.X.std(0), controls.std(0), rtol=0.25)
 
 
-def test_new_drugs_are_better_than_guessing(screen, fit):
-    """Unseen drugs: closer to their cells than control cells, on average over drugs."""
-    train = screen[screen.obs["split"] == "train"].copy()
-    model: GIM = fit(train, epochs=60)
-    control = np.log1p(train.X.toarray()[train.obs["perturbation"] == "control"]).mean(0)
+def test_new_drugs_are_not_worse_than_guessing(model, screen):
+    """With eight drugs features tell little of the unseen ones; they must not mislead."""
+    control = np.log1p(screen.X.toarray()[screen.obs["perturbation"] == "control"]).mean(0)
     unseen = screen[screen.obs["split"] == "unseen_drug"]
     gap = np.zeros(2)
     for (drug, dosage), index in unseen.obs.groupby(["perturbation", "dosage"], observed=True).groups.items():
@@ -249,4 +242,4 @@ def test_new_drugs_are_better_than_guessing(screen, fit):
         row = screen.uns[KEY].loc[[drug]]
         predicted = np.log1p(values(model.predict(row, dosage, n_samples=200, seed=0))).mean(0)
         gap += ((predicted - observed) ** 2).sum(), ((control - observed) ** 2).sum()
-    assert gap[0] < 1.3 * gap[1]  # with eight drugs features tell little; they must not mislead
+    assert gap[0] < 1.3 * gap[1]
