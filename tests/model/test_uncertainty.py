@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 if TYPE_CHECKING:
     from scgim.model import GIM
@@ -25,19 +26,28 @@ def width(means, prefix: str = "") -> np.ndarray:
     return means.layers[f"{prefix}upper"] - means.layers[f"{prefix}lower"]
 
 
-def test_certain_effects_leave_the_error_of_the_baseline(gim):
-    means = gim.predict_mean("drug_03", 3.0, n_draws=400, n_samples=20, seed=0)
-    effect = 0.75 * gim.module.interventions().emax.numpy()[3, D]
-    mean = np.exp(INTERCEPT[D] + effect)
-    assert means.X[0, D] == pytest.approx(mean, rel=0.01)
-    # 400 Poisson controls; the drug moves the mean but not the relative error of the baseline
-    relative = 1 / np.sqrt(400 * np.exp(INTERCEPT[D]))
-    assert width(means)[0, D] == pytest.approx(2 * Z90 * relative * mean, rel=0.15)
+def test_baselines_are_uncertain(gim):
+    """Effects are differences from the baseline, so its error is in them, and not in the mean under a drug that was measured."""
+    drug, control = gim.perturbations[3], {}
+    effect = 0.75 * float(gim.module.interventions().emax[3, D])
+    means = gim.predict_mean([{drug: 3.0}, control], n_draws=400, n_samples=20, seed=0)
+    np.testing.assert_allclose(means.X[:, D], np.exp(INTERCEPT[D] + np.array([effect, 0.0])), rtol=0.01)
+    relative = 1 / np.sqrt(400 * np.exp(INTERCEPT[D]))  # 400 Poisson controls
+    expected = 2 * Z90 * relative * np.array([0.0, np.exp(INTERCEPT[D])])
+    np.testing.assert_allclose(width(means)[:, D], expected, rtol=0.15, atol=1e-3)
     for prefix in ("log_fold_change", "direct_effect"):
-        np.testing.assert_allclose(means.layers[prefix][0, D], effect, atol=1e-5)
-        np.testing.assert_allclose(width(means, f"{prefix}_")[0, D], 0.0, atol=1e-5)
-    assert list(means.obs["perturbation"]) == ["drug_03"]
-    assert list(means.obs["dosage"]) == [3.0]
+        np.testing.assert_allclose(means.layers[prefix][:, D], [effect, 0.0], atol=0.005)
+        expected = 2 * Z90 * relative * np.array([1.0, 0.0])
+        np.testing.assert_allclose(width(means, f"{prefix}_")[:, D], expected, rtol=0.15, atol=1e-4)
+    assert list(means.obs["perturbation"]) == [drug, "control"]
+    assert list(means.obs["dosage"]) == ["3", "0"]
+
+
+def test_treated_cells_tell_of_baselines_where_genes_are_no_targets(gim):
+    noise = np.exp(-INTERCEPT)  # of one Poisson cell
+    worth = 12 * 4 / (1 + 2 * 1e-3 / noise)
+    found = gim._cells_without_effect(torch.as_tensor(noise)).numpy()
+    np.testing.assert_allclose(found, worth * np.array([0.0, 1.0, 1.0, 0.0]), rtol=1e-6)
 
 
 def test_uncertain_effects(known):
@@ -58,7 +68,7 @@ def test_uncertain_targets(known):
     drug = gim.perturbations[10]
     means = gim.predict_mean(drug, 3.0, n_draws=200, n_samples=2, seed=0)
     bounds = sorted([means.layers["direct_effect_lower"][0, D], means.layers["direct_effect_upper"][0, D]])
-    np.testing.assert_allclose(bounds, sorted([0.0, 0.75 * emax]), atol=1e-9)
+    np.testing.assert_allclose(bounds, sorted([0.0, 0.75 * emax]), atol=0.04)
     assert means.layers["direct_effect"][0, D] == pytest.approx(0.375 * emax, abs=0.1 * abs(emax))
 
 
@@ -74,7 +84,7 @@ def test_uncertain_weights(known):
     moved = (np.log1p(cells.X.toarray()[:, A]).mean() - np.log1p(rest.X.toarray()[:, A]).mean()) / 0.5
     assert after[B] == pytest.approx(2 * Z90 * 0.2 * abs(moved), rel=0.2)
     assert after[C] > 2 * before[C]
-    np.testing.assert_allclose(after[[A, D]], before[[A, D]], atol=1e-5)
+    np.testing.assert_allclose(after[[A, D]], before[[A, D]], rtol=0.25)
 
 
 def test_the_model_is_left_as_it_was(gim):

@@ -73,10 +73,12 @@ class Arms:
         effects, targets = self.interventions.rows(self.drug).sample(self.log_dosage, n, generator)
         return self._together(effects, targets)
 
-    def draw(self, generator: torch.Generator, doubt: Doubt | None = None) -> tuple[Tensor, Tensor]:
+    def draw(
+        self, generator: torch.Generator, doubt: Doubt | None = None, baseline_error: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Effects and targets of each arm in one draw of what is known of the drugs, both (arms, d)."""
         known = (self.interventions, self.log_top, self.drug, self.log_dosage)
-        return self._together(*draw_effects(*known, generator, self.is_new, doubt))
+        return self._together(*draw_effects(*known, generator, self.is_new, doubt, baseline_error))
 
     def expected(self) -> tuple[Tensor, Tensor]:
         """Expected effects, and probability that a gene is a target of any of the drugs; both (arms, d)."""

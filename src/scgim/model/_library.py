@@ -12,7 +12,7 @@ from anndata import AnnData
 
 from scgim._constants import REGISTRY
 from scgim._validation import check_gene_names, quote_some
-from scgim.model._uncertainty import _MIN_MEAN, UncertaintyMixin
+from scgim.model._uncertainty import _MIN_MEAN, _N_CONTROLS, UncertaintyMixin
 from scgim.nn._sensitivity import feature_sensitivity
 
 if TYPE_CHECKING:
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _METRICS = ("cosine", "correlation", "distance")
-_BLOCK = 500  # drugs whose draws are held in memory together
 _MIN_TARGET_PROB = 0.1  # genes less likely are not named as targets
-_N_CONTROLS = 5000
 
 
 class LibraryMixin(UncertaintyMixin):
@@ -90,11 +88,8 @@ class LibraryMixin(UncertaintyMixin):
         arms = self._arms(library, dosage)
         genes = torch.as_tensor(pd.Index(self.gene_names_).get_indexer(wanted.index))
         goal = torch.as_tensor(wanted.to_numpy())
-        scores = [
-            _score(self._posterior_means(block, n_draws, n_samples, None, seed).effect[..., genes], goal, metric)
-            for start in range(0, len(arms), _BLOCK)
-            for block in [arms.take(range(start, min(start + _BLOCK, len(arms))))]
-        ]
+        draws = self._posterior_means(arms, n_draws, n_samples, None, seed)
+        scores = [_score(block.effect[..., genes], goal, metric) for block in draws]
         score = torch.cat(scores, 1).numpy()
         lower, upper = np.quantile(score, [0.5 - level / 2, 0.5 + level / 2], axis=0)
         frame = pd.DataFrame(

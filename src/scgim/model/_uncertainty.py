@@ -17,7 +17,7 @@ from scgim.nn._doubt import estimate_doubt
 from scgim.nn._draws import draw_mechanisms, without_sampling_noise
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import ArrayLike
     from torch import Tensor
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from scgim.nn._doubt import Doubt
 
 _MIN_MEAN = 1e-6
+_BLOCK = 500  # contexts whose draws are held in memory together
+_N_CONTROLS = 2000  # drawn to find the means of controls
 
 
 class PosteriorMeans(NamedTuple):
@@ -99,41 +101,56 @@ class UncertaintyMixin(ArmsMixin):
         if not 0 < level < 1:
             raise ValueError(f"`level` must lie between 0 and 1, found {level}.")
         arms = self._arms(drug_embedding, dosage)
-        draws = self._posterior_means(arms, n_draws, n_samples, covariates, seed)
         bounds = torch.tensor([0.5 - level / 2, 0.5 + level / 2], dtype=torch.float64)
+        blocks = []
+        for draws in self._posterior_means(arms, n_draws, n_samples, covariates, seed):
+            quantiles = [torch.quantile(values, bounds, dim=0) for values in draws]
+            blocks.append([(values.mean(0), *q) for values, q in zip(draws, quantiles, strict=True)])
         layers = {}
-        for name, values in zip(("", "log_fold_change", "direct_effect"), draws, strict=True):
-            lower, upper = torch.quantile(values, bounds, dim=0).numpy()
-            prefix = f"{name}_" if name else ""
-            layers.update({name: values.mean(0).numpy(), f"{prefix}lower": lower, f"{prefix}upper": upper})
+        for i, name in enumerate(("", "log_fold_change", "direct_effect")):
+            keys = (name, *(f"{name}_{side}".lstrip("_") for side in ("lower", "upper")))
+            values = (torch.cat(parts).numpy() for parts in zip(*(block[i] for block in blocks), strict=True))
+            layers.update(zip(keys, values, strict=True))
         names = pd.Categorical(arms.names, categories=list(dict.fromkeys(arms.names)))
         obs = pd.DataFrame({REGISTRY.PERTURBATION: names, REGISTRY.DOSAGE: arms.dosages})
         obs.index = obs.index.astype(str)
         return AnnData(layers.pop(""), obs=obs, var=pd.DataFrame(index=self.gene_names_), layers=layers)
 
-    def _posterior_means(self, arms: Arms, n_draws: int, n_samples: int, covariates: Any, seed: int) -> PosteriorMeans:
-        """Means and effects of each arm in each draw of the parameters."""
-        for name, n, least in (("n_draws", n_draws, 2), ("n_samples", n_samples, 2)):
-            if n < least:
-                raise ValueError(f"`{name}` must be at least {least}, found {n}.")
+    def _posterior_means(
+        self, arms: Arms, n_draws: int, n_samples: int, covariates: Any, seed: int
+    ) -> Iterator[PosteriorMeans]:
+        """Means and effects in each draw of the parameters, for a block of arms at a time."""
+        for name, n in (("n_draws", n_draws), ("n_samples", n_samples)):
+            if n < 2:
+                raise ValueError(f"`{name}` must be at least 2, found {n}.")
         generator = torch.Generator().manual_seed(seed)
-        module, d = copy.deepcopy(self.module), len(self.gene_names_)
         doubt = self._doubt_of_features() if arms.is_new.any() else None
-        baseline_sd = self._baseline_sd(n_samples * 10, generator)
-        means, noise, direct = ([] for _ in range(3))
-        for _ in range(n_draws):
-            draw_mechanisms(module.mechanism, self.module.mechanism, self.module.weight_sd, generator)
-            error = baseline_sd * torch.randn(d, generator=generator, dtype=torch.float64)
-            module.intercept.data = self.module.intercept.data + error.to(self.module.intercept)
-            effects, targets = arms.draw(generator, doubt)
-            # the last arm is the control
-            shift = torch.cat([effects, effects.new_zeros(1, d)])
-            targets = torch.cat([targets, targets.new_zeros(1, d)])
-            mean, variance = self._means_of(module, shift, targets, n_samples, covariates, generator)
-            means.append(mean)
-            noise.append(variance)
-            direct.append(effects)
-        return self._contrasts(torch.stack(means), torch.stack(noise), torch.stack(direct))
+        baseline_sd = self._baseline_sd(_N_CONTROLS, generator)
+        for start in range(0, len(arms), _BLOCK):
+            block = arms.take(range(start, min(start + _BLOCK, len(arms))))
+            draws = [
+                self._draw_means(block, doubt, baseline_sd, n_samples, covariates, generator) for _ in range(n_draws)
+            ]
+            yield self._contrasts(*(torch.stack(values) for values in zip(*draws, strict=True)))
+
+    def _draw_means(
+        self,
+        arms: Arms,
+        doubt: Doubt | None,
+        baseline_sd: Tensor,
+        n_samples: int,
+        covariates: Any,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One draw: means over cells, their variances, and direct effects; in the first two, the last arm is the control."""
+        module, d = copy.deepcopy(self.module), len(self.gene_names_)
+        draw_mechanisms(module.mechanism, self.module.mechanism, self.module.weight_sd, generator)
+        error = baseline_sd * torch.randn(d, generator=generator, dtype=torch.float64)
+        module.intercept.data += error.to(module.intercept)
+        effects, targets = arms.draw(generator, doubt, error)
+        shift = torch.cat([effects, effects.new_zeros(1, d)])
+        targets = torch.cat([targets, targets.new_zeros(1, d)])
+        return (*self._means_of(module, shift, targets, n_samples, covariates, generator), effects)
 
     def _doubt_of_features(self) -> Doubt:
         """How far predictions from features go astray; found once for each fit."""
@@ -180,15 +197,25 @@ class UncertaintyMixin(ArmsMixin):
         return torch.cat(means), torch.cat(variances)
 
     def _baseline_sd(self, n: int, generator: torch.Generator) -> Tensor:
-        """Standard error of the intercepts, by the noise of the control cells, shape (d,)."""
-        d, module = len(self.gene_names_), self.module
-        n_controls = len(self.control_pool_["log_size"])
-        spread = torch.exp(-module.log_scale.detach().double().cpu())  # overdispersion, or variance where it is known
-        if self._likelihood == "normal":
-            return (spread / n_controls).sqrt()
-        nothing = torch.zeros(1, d, dtype=torch.float64)
-        mean, _ = self._means_of(module, nothing, nothing.bool(), n, None, generator)
-        relative = 1 / mean[0].clamp_min(_MIN_MEAN)
-        if self._likelihood == "nb" or module.measurement == "latent":
-            relative = relative + spread
-        return (relative / n_controls).sqrt()
+        """Standard error of the intercepts, shape (d,): by control cells, and by treated ones where genes are no targets."""
+        module, d = self.module, len(self.gene_names_)
+        spread = torch.exp(-module.log_scale.detach().double().cpu())  # overdispersion, or the variance itself
+        noise = spread
+        if self._likelihood != "normal":
+            nothing = torch.zeros(1, d, dtype=torch.float64)
+            mean, _ = self._means_of(module, nothing, nothing.bool(), n, None, generator)
+            overdispersed = self._likelihood == "nb" or module.measurement == "latent"
+            noise = 1 / mean[0].clamp_min(_MIN_MEAN) + spread * overdispersed
+        n_cells = torch.full((d,), float(len(self.control_pool_["log_size"])), dtype=torch.float64)
+        if module.measurement != "latent":
+            n_cells += self._cells_without_effect(noise)
+        return (noise / n_cells).sqrt()
+
+    def _cells_without_effect(self, noise: Tensor) -> Tensor:
+        """Number of control cells that the treated cells are worth, where genes are no targets, shape (d,)."""
+        treated = torch.as_tensor(self.n_cells_.reindex(self.perturbations).to_numpy(dtype=np.float64))[:, None]
+        n_contexts = torch.bincount(self.module.group.cpu()[self.module.treated.cpu()])[:, None]
+        spike = float(self.module.prior[2])
+        # the small effects that genes have without being targets do not average out within a context
+        worth = treated / (1 + treated / n_contexts * spike / noise)
+        return ((1 - self.module.interventions().target_probs) * worth).sum(0)

@@ -27,6 +27,7 @@ def draw_effects(
     generator: torch.Generator,
     new: Tensor | None = None,
     doubt: Doubt | None = None,
+    baseline_error: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Direct effects in one draw of targets and dose-response curves; the doses of a drug share its curve.
 
@@ -49,6 +50,9 @@ def draw_effects(
         Drugs that are known by their features only, boolean (Q,); none by default.
     doubt
         What is to be added to the uncertainty of these.
+    baseline_error
+        Errors of the genes' baselines, shape (d,). Effects are differences from the baseline: where it is drawn too high
+        they are too low.
 
     Returns
     -------
@@ -66,6 +70,7 @@ def draw_effects(
         log_ec50 = torch.where(by_features, known.log_ec50 + moved, log_ec50)
         exponent = torch.where(by_features, exponent * steeper.exp(), exponent)
     at_top = (known.emax + sd * noise) * hill_curve(log_top, known.log_ec50, known.exponent)
+    at_top = at_top if baseline_error is None else at_top - baseline_error
     largest = targets * at_top / hill_curve(log_top, log_ec50, exponent).clamp_min(_MIN_SHARE) + known.background
     return largest[drug] * hill_curve(log_dosage[:, None], log_ec50[drug], exponent[drug]), targets[drug]
 
