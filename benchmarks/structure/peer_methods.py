@@ -122,7 +122,8 @@ def marginal(data: Data) -> Result:
     """Welch's test of each context against controls; called at a false discovery rate of 5 %."""
     tests = [stats.ttest_ind(cells, data.control, equal_var=False) for cells in data.contexts[1:]]
     strength = np.abs([test.statistic for test in tests])
-    called = stats.false_discovery_control(np.clip([test.pvalue for test in tests], 0, 1), axis=None) < 0.05
+    chance = np.clip([test.pvalue for test in tests], 0.0, 1.0)
+    called = stats.false_discovery_control(chance.ravel()).reshape(chance.shape) < 0.05
     return {"target": strength, "target_bin": called.astype(int)}
 
 

@@ -95,7 +95,7 @@ def _noise_goals(frame: pd.DataFrame) -> list[dict]:
     for mean, bounds in ((1.0, (1.4, 1.2)), (10.0, (1.4, 1.2))):
         at_mean = frame[frame["mean count"] == mean].groupby("fitted")[list(_CURVES)].mean()
         for (score, heading), bound in zip(_CURVES.items(), bounds, strict=True):
-            values = at_mean[score].reindex(["default", "plain", "hidden expression"])
+            values = at_mean[score].reindex(["latent", "direct", "hidden expression"])
             rows.append(
                 goal(
                     f"mean count {mean:g}: {heading} over the plain model's",
