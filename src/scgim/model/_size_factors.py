@@ -23,7 +23,8 @@ def common_variance(counts: NDArray | sparse.spmatrix) -> float:
     Any two genes of a cell share its library size, so log(E[x_i x_j] / (E x_i E x_j)) holds its variance for each pair;
     what the network adds has either sign and few pairs, so the median over pairs leaves it out.
     """
-    x = np.asarray(counts[:_MAX_CELLS].toarray() if sparse.issparse(counts) else counts[:_MAX_CELLS], dtype=np.float64)
+    top = counts[:_MAX_CELLS]
+    x = np.asarray(top.toarray() if sparse.issparse(top) else top, dtype=np.float64)  # type: ignore[union-attr]
     mean = x.mean(0)
     best = np.argsort(-mean)[:_MAX_GENES]
     best = best[mean[best] > 0]

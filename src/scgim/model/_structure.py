@@ -13,6 +13,7 @@ from scgim.nn._effects import estimate_interventions
 from scgim.nn._graph import parent_table
 from scgim.nn._information import FitInformation, InformationAccumulator
 from scgim.nn._likelihood import observation, parent_features, score_and_information
+from scgim.nn._mechanism import linear_part
 from scgim.nn._search import StructureResult, StructureSearch, search_structure
 from scgim.nn._statistics import ContextStatistics, StatisticsAccumulator
 
@@ -98,7 +99,7 @@ def _start_from(module: GIMModule, statistics: ContextStatistics, result: Struct
         # log1p(x) moves by less than log(mean) does where counts are small
         mean = module.intercept_loc.double().exp().cpu()
         stretch = module.spread.double().cpu() * ((1 + mean) / mean.clamp_min(1e-3)).clamp_max(_MAX_STRETCH)
-    linear = getattr(module.mechanism, "linear", module.mechanism)
+    linear = linear_part(module.mechanism)
     weight = torch.zeros(d, d, dtype=torch.float64)
     for j in range(d):
         parents = np.flatnonzero(result.adjacency[:, j])
@@ -119,7 +120,7 @@ def _start_from(module: GIMModule, statistics: ContextStatistics, result: Struct
 @torch.no_grad()
 def gather_information(module: GIMModule, loader: BatchLoader) -> FitInformation:
     """Score and information of direct effects and edges at the fitted parameters."""
-    linear = getattr(module.mechanism, "linear", module.mechanism)
+    linear = linear_part(module.mechanism)
     index, mask = (torch.as_tensor(t, device=module.device) for t in parent_table(linear.adjacency.cpu().numpy()))
     accumulator = InformationAccumulator(len(module.group), index, mask)
     for raw in loader:
@@ -174,7 +175,7 @@ def infer_edges(module: GIMModule, information: FitInformation, edge_cost: float
     that of the mean slope.
     """
     prior: ShiftPrior = module.shift_prior()
-    linear = getattr(module.mechanism, "linear", module.mechanism)
+    linear = linear_part(module.mechanism)
     adjacency = linear.adjacency.cpu().numpy().astype(bool)
     index, mask = parent_table(adjacency)
     on = module.posterior[0].cpu()[module.group.cpu().clamp_min(0)] * module.treated.cpu()[:, None]

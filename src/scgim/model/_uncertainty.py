@@ -106,7 +106,7 @@ class UncertaintyMixin(ArmsMixin):
         for draws in self._posterior_means(arms, n_draws, n_samples, covariates, seed):
             quantiles = [torch.quantile(values, bounds, dim=0) for values in draws]
             blocks.append([(values.mean(0), *q) for values, q in zip(draws, quantiles, strict=True)])
-        layers = {}
+        layers: dict[str, np.ndarray] = {}
         for i, name in enumerate(("", "log_fold_change", "direct_effect")):
             keys = (name, *(f"{name}_{side}".lstrip("_") for side in ("lower", "upper")))
             values = (torch.cat(parts).numpy() for parts in zip(*(block[i] for block in blocks), strict=True))

@@ -17,7 +17,7 @@ from scgim.nn._effects import CurveGrid
 from scgim.nn._graph import topological_layers
 from scgim.nn._intervention import Interventions, shift_log_prior
 from scgim.nn._likelihood import observation, parent_features, sample_observation
-from scgim.nn._mechanism import make_mechanism
+from scgim.nn._mechanism import linear_part, make_mechanism
 from scgim.nn._score import ShiftPrior
 
 if TYPE_CHECKING:
@@ -183,11 +183,11 @@ class GIMModule(PyroBaseModuleClass):
         whole = base if self.intervention == "hard" else shifted
         return whole + functional_call(self.mechanism, of_mechanism, (self.features(x, log_size),)), shifted
 
-    def _priors(self) -> dict[str, dist.Distribution]:
+    def _priors(self) -> dict[str, TorchDistribution]:
         """Prior of each parameter, by name."""
         zero = torch.zeros((), device=self.device)
         target_prob, slab, spike = self.prior.float()
-        priors = {
+        priors: dict[str, TorchDistribution] = {
             "intercept": dist.Normal(self.intercept_loc, 1.0).to_event(1),
             "log_scale": dist.Normal(zero + 2.0, 2.0).expand(self.log_scale.shape).to_event(1),
             "shift": SpikeAndSlab(
@@ -281,7 +281,7 @@ class GIMModule(PyroBaseModuleClass):
         fixed = fixed or {}
         x, mean, h = (torch.zeros_like(shift) for _ in range(3))
         base = self.intercept + covariates @ self.covariate_effect + shift
-        linear = getattr(self.mechanism, "linear", self.mechanism)
+        linear = linear_part(self.mechanism)
         for layer in topological_layers(linear.adjacency.cpu().numpy()):
             genes = torch.tensor(layer, device=shift.device)
             parents = self.mechanism(h, genes)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from scgim.nn._intervention import Interventions, hill_curve
+from scgim.nn._mechanism import linear_part
 
 if TYPE_CHECKING:
     from scgim.nn._doubt import Doubt
@@ -78,7 +79,7 @@ def draw_effects(
 @torch.no_grad()
 def draw_mechanisms(mechanism: nn.Module, fitted: nn.Module, weight_sd: Tensor, generator: torch.Generator) -> None:
     """Move the weights of `mechanism` from those of `fitted` by one draw of their errors, shape (d, d)."""
-    linear, centre = (getattr(m, "linear", m).weight for m in (mechanism, fitted))
+    linear, centre = (linear_part(m).weight for m in (mechanism, fitted))
     noise = torch.randn(weight_sd.shape, generator=generator, dtype=torch.float64)
     linear.copy_(centre + (noise.to(weight_sd) * weight_sd).to(centre))
 

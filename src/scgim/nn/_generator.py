@@ -18,6 +18,8 @@ from torch import Tensor
 from scgim.nn._intervention import Interventions, hill_curve
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from scgim.nn._effects import CurveGrid
 
 _N_GRID = 8
@@ -97,7 +99,11 @@ class KernelFit:
 
 def fit_kernel(kernel: DrugKernel, outputs: Tensor) -> KernelFit:
     """Choose mixture, width and noise of the kernel by leaving one drug out (closed form)."""
-    best: KernelFit | None = None
+    return min(_kernel_fits(kernel, outputs), key=lambda fit: fit.loss)
+
+
+def _kernel_fits(kernel: DrugKernel, outputs: Tensor) -> Iterator[KernelFit]:
+    """Fits for a grid of mixtures, widths and noises."""
     for width in (0.3, 1.0, 3.0):
         linear, radial = kernel.parts(kernel.features, width)
         for share in (0.0, 0.3, 0.7, 1.0):
@@ -109,12 +115,10 @@ def fit_kernel(kernel: DrugKernel, outputs: Tensor) -> KernelFit:
                 dual = inverse @ outputs
                 precision = inverse.diagonal()
                 errors = dual / precision[:, None]
+                unit = float((1 / precision).mean())
+                scaled = errors * (precision * unit).sqrt()[:, None]
                 loss = float(errors.square().sum())
-                if best is None or loss < best.loss:
-                    unit = float((1 / precision).mean())
-                    scaled = errors * (precision * unit).sqrt()[:, None]
-                    best = KernelFit(share, width, float(noise), scaled, loss, inverse, dual, unit)
-    return best
+                yield KernelFit(share, width, float(noise), scaled, loss, inverse, dual, unit)
 
 
 class FeatureGenerator:

@@ -71,7 +71,7 @@ class Interventions:
     log_ec50: Tensor
     log_ec50_sd: Tensor
     exponent: Tensor
-    background: Tensor | None = None
+    background: Tensor = None  # type: ignore[assignment]  # zeros, set below
 
     def __post_init__(self) -> None:
         if self.background is None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from pyro.distributions.torch_distribution import TorchDistribution
 
 LIKELIHOODS = ("nb", "poisson", "normal")
 MIN_LOG_MEAN, MAX_LOG_MEAN = -15.0, 14.0  # exp(14) is a million counts; beyond it float32 loses the likelihood
@@ -17,7 +22,7 @@ def parent_features(x: Tensor, log_size: Tensor, likelihood: str) -> Tensor:
     return torch.log1p(x * torch.exp(-log_size))
 
 
-def observation(likelihood: str, predictor: Tensor, log_size: Tensor, log_scale: Tensor) -> dist.Distribution:
+def observation(likelihood: str, predictor: Tensor, log_size: Tensor, log_scale: Tensor) -> TorchDistribution:
     """Distribution of the observed values of each gene.
 
     Parameters

@@ -113,6 +113,11 @@ class MLPMechanism(nn.Module):
         return out.index_put_((rows, columns), (slope * self.mask).flatten(), accumulate=True)
 
 
+def linear_part(mechanism: nn.Module) -> LinearMechanism:
+    """Linear part of a mechanism, which holds the graph."""
+    return getattr(mechanism, "linear", mechanism)
+
+
 def make_mechanism(kind: str, n_genes: int, n_hidden: int) -> LinearMechanism | MLPMechanism:
     """Mechanism by name."""
     return LinearMechanism(n_genes) if kind == "linear" else MLPMechanism(n_genes, n_hidden)

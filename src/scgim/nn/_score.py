@@ -162,6 +162,8 @@ class _Scatter:
         self.s, self.hard = s, hard
         if hard:
             gram = s.gram_by_group  # (U + 1, P, P)
+            if gram is None:
+                raise ValueError("Hard interventions need statistics that were gathered with `by_group=True`.")
             self.xx = gram[:, columns[:, :, None], columns[:, None, :]].transpose(0, 1) * pairs[:, None]
             self.xy = gram[:, columns, genes[:, None]].transpose(0, 1) * mask[:, None]
             self.yy = gram[:, genes, genes].T  # (B, U + 1)

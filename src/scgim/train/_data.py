@@ -66,7 +66,7 @@ class BatchLoader:
     def __init__(self, cells: Cells, batch_size: int, shuffle: bool):
         self.n, self.batch_size, self.shuffle = len(cells), batch_size, shuffle
         dense = cells.x.shape[0] * cells.x.shape[1] * 4 <= _DENSE_BYTES
-        x = cells.x.toarray() if dense and sparse.issparse(cells.x) else cells.x
+        x = cells.x.toarray() if dense and sparse.issparse(cells.x) else cells.x  # type: ignore[union-attr]
         self.x = x if sparse.issparse(x) else torch.as_tensor(np.asarray(x, dtype=np.float32))
         self.context = torch.as_tensor(cells.context)
         self.covariates = torch.as_tensor(cells.covariates)
