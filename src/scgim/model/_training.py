@@ -163,10 +163,7 @@ class TrainingMixin(FittingMixin):
         }
         loader = BatchLoader(cells.take(course.indices[0]), max(course.batch_size, 4096), shuffle=False)
         with explained_failures():
-            if self._measurement == "latent":
-                self._fit_latent(loader, course.indices, enable_progress_bar)
-            else:
-                self._run(course, loader, fit)
+            self._run(course, loader, fit)
 
     def _prepare_cells(self) -> Cells:
         """Cells of the training data, covariates centred; keeps what predictions need of the controls."""

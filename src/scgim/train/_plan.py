@@ -58,9 +58,10 @@ class GIMTrainingPlan(LowLevelPyroTrainingPlan):
     def _log_joint(self, batch) -> dict[str, Tensor]:
         """Log density of each site; the guide is a point, so their sum is the evidence lower bound."""
         args, kwargs = self.module._get_fn_args_from_batch(batch)
-        guide = pyro.poutine.trace(self.module.guide).get_trace(*args, **kwargs)
-        model = pyro.poutine.trace(pyro.poutine.replay(self.module.model, guide)).get_trace(*args, **kwargs)
-        model.compute_log_prob(lambda name, site: name != "cells")
+        with pyro.validation_enabled(False):  # slow, and a loss that is not finite is explained by `_check_loss`
+            guide = pyro.poutine.trace(self.module.guide).get_trace(*args, **kwargs)
+            model = pyro.poutine.trace(pyro.poutine.replay(self.module.model, guide)).get_trace(*args, **kwargs)
+            model.compute_log_prob(lambda name, site: name != "cells")
         return {name: site["log_prob_sum"] for name, site in model.nodes.items() if "log_prob_sum" in site}
 
     def training_step(self, batch, batch_idx):
