@@ -86,7 +86,7 @@ def predict(adata: AnnData, seed: int, max_epochs: int | None) -> tuple[AnnData,
     seconds = time.process_time() - start
     test = adata.obs.loc[adata.obs["split"] == "test", ["perturbation", "dosage"]].drop_duplicates()
     features = adata.uns["drug_embedding"].loc[test["perturbation"].astype(str)]
-    return model.predict(features, test["dosage"].to_numpy(), n_samples=500, seed=seed), seconds
+    return model.predict(features, test["dosage"].to_numpy(), n_samples=2000, seed=seed), seconds
 
 
 def noise_floor(adata: AnnData) -> pd.DataFrame:

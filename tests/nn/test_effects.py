@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from scgim.nn._effects import CurveGrid, estimate_interventions
+from scgim.nn._effects import CurveGrid, _background, estimate_interventions
 from scgim.nn._intervention import hill_curve
 from scgim.nn._score import ShiftPrior
 
@@ -161,3 +161,15 @@ def test_grid_priors_are_normalised():
     values = grid.values(torch.tensor([-torch.inf, 0.0]).double())
     assert values.shape == (2, len(grid.log_ec50))
     assert (values[0] == 0).all()
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_background_follows_its_own_curve(flat):
+    log_dosage = torch.as_tensor(np.log(DOSES))
+    grid = CurveGrid.over(float(log_dosage[0]), float(log_dosage[-1]))
+    height = torch.tensor([1.0, -2.0, 0.5, 0.0], dtype=torch.float64)
+    curve = torch.ones(5) if flat else hill_curve(log_dosage, torch.tensor(0.0), torch.tensor(2.0))
+    found, log_ec50, exponent = _background(curve[:, None] * height, log_dosage, grid)
+    np.testing.assert_allclose(
+        hill_curve(log_dosage[:, None], log_ec50, exponent) * found, curve[:, None] * height, atol=0.05
+    )

@@ -14,6 +14,7 @@ from scvi import settings
 from scvi.model.base import PyroSviTrainMixin
 
 from scgim.model import _structure as structure
+from scgim.model._calibration import calibrate
 from scgim.train._guard import GIMTrainRunner, KeepGoodState
 from scgim.train._threads import threads_for
 
@@ -100,6 +101,7 @@ class FittingMixin:
         """Find what is known of targets and edges at the parameters as they are."""
         evidence = self._infer(loader)
         self._set_edge_probs(course.edge_probs, evidence if course.evidence is None else course.evidence)
+        calibrate(self.module, loader)
         self.is_trained_ = True
         self.module.eval()
 

@@ -106,7 +106,7 @@ class ResultsMixin:
         control standard deviations). With `return_sd`, two such frames.
         """
         index, interventions, log_dosage = self._contexts_asked(drug_embedding, dosage)
-        mean = pd.DataFrame(interventions.mean(log_dosage).numpy(), index, self.gene_names_)
+        mean = pd.DataFrame(interventions.direct(log_dosage).numpy(), index, self.gene_names_)
         if not return_sd:
             return mean
         return mean, pd.DataFrame(interventions.sd(log_dosage).numpy(), index, self.gene_names_)
@@ -277,7 +277,7 @@ class ResultsMixin:
             Key.varm.shift_sds: sds.to_numpy(),
             Key.varm.total_effects: self.get_total_effects(names, dosages, n_samples=n_samples).to_numpy(),
             # as expected as the shifts are, so that curves and shifts agree
-            Key.varm.emax: (fitted.target_probs * fitted.emax + fitted.background).numpy(),
+            Key.varm.emax: (fitted.target_probs * fitted.emax).numpy(),
             Key.varm.ec50: fitted.log_ec50.exp().numpy(),
             Key.varm.hill: fitted.exponent.numpy(),
         }

@@ -122,6 +122,8 @@ class GIMModule(PyroBaseModuleClass):
         # what is known after training
         n_fields = len(Interventions.__dataclass_fields__)
         self.register_buffer("posterior", torch.zeros(n_fields, n_groups, n_genes, dtype=torch.float64))
+        # what drawn cells need to have the means of the training cells (:func:`scgim.model._calibration.calibrate`)
+        self.register_buffer("calibration", torch.zeros(n_genes))
         self.register_buffer("edge_probs", torch.zeros(n_genes, n_genes, dtype=torch.float64))
         self.register_buffer("weight_sd", torch.zeros(n_genes, n_genes, dtype=torch.float64))
 
@@ -280,21 +282,10 @@ class GIMModule(PyroBaseModuleClass):
         """
         fixed = fixed or {}
         x, mean, h = (torch.zeros_like(shift) for _ in range(3))
-        base = self.intercept + covariates @ self.covariate_effect + shift
-        linear = linear_part(self.mechanism)
-        for layer in topological_layers(linear.adjacency.cpu().numpy()):
+        base = self.intercept + self.calibration + covariates @ self.covariate_effect + shift
+        for layer in self.layers():
             genes = torch.tensor(layer, device=shift.device)
-            parents = self.mechanism(h, genes)
-            if self.intervention == "hard":
-                parents = parents * ~targets[:, genes]
-            scale = self.log_scale[genes]
-            predictor = base[:, genes] + parents
-            if self.measurement == "latent":
-                noise = torch.randn(predictor.shape, generator=generator, device=predictor.device)
-                predictor = hidden = predictor + torch.exp(-0.5 * scale) * noise
-            value, m = sample_observation(self.likelihood, predictor, log_size, scale, generator)
-            if self.likelihood == "normal":
-                value, m = (v * self.spread[genes] + self.centre[genes] for v in (value, m))
+            value, m, hidden = self.draw_genes(genes, base[:, genes], h, targets, log_size, generator)
             for column, gene in enumerate(layer):
                 if gene in fixed:
                     value[:, column] = m[:, column] = fixed[gene]
@@ -304,3 +295,28 @@ class GIMModule(PyroBaseModuleClass):
                 features = torch.log(m.clamp_min(1e-6)) - log_size if fixed else hidden
             h[:, genes] = (features - self.centre[genes]) / self.spread[genes]
         return x, mean
+
+    def layers(self) -> list[list[int]]:
+        """Genes in topological order; those of one layer do not act on each other."""
+        return topological_layers(linear_part(self.mechanism).adjacency.cpu().numpy())
+
+    @torch.no_grad()
+    def draw_genes(
+        self, genes: Tensor, base: Tensor, h: Tensor, targets: Tensor, log_size: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Values of genes G, their means given the parents and the predictor, hidden noise included, each (B, G).
+
+        `base` (B, G) is what the predictor has beside parents, whose features are `h` (B, d).
+        """
+        parents = self.mechanism(h, genes)
+        if self.intervention == "hard":
+            parents = parents * ~targets[:, genes]
+        scale = self.log_scale[genes]
+        predictor = base + parents
+        if self.measurement == "latent":
+            noise = torch.randn(predictor.shape, generator=generator, device=predictor.device)
+            predictor = predictor + torch.exp(-0.5 * scale) * noise
+        value, mean = sample_observation(self.likelihood, predictor, log_size, scale, generator)
+        if self.likelihood == "normal":
+            value, mean = (v * self.spread[genes] + self.centre[genes] for v in (value, mean))
+        return value, mean, predictor

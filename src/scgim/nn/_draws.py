@@ -72,8 +72,9 @@ def draw_effects(
         exponent = torch.where(by_features, exponent * steeper.exp(), exponent)
     at_top = (known.emax + sd * noise) * hill_curve(log_top, known.log_ec50, known.exponent)
     at_top = at_top if baseline_error is None else at_top - baseline_error
-    largest = targets * at_top / hill_curve(log_top, log_ec50, exponent).clamp_min(_MIN_SHARE) + known.background
-    return largest[drug] * hill_curve(log_dosage[:, None], log_ec50[drug], exponent[drug]), targets[drug]
+    largest = targets * at_top / hill_curve(log_top, log_ec50, exponent).clamp_min(_MIN_SHARE)
+    effects = largest[drug] * hill_curve(log_dosage[:, None], log_ec50[drug], exponent[drug])
+    return effects + known.rows(drug).shared(log_dosage), targets[drug]
 
 
 @torch.no_grad()

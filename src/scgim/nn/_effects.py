@@ -90,15 +90,20 @@ def estimate_interventions(
     shift, variance = shift.double(), 1 / information.double().clamp_min(1e-6)
     rows = [torch.nonzero(group == u)[:, 0] for u in range(int(group.max()) + 1)]
     curves = grid.coarse().values(log_dosage.double())  # (K, S)
-    fit = _fit(shift, variance, group, rows, curves, grid.coarse(), prior, 0)
+    data = (shift, variance, group, rows, curves, grid.coarse(), prior)
+    fit = _fit(*data, 0)
     for n_programmes in range(1, _MAX_PROGRAMMES + 1):
-        trial = _fit(shift, variance, group, rows, curves, grid.coarse(), prior, n_programmes)
+        trial = _fit(*data, n_programmes)
         if trial is None or trial[0] < fit[0] + _MARGIN:
             break
         fit = trial
     _, prior, programme = fit
     curves = grid.values(log_dosage.double())
-    parts = [_summarise(shift, variance, programme, r, curves, grid, prior) for r in rows]
+    parts = []
+    for r in rows:
+        targets = _summarise(shift[r] - programme[r], variance[r], curves[r], grid, prior)
+        shared = _background(programme[r], log_dosage[r].double(), grid)
+        parts.append(Interventions(*(field[None] for field in (*targets, *shared))))
     return Interventions.stack(parts), prior
 
 
@@ -183,9 +188,10 @@ def _update(prior: ShiftPrior, target_probs: Tensor, mean_square: Tensor, misfit
     return ShiftPrior(min(max(target_prob, 1e-4), 0.3), max(slab, 0.04), min(spike, 0.25 * slab))
 
 
-def _summarise(shift, variance, programme, rows, curves, grid: CurveGrid, prior: ShiftPrior) -> Interventions:
+def _summarise(shift, variance, curves, grid: CurveGrid, prior: ShiftPrior) -> tuple[Tensor, ...]:
     """One perturbation: the curve of the grid that lies closest to the posterior mean curve, and its uncertainty."""
-    log_odds, weight, mean, spread = _posterior(shift - programme, variance, rows, curves, grid, prior)
+    rows = torch.arange(len(shift))
+    log_odds, weight, mean, spread = _posterior(shift, variance, rows, curves, grid, prior)
     probs = torch.sigmoid(_tempered(log_odds))
     low, high = float(grid.log_ec50.min()), float(grid.log_ec50.max())
     span = torch.linspace(low, high, 12 if high > low else 1, dtype=torch.float64).clamp_min(-20.0)
@@ -197,13 +203,23 @@ def _summarise(shift, variance, programme, rows, curves, grid: CurveGrid, prior:
     best = torch.where(probs > 0.5, (height.square() * norm).argmax(1), grid.log_prior.argmax())
     emax = height.gather(1, best[:, None])[:, 0]
     # spread of the effect where it was measured, carried to the height of the chosen curve
-    top = curves[rows].max(0).values  # (S,)
+    top = curves.max(0).values  # (S,)
     effect = (weight * mean * top).sum(1)
     square = (weight * (mean.square() + spread) * top.square()).sum(1)
     emax_sd = (square - effect.square()).clamp_min(0.0).sqrt() / top[best].clamp_min(0.05)
     log_ec50_mean = weight @ grid.log_ec50
     log_ec50_sd = (weight @ grid.log_ec50.square() - log_ec50_mean.square()).clamp_min(0.0).sqrt()
-    own = curves[rows][:, best]  # (k, d)
-    background = (programme[rows] * own).sum(0) / own.square().sum(0).clamp_min(1e-12)
-    fields = (probs, emax, emax_sd, grid.log_ec50[best], log_ec50_sd, grid.exponent[best], background)
-    return Interventions(*(t[None] for t in fields))
+    return (probs, emax, emax_sd, grid.log_ec50[best], log_ec50_sd, grid.exponent[best])
+
+
+def _background(programme: Tensor, log_dosage: Tensor, grid: CurveGrid) -> tuple[Tensor, Tensor, Tensor]:
+    """Height, log midpoint and exponent of the curve that is closest to what is shared (k, d), each (d,)."""
+    flat = CurveGrid.flat()
+    log_ec50, exponent = torch.cat([grid.log_ec50, flat.log_ec50]), torch.cat([grid.exponent, flat.exponent])
+    curves = hill_curve(log_dosage[:, None], log_ec50, exponent)  # (k, S)
+    height = programme.T @ curves / curves.square().sum(0).clamp_min(1e-12)  # (d, S)
+    explained = (height.square() * curves.square().sum(0)).sum(0)
+    usual = torch.cat([grid.log_prior.exp(), torch.zeros(1, dtype=torch.float64)])
+    best = (explained + 1e-6 * usual * explained.max()).argmax()
+    ones = torch.ones_like(height[:, best])
+    return height[:, best], log_ec50[best] * ones, exponent[best] * ones

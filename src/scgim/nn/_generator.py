@@ -153,6 +153,7 @@ class FeatureGenerator:
         self._fit(interventions, probs[:, self.active])
         shared = interventions.background.double()
         self.shared_mean = shared.mean(0)
+        self.shared_curve = [getattr(interventions, f"background_{name}").median() for name in ("log_ec50", "exponent")]
         self.shared = fit_kernel(self.kernel, shared - self.shared_mean) if shared.any() else None
 
     def _fit(self, measured: Interventions, probs: Tensor) -> None:
@@ -190,7 +191,9 @@ class FeatureGenerator:
         found = self._posterior(torch.stack(means, 2) + self.outputs_mean, torch.stack(scales, 1))
         if self.shared is None:
             return found
-        return replace(found, background=self.shared.predict(self.kernel, x)[0] + self.shared_mean)
+        background = self.shared.predict(self.kernel, x)[0] + self.shared_mean
+        log_ec50, exponent = (torch.full_like(background, float(value)) for value in self.shared_curve)
+        return replace(found, background=background, background_log_ec50=log_ec50, background_exponent=exponent)
 
     def _posterior(self, mean: Tensor, scale: Tensor) -> Interventions:
         """Combine what the features say with the prior, by coordinate ascent over genes.

@@ -63,6 +63,8 @@ class Interventions:
     background
         What perturbations share because they act through unmeasured regulators (:mod:`scgim.nn._programmes`), at full
         height; None for nothing.
+    background_log_ec50, background_exponent
+        Its dose-response curve; None for that of the direct effect.
     """
 
     target_probs: Tensor
@@ -71,11 +73,16 @@ class Interventions:
     log_ec50: Tensor
     log_ec50_sd: Tensor
     exponent: Tensor
-    background: Tensor = None  # type: ignore[assignment]  # zeros, set below
+    background: Tensor = None  # type: ignore[assignment]  # these are set below
+    background_log_ec50: Tensor = None  # type: ignore[assignment]
+    background_exponent: Tensor = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if self.background is None:
             object.__setattr__(self, "background", torch.zeros_like(self.emax))
+        if self.background_log_ec50 is None:
+            object.__setattr__(self, "background_log_ec50", self.log_ec50)
+            object.__setattr__(self, "background_exponent", self.exponent)
 
     def rows(self, index: Tensor) -> Interventions:
         """Chosen drugs."""
@@ -91,9 +98,18 @@ class Interventions:
         """Share of the largest effect at each drug's log dosage (Q,), shape (Q, d)."""
         return hill_curve(log_dosage.reshape(-1, 1), self.log_ec50, self.exponent)
 
+    def direct(self, log_dosage: Tensor) -> Tensor:
+        """Expected effect on targets, whether target or not summed out, (Q, d)."""
+        return self.target_probs * self.emax * self.curve(log_dosage)
+
+    def shared(self, log_dosage: Tensor) -> Tensor:
+        """What perturbations share at each drug's log dosage, (Q, d)."""
+        curve = hill_curve(log_dosage.reshape(-1, 1), self.background_log_ec50, self.background_exponent)
+        return self.background * curve
+
     def mean(self, log_dosage: Tensor) -> Tensor:
-        """Expected effect given the parents, whether target or not summed out, (Q, d)."""
-        return (self.target_probs * self.emax + self.background) * self.curve(log_dosage)
+        """Expected effect given the parents, direct and shared, (Q, d)."""
+        return self.direct(log_dosage) + self.shared(log_dosage)
 
     def sd(self, log_dosage: Tensor) -> Tensor:
         """Standard deviation of the direct effect, whether target or not summed out, (Q, d)."""
@@ -106,5 +122,5 @@ class Interventions:
         shape = (len(self.emax), n, self.emax.shape[1])
         targets = torch.rand(shape, generator=generator, dtype=self.emax.dtype) < self.target_probs[:, None]
         noise = torch.randn(shape, generator=generator, dtype=self.emax.dtype)
-        effects = targets * (self.emax[:, None] + self.emax_sd[:, None] * noise) + self.background[:, None]
-        return effects * self.curve(log_dosage)[:, None], targets
+        effects = targets * (self.emax[:, None] + self.emax_sd[:, None] * noise) * self.curve(log_dosage)[:, None]
+        return effects + self.shared(log_dosage)[:, None], targets

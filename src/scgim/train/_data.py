@@ -77,13 +77,16 @@ class BatchLoader:
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         order = torch.randperm(self.n) if self.shuffle else torch.arange(self.n)
-        for rows in order.split(self.batch_size):
-            yield {
-                "x": self._values(rows),
-                "context": self.context[rows],
-                "covariates": self.covariates[rows],
-                "log_size": self.log_size[rows],
-            }
+        yield from map(self.take, order.split(self.batch_size))
+
+    def take(self, rows: Tensor) -> dict[str, Tensor]:
+        """Chosen cells as a minibatch."""
+        return {
+            "x": self._values(rows),
+            "context": self.context[rows],
+            "covariates": self.covariates[rows],
+            "log_size": self.log_size[rows],
+        }
 
     def _values(self, rows: Tensor) -> Tensor:
         if isinstance(self.x, Tensor):

@@ -1,0 +1,63 @@
+"""Drawn cells have the means of the training cells, also where mechanisms are misfitted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scvi
+import torch
+
+import scgim
+from scgim.model import GIM
+from scgim.model._calibration import calibrate
+from scgim.train import BatchLoader
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    adata = scgim.data.simulate_screen(n_genes=8, n_drugs=6, n_cells=40, n_controls=400, n_unseen_drugs=0, seed=3)
+    GIM.setup_anndata(adata, size_factor_key="size_factor")
+    scvi.settings.seed = 0
+    model = GIM(adata)
+    model.train(20, accelerator="cpu", enable_progress_bar=False)
+    return model
+
+
+def mean_log1p(model: GIM) -> tuple[np.ndarray, np.ndarray]:
+    """Means of log1p(x / s) of control cells, measured and drawn."""
+    adata = model.adata
+    control = (adata.obs["perturbation"] == "control").to_numpy()
+    size = adata.obs["size_factor"].to_numpy()[control]
+    x = adata.X[control].toarray()
+    module, d, n = model.module, adata.n_vars, 20_000
+    sizes = torch.as_tensor(np.resize(size, n), dtype=torch.float32).log()[:, None]
+    nothing = torch.zeros(n, d)
+    drawn, _ = module.sample_cells(nothing, nothing.bool(), torch.zeros(n, 0), sizes, torch.Generator().manual_seed(1))
+    return np.log1p(x / size[:, None]).mean(0), torch.log1p(drawn / sizes.exp()).mean(0).numpy()
+
+
+def test_good_fit_is_left_alone(fitted):
+    assert fitted.module.calibration.abs().max() < 0.05
+    np.testing.assert_allclose(*mean_log1p(fitted), atol=0.1)
+
+
+def test_misfit_does_not_add_up_along_the_network(fitted):
+    module = fitted.module
+    before = module.intercept.detach().clone()
+    loader = BatchLoader(fitted._prepare_cells(), 4096, shuffle=False)
+    with torch.no_grad():
+        module.intercept += torch.linspace(-0.6, 0.6, 8)
+        observed, drawn = mean_log1p(fitted)
+        assert np.abs(observed - drawn).max() > 0.3
+        calibrate(module, loader)
+        np.testing.assert_allclose(*mean_log1p(fitted), atol=0.1)
+        module.intercept.copy_(before)
+        calibrate(module, loader)
+
+
+def test_continuous_data_need_none(fitted):
+    module = fitted.module
+    module.likelihood = "normal"
+    calibrate(module, None)
+    assert not module.calibration.any()
+    module.likelihood = "nb"
