@@ -21,6 +21,7 @@ from scgim._validation._matrix import (
     matrix_name,
 )
 from scgim._validation._messages import check_key, numeric_values, quote_some
+from scgim._validation._priors import prior_log_odds
 
 __all__ = [
     "check_continuous",
@@ -39,6 +40,7 @@ __all__ = [
     "iterate_blocks",
     "matrix_name",
     "numeric_values",
+    "prior_log_odds",
     "quote_some",
     "resolve_embedding",
 ]

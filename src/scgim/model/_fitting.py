@@ -102,6 +102,7 @@ class FittingMixin:
         evidence = self._infer(loader)
         self._set_edge_probs(course.edge_probs, evidence if course.evidence is None else course.evidence)
         calibrate(self.module, loader)
+        self._compare_with_priors()
         self.is_trained_ = True
         self.module.eval()
 
@@ -154,7 +155,7 @@ class FittingMixin:
         information = structure.gather_information(self.module, loader)
         structure.infer_targets(self.module, information)
         self._generator = None
-        return structure.infer_edges(self.module, information, structure.edge_cost(loader.n))
+        return structure.infer_edges(self.module, information, loader.n)
 
     def _set_edge_probs(self, from_search: np.ndarray, evidence: np.ndarray) -> None:
         """Probability of each edge: that of the search, limited by the support found at the fit."""

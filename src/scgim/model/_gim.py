@@ -32,6 +32,7 @@ from scgim.model._covariates import CovariateDesign, check_columns
 from scgim.model._fields import ScreenField
 from scgim.model._library import LibraryMixin
 from scgim.model._prediction import PredictionMixin
+from scgim.model._priors import PriorsMixin
 from scgim.model._results import ResultsMixin
 from scgim.model._saving import SavingMixin
 from scgim.model._size_factors import estimate_size_factors, total_counts
@@ -65,6 +66,7 @@ def _check_latent(mechanism: str, likelihood: str, intervention: str, covariates
 
 class GIM(
     TrainingMixin,
+    PriorsMixin,
     SavingMixin,
     PredictionMixin,
     ResultsMixin,
@@ -96,6 +98,13 @@ class GIM(
         in single-cell data of few counts a gene; fitted by moments. It takes linear mechanisms, shifts and no covariates.
     n_hidden
         Hidden units a gene of `"mlp"` mechanisms.
+    target_prior
+        Probabilities that perturbations act on genes directly, a data frame with perturbations as index and genes as
+        columns, as for knock-outs (:func:`scgim.pp.guide_targets`) or drugs of known target. Perturbations and genes
+        that are not in it, and NaN, are left to the data.
+    network_prior
+        Probabilities of edges, a data frame with sources as index and targets as columns. Pairs that are not in it, and
+        NaN, are left to the data.
 
     Examples
     --------
@@ -125,6 +134,8 @@ class GIM(
         intervention: str = "shift",
         measurement: str = "direct",
         n_hidden: int = 8,
+        target_prior: pd.DataFrame | None = None,
+        network_prior: pd.DataFrame | None = None,
     ):
         super().__init__(adata, registry)
         options = {
@@ -158,6 +169,8 @@ class GIM(
             n_hidden=n_hidden,
             measurement=measurement,
         )
+        genes = self.registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"][LayerField.COLUMN_NAMES_KEY]
+        self._set_priors([str(gene) for gene in genes], target_prior, network_prior)
         if adata is not None:
             self.gene_names_ = adata.var_names.astype(str).tolist()
             self._check_values(adata)

@@ -35,7 +35,13 @@ def fit_hidden(
     """Find the graph of hidden expression and write weights, noise, targets and effects to the module."""
     hidden = gather_moments(module, loader)
     statistics, spread = hidden.statistics, hidden.spread
-    result = search_structure(statistics, seed=seed, on_move=on_move)
+    result = search_structure(
+        statistics,
+        edge_log_odds=module.edge_log_odds.cpu().numpy(),
+        known_targets=module.known_targets.cpu(),
+        seed=seed,
+        on_move=on_move,
+    )
     module.mechanism.set_graph(result.adjacency)
     d = statistics.n_genes
     fit = StructureSearch(statistics, result.prior).fit([(j, _parents(result, j)) for j in range(d)], n_iterations=30)
@@ -72,7 +78,7 @@ def _infer_targets(module: GIMModule, hidden: HiddenExpression, fit, prior: Shif
     moved = (statistics.means[treated] - statistics.means[~treated]).square()
     variance = variance + moved @ module.weight_sd.cpu().square()
     dosages = module.log_dosage.cpu()[statistics.observed][treated]
-    start = ShiftPrior(prior.target_prob, prior.slab_var * float(hidden.spread.square().median()), 1e-3)
+    start = ShiftPrior(prior.target_prob, prior.slab_var * float(hidden.spread.square().median()), 1e-3, prior.known)
     found, fitted = estimate_interventions(
         shift, 1 / variance, statistics.group[treated], dosages, module.curve_grid(), start
     )

@@ -73,13 +73,17 @@ def learn_structure(
     module: GIMModule,
     statistics: ContextStatistics,
     *,
-    edge_log_odds: float | np.ndarray,
     seed: int,
     on_move: Callable[[float], None] | None = None,
 ) -> StructureResult:
     """Search for the graph and start the module from what was found."""
     result = search_structure(
-        statistics, intervention=module.intervention, edge_log_odds=edge_log_odds, seed=seed, on_move=on_move
+        statistics,
+        intervention=module.intervention,
+        edge_log_odds=module.edge_log_odds.cpu().numpy(),
+        known_targets=module.known_targets.cpu(),
+        seed=seed,
+        on_move=on_move,
     )
     module.mechanism.set_graph(result.adjacency)
     _start_from(module, statistics, result)
@@ -162,19 +166,21 @@ def infer_targets(module: GIMModule, information: FitInformation) -> None:
         cost = 0.5 * torch.log1p(precision * prior.slab_var)
         per_context = information.evidence[treated] - cost
         total = torch.zeros_like(found.target_probs).index_add_(0, group, per_context)
-        found = type(found)(torch.sigmoid(total + prior.log_odds), *list(vars(found).values())[1:])
+        odds = prior.target_log_odds(len(total), torch.arange(total.shape[1]))
+        found = type(found)(torch.sigmoid(total + odds), *list(vars(found).values())[1:])
     module.posterior.copy_(torch.stack(list(vars(found).values())))
     module.prior.copy_(torch.tensor([prior.target_prob, prior.slab_var, prior.spike_var]))
 
 
 @torch.no_grad()
-def infer_edges(module: GIMModule, information: FitInformation, edge_cost: float) -> np.ndarray:
+def infer_edges(module: GIMModule, information: FitInformation, n_cells: int) -> np.ndarray:
     """Standard errors of the weights, written to the module, and log evidence of each edge, shape (d, d).
 
-    The evidence is half the squared Wald statistic less the cost of an edge; for nonlinear mechanisms the statistic is
+    The evidence is half the squared Wald statistic less the cost of an edge (:func:`edge_costs`); for nonlinear mechanisms the statistic is
     that of the mean slope.
     """
     prior: ShiftPrior = module.shift_prior()
+    cost = edge_costs(n_cells, module.edge_log_odds.cpu().numpy())
     linear = linear_part(module.mechanism)
     adjacency = linear.adjacency.cpu().numpy().astype(bool)
     index, mask = parent_table(adjacency)
@@ -188,10 +194,10 @@ def infer_edges(module: GIMModule, information: FitInformation, edge_cost: float
     for j in range(len(adjacency)):
         parents = index[j, mask[j] > 0]
         module.weight_sd[parents, j] = torch.as_tensor(sd[j, : len(parents)], device=module.device)
-        evidence[parents, j] = 0.5 * (weight[parents, j] / sd[j, : len(parents)]) ** 2 - edge_cost
+        evidence[parents, j] = 0.5 * (weight[parents, j] / sd[j, : len(parents)]) ** 2 - cost[parents, j]
     return evidence
 
 
-def edge_cost(n_cells: int, edge_log_odds: float = -2.0) -> float:
-    """Log evidence that an edge must bring: Bayesian information criterion and prior odds."""
+def edge_costs(n_cells: int, edge_log_odds: np.ndarray) -> np.ndarray:
+    """Log evidence that each edge must bring: Bayesian information criterion and prior odds, shape (d, d)."""
     return 0.5 * math.log(n_cells) - edge_log_odds

@@ -219,7 +219,7 @@ class TrainingMixin(FittingMixin):
         statistics = structure.gather_statistics(self.module, loader, 2 if self._mechanism == "mlp" else 1)
         seed = 0 if settings.seed is None else settings.seed
         with _search_bar(progress) as show, threads_for(0):  # many small regressions
-            result = structure.learn_structure(self.module, statistics, edge_log_odds=-2.0, seed=seed, on_move=show)
+            result = structure.learn_structure(self.module, statistics, seed=seed, on_move=show)
         self.adjacency_ = result.adjacency
         self.search_trace_ = result.trace
         return result
@@ -233,4 +233,5 @@ class TrainingMixin(FittingMixin):
         self.history_ = {"search_score": pd.DataFrame({"search_score": result.trace})}
         self.train_indices, self.validation_indices, self.test_indices = indices
         self._generator, self.is_trained_ = None, True
+        self._compare_with_priors()
         self.module.eval()

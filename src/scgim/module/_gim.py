@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _TINY = 1e-8
+EDGE_LOG_ODDS = -2.0  # of an edge of which nothing is known
 
 
 class SpikeAndSlab(TorchDistribution):
@@ -119,6 +120,9 @@ class GIMModule(PyroBaseModuleClass):
         self.register_buffer("intercept_loc", torch.zeros(n_genes))
         # prior of the direct effects: probability of a target, variances of slab and spike
         self.register_buffer("prior", torch.tensor([0.05, 1.0, 1e-3], dtype=torch.float64))
+        # what is known beforehand, as log odds: of targets, NaN where nothing is, and of edges
+        self.register_buffer("known_targets", torch.full((n_groups, n_genes), torch.nan, dtype=torch.float64))
+        self.register_buffer("edge_log_odds", torch.full((n_genes, n_genes), EDGE_LOG_ODDS, dtype=torch.float64))
         # what is known after training
         n_fields = len(Interventions.__dataclass_fields__)
         self.register_buffer("posterior", torch.zeros(n_fields, n_groups, n_genes, dtype=torch.float64))
@@ -150,7 +154,14 @@ class GIMModule(PyroBaseModuleClass):
         return Interventions(*self.posterior.cpu())
 
     def shift_prior(self) -> ShiftPrior:
-        return ShiftPrior(*self.prior.tolist())
+        """Prior of the direct effects; on the CPU."""
+        target_prob, slab_var, spike_var = self.prior.tolist()
+        return ShiftPrior(target_prob, slab_var, spike_var, self.known_targets.cpu())
+
+    def prior_target_probs(self) -> Tensor:
+        """Prior probability of each target, shape (U, d)."""
+        odds = self.shift_prior().target_log_odds(len(self.target_logits), torch.arange(self.shift.shape[1]))
+        return torch.sigmoid(odds).to(self.shift)
 
     @staticmethod
     def _get_fn_args_from_batch(tensors: dict[str, Tensor]) -> tuple[tuple, dict]:
@@ -188,14 +199,14 @@ class GIMModule(PyroBaseModuleClass):
     def _priors(self) -> dict[str, TorchDistribution]:
         """Prior of each parameter, by name."""
         zero = torch.zeros((), device=self.device)
-        target_prob, slab, spike = self.prior.float()
+        _, slab, spike = self.prior.float()
         priors: dict[str, TorchDistribution] = {
             "intercept": dist.Normal(self.intercept_loc, 1.0).to_event(1),
             "log_scale": dist.Normal(zero + 2.0, 2.0).expand(self.log_scale.shape).to_event(1),
             "shift": SpikeAndSlab(
                 self.group,
                 self.shift.shape[1],
-                target_prob,
+                self.prior_target_probs(),
                 (spike + 4e-4).sqrt(),
                 slab.sqrt(),
             ),
@@ -240,7 +251,7 @@ class GIMModule(PyroBaseModuleClass):
     def _target_divergence(self) -> Tensor:
         """Kullback-Leibler divergence of the target indicators from their prior."""
         probs = torch.distributions.Bernoulli(logits=self.target_logits)
-        prior = torch.distributions.Bernoulli(probs=self.prior[0].float().expand_as(self.target_logits))
+        prior = torch.distributions.Bernoulli(probs=self.prior_target_probs())
         return torch.distributions.kl_divergence(probs, prior).sum()
 
     def log_likelihood(self, x: Tensor, covariates: Tensor, log_size: Tensor, shift: Tensor, targets: Tensor) -> Tensor:

@@ -100,8 +100,8 @@ def estimate_interventions(
     _, prior, programme = fit
     curves = grid.values(log_dosage.double())
     parts = []
-    for r in rows:
-        targets = _summarise(shift[r] - programme[r], variance[r], curves[r], grid, prior)
+    for r, odds in zip(rows, prior.target_log_odds(len(rows), torch.arange(shift.shape[1])), strict=True):
+        targets = _summarise(shift[r] - programme[r], variance[r], curves[r], grid, prior, odds)
         shared = _background(programme[r], log_dosage[r].double(), grid)
         parts.append(Interventions(*(field[None] for field in (*targets, *shared))))
     return Interventions.stack(parts), prior
@@ -132,7 +132,8 @@ def _fit(shift, variance, group, rows, curves, grid: CurveGrid, prior: ShiftPrio
 def _fit_prior(shift, variance, rows, curves, grid: CurveGrid, prior: ShiftPrior, max_rounds: int):
     """Target probabilities (U, d), the prior that fits them, and the log evidence before its last update."""
     for _ in range(max_rounds):
-        moments = [_moments(shift, variance, r, curves, grid, prior) for r in rows]
+        odds = prior.target_log_odds(len(rows), torch.arange(shift.shape[1]))
+        moments = [_moments(shift, variance, r, curves, grid, prior, o) for r, o in zip(rows, odds, strict=True)]
         target_probs, mean_square, misfit, evidence = (torch.stack([m[i] for m in moments]) for i in range(4))
         updated = _update(prior, target_probs, mean_square, misfit)
         change = abs(math.log(updated.slab_var / prior.slab_var)) + abs(updated.log_odds - prior.log_odds)
@@ -152,12 +153,12 @@ def _evidence(shift: Tensor, variance: Tensor, curves: Tensor, prior: ShiftPrior
     return log_evidence, mean, 1 / precision
 
 
-def _posterior(shift, variance, rows: Tensor, curves: Tensor, grid: CurveGrid, prior: ShiftPrior):
+def _posterior(shift, variance, rows: Tensor, curves: Tensor, grid: CurveGrid, prior: ShiftPrior, odds: Tensor):
     """Log odds of a target (d,), probability of each curve, mean and variance of its height, each (d, S)."""
     log_evidence, mean, spread = _evidence(shift[rows], variance[rows], curves[rows], prior)
     joint = log_evidence + grid.log_prior
     total = joint.logsumexp(1)
-    return total + prior.log_odds, (joint - total[:, None]).exp(), mean, spread
+    return total + odds, (joint - total[:, None]).exp(), mean, spread
 
 
 def _tempered(log_odds: Tensor) -> Tensor:
@@ -166,32 +167,32 @@ def _tempered(log_odds: Tensor) -> Tensor:
     return torch.minimum(log_odds, torch.full_like(log_odds, _MAX_LOG_ODDS)) + torch.log1p(excess)
 
 
-def _moments(shift, variance, rows: Tensor, curves: Tensor, grid: CurveGrid, prior: ShiftPrior):
+def _moments(shift, variance, rows: Tensor, curves: Tensor, grid: CurveGrid, prior: ShiftPrior, odds: Tensor):
     """Target probability, mean square of the height if target, mean misfit if not, log evidence; each (d,)."""
-    log_odds, weight, mean, spread = _posterior(shift, variance, rows, curves, grid, prior)
+    log_odds, weight, mean, spread = _posterior(shift, variance, rows, curves, grid, prior, odds)
     misfit = (shift[rows].square() - variance[rows]).mean(0)
     noise = variance[rows] + prior.spike_var
     off = -0.5 * (shift[rows].square() / noise + noise.log()).sum(0)
-    evidence = off + torch.nn.functional.softplus(log_odds) + math.log1p(-prior.target_prob)
+    evidence = off + torch.nn.functional.softplus(log_odds) - torch.nn.functional.softplus(odds)
     return torch.sigmoid(log_odds), (weight * (mean.square() + spread)).sum(1), misfit, evidence
 
 
 def _update(prior: ShiftPrior, target_probs: Tensor, mean_square: Tensor, misfit: Tensor) -> ShiftPrior:
     """Maximise the expected log posterior over the prior's parameters; weak hyperpriors keep them off the borders."""
-    n, d = target_probs.numel(), target_probs.shape[1]
+    free = prior.is_open(target_probs)
+    target_prob = float(((free * target_probs).sum() + 1.0) / (free.sum() + 2.0 * max(target_probs.shape[1], 10)))
     on = target_probs.sum()
-    target_prob = float((on + 1.0) / (n + 2.0 * max(d, 10)))
     slab = float(((target_probs * mean_square).sum() + 2 * prior.slab_var) / (on + 2))
     off = 1 - target_probs
     # the median over genes: a few genes that fit badly must not widen the spike for all
     spike = float(((off * misfit).sum(0) / off.sum(0).clamp_min(1e-9)).median().clamp_min(0.0))
-    return ShiftPrior(min(max(target_prob, 1e-4), 0.3), max(slab, 0.04), min(spike, 0.25 * slab))
+    return ShiftPrior(min(max(target_prob, 1e-4), 0.3), max(slab, 0.04), min(spike, 0.25 * slab), prior.known)
 
 
-def _summarise(shift, variance, curves, grid: CurveGrid, prior: ShiftPrior) -> tuple[Tensor, ...]:
+def _summarise(shift, variance, curves, grid: CurveGrid, prior: ShiftPrior, odds: Tensor) -> tuple[Tensor, ...]:
     """One perturbation: the curve of the grid that lies closest to the posterior mean curve, and its uncertainty."""
     rows = torch.arange(len(shift))
-    log_odds, weight, mean, spread = _posterior(shift, variance, rows, curves, grid, prior)
+    log_odds, weight, mean, spread = _posterior(shift, variance, rows, curves, grid, prior, odds)
     probs = torch.sigmoid(_tempered(log_odds))
     low, high = float(grid.log_ec50.min()), float(grid.log_ec50.max())
     span = torch.linspace(low, high, 12 if high > low else 1, dtype=torch.float64).clamp_min(-20.0)

@@ -37,15 +37,34 @@ class ShiftPrior:
         Variance of the direct effect on a target.
     spike_var
         Variance of what is left on other genes: misfit rather than effect.
+    known
+        Prior log odds of single targets in place of the common `target_prob`, NaN for none, shape (U, d).
     """
 
     target_prob: float
     slab_var: float = 2.0
     spike_var: float = 0.0
+    known: Tensor | None = None
 
     @property
     def log_odds(self) -> float:
         return math.log(self.target_prob) - math.log1p(-self.target_prob)
+
+    def target_log_odds(self, n_perturbations: int, genes: Tensor) -> Tensor:
+        """Log odds that each perturbation acts on each of the genes, shape (U, B)."""
+        usual = torch.full((n_perturbations, len(genes)), self.log_odds, dtype=torch.float64)
+        if self.known is None:
+            return usual
+        known = self.known[:n_perturbations, genes]
+        return torch.where(known.isnan(), usual, known)
+
+    def is_open(self, target_probs: Tensor) -> Tensor:
+        """Where nothing is known beforehand, 1 or 0, for the shape (U, d)."""
+        return (
+            torch.ones_like(target_probs)
+            if self.known is None
+            else self.known[: len(target_probs)].isnan().to(target_probs)
+        )
 
 
 @dataclass(frozen=True)
@@ -113,7 +132,8 @@ def fit_genes(
     scatter = _Scatter(s, genes, columns, column_mask, pairs, hard=intervention == "hard")
     ridge = torch.diag_embed(torch.nn.functional.pad(1 - column_mask, (0, 1)) + 1e-8)
 
-    target_probs = y.new_full((len(genes), s.n_groups), prior.target_prob)
+    log_odds = prior.target_log_odds(s.n_groups, genes).T
+    target_probs = torch.sigmoid(log_odds)
     noise_var = (scatter.total_yy / scatter.dof).clamp_min(_MIN_NOISE)
     for _ in range(n_iterations):
         free = 1 - torch.nn.functional.pad(target_probs, (0, 1))  # controls are never targets
@@ -133,10 +153,9 @@ def fit_genes(
         rss = _rss(weights[:, :-1], xx, xy, yy)
         noise_var = (rss / dof).clamp_min(_MIN_NOISE)
         off, on = scatter.group_evidence(weights, noise_var, residuals, y, weights[:, -1], members, prior)
-        target_probs = torch.sigmoid(on - off + prior.log_odds)
-    base = torch.nn.functional.softplus(on - off + prior.log_odds).sum(1)
+        target_probs = torch.sigmoid(on - off + log_odds)
+    base = (torch.nn.functional.softplus(on - off + log_odds) - torch.nn.functional.softplus(log_odds)).sum(1)
     evidence = scatter.baseline(weights, noise_var, residuals, members, prior) + base
-    evidence = evidence + s.n_groups * math.log1p(-prior.target_prob)
     return GeneFit(evidence, weights, target_probs, noise_var, residuals)
 
 

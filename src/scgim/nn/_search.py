@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from scgim.nn._statistics import ContextStatistics
 
@@ -117,7 +118,9 @@ class StructureSearch:
         d = self.n_genes = statistics.n_genes
         self.candidates = candidate_parents(statistics, max_candidates)
         cost = 0.5 * math.log(float(statistics.n_cells.sum())) * statistics.n_basis
-        self.edge_cost = cost - np.broadcast_to(np.asarray(edge_log_odds, dtype=float), (d, d))
+        log_odds = np.broadcast_to(np.asarray(edge_log_odds, dtype=float), (d, d))
+        self.edge_cost = cost - log_odds
+        self.candidates |= (log_odds >= 0) & ~np.eye(d, dtype=bool)
         self.random = np.random.default_rng(seed)
         self.n_evaluations = 0
         self.adjacency = np.zeros((d, d), dtype=bool)
@@ -366,7 +369,9 @@ def empirical_prior(statistics: ContextStatistics, fit: GeneFit, prior: ShiftPri
     # the median over genes: a few genes with wrong parents must not widen the spike for all
     spike = ((off * square).sum(1) / off.sum(1).clamp_min(1e-9)).median().clamp_min(0.0)
     slab = ((on * square).sum() / on.sum().clamp_min(1e-9)).clamp(0.1, 50.0)
-    target_prob = float(fit.target_probs.mean().clamp(0.25 / statistics.n_genes, 0.3))
+    free = prior.is_open(fit.target_probs.T).T
+    mean = (free * fit.target_probs).sum() / free.sum().clamp_min(1.0)
+    target_prob = float(mean.clamp(0.25 / statistics.n_genes, 0.3))
     return replace(prior, target_prob=target_prob, slab_var=float(slab), spike_var=float(spike))
 
 
@@ -385,6 +390,7 @@ def search_structure(
     *,
     intervention: str = "shift",
     edge_log_odds: float | NDArray = -2.0,
+    known_targets: Tensor | None = None,
     max_candidates: int = 40,
     n_perturbations: int = 20,
     max_evaluations: int = 15_000,
@@ -401,6 +407,8 @@ def search_structure(
         "shift" or "hard".
     edge_log_odds
         Log prior odds of an edge, one number or shape (d, d).
+    known_targets
+        Log prior odds of single targets, NaN for those of which nothing is known, shape (U, d).
     max_candidates
         Largest number of candidate parents of a gene.
     n_perturbations
@@ -412,7 +420,7 @@ def search_structure(
     on_move
         Called with the score after each move.
     """
-    prior = ShiftPrior(target_prob=min(0.08, 1.5 / statistics.n_genes))
+    prior = ShiftPrior(target_prob=min(0.08, 1.5 / statistics.n_genes), known=known_targets)
     search = StructureSearch(
         statistics,
         prior,
