@@ -42,6 +42,8 @@ PATHWAY = [
 TESTS = {"t-test": "t-test", "Wilcoxon": "wilcoxon"}
 FALSE_DISCOVERY = 0.05
 GIM = "scGIM, probability"
+REFERENCES = {"CollecTRI": "collectri_human.csv", "TRRUST": "trrust_human.tsv"}
+N_PERMUTATIONS = 10_000
 
 
 class Ranking(NamedTuple):
@@ -209,6 +211,41 @@ def best_path(edges: pd.DataFrame, source: str, target: str) -> tuple[list[str],
     return path, float(np.exp(-length))
 
 
+def read_reference(data: Path, name: str) -> pd.DataFrame:
+    """Edges from transcription factors to their targets, columns `source` and `target`."""
+    path = data / REFERENCES[name]
+    if path.suffix == ".csv":
+        return pd.read_csv(path)[["source", "target"]]
+    return pd.read_csv(path, sep="\t", header=None, names=["source", "target"], usecols=[0, 1])
+
+
+def agreement_table(model: scgim.model.GIM, data: Path) -> pd.DataFrame:
+    """Edges of the network that are known regulation, against networks whose genes have exchanged their names."""
+    genes = pd.Index(model.gene_names_)
+    network = model.adjacency_
+    rng = np.random.default_rng(0)
+    orders = [rng.permutation(len(genes)) for _ in range(N_PERMUTATIONS)]
+    rows = []
+    for name in REFERENCES:
+        edges = read_reference(data, name)
+        edges = edges[edges["source"].isin(genes) & edges["target"].isin(genes) & (edges["source"] != edges["target"])]
+        source, target = genes.get_indexer(edges["source"]), genes.get_indexer(edges["target"])
+        for kind, graph in {"as directed": network, "reversed": network.T, "either way": network | network.T}.items():
+            found = int(graph[source, target].sum())
+            chance = np.array([graph[order[source], order[target]].sum() for order in orders])
+            rows.append(
+                {
+                    "reference": name,
+                    "edges": kind,
+                    "among the genes": len(edges),
+                    "in the network": found,
+                    "by chance": chance.mean(),
+                    "p": (1 + (chance >= found).sum()) / (1 + len(chance)),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
 def run(data: Path, *, seeds: Sequence[int] = (0,), quick: bool = False) -> dict[str, pd.DataFrame]:
     """Tables by name; ranks and pathway are those of the first seed, the summary has a row for each."""
     adata = load(data, quick=quick)
@@ -224,5 +261,6 @@ def run(data: Path, *, seeds: Sequence[int] = (0,), quick: bool = False) -> dict
             probs, effects = (frame.droplevel("dosage") for frame in frames)
             tables["papalexi-targets"] = target_table(rankings | marginal, probs, effects).reset_index()
             tables["papalexi-pathway"] = pathway_table(model)
+            tables["papalexi-references"] = agreement_table(model, data)
     tables["papalexi-summary"] = pd.concat([*summaries, summary_table(marginal, seconds)]).reset_index()
     return tables
