@@ -103,10 +103,12 @@ def run_jobs(jobs: Sequence[Job], measure: Callable[[Job], list[dict]], records:
 def isolated(measure: Callable[[Job], list[dict]], job: Job) -> tuple[list[dict], str | None]:
     """Rows of a job, or none and the error, from a process of its own.
 
-    So peak memory is that of one fit, and one that is killed does not end the run. The process is forked: the libraries, which
-    take seconds to load, are there already.
+    So peak memory is that of one fit, and one that is killed does not end the run. The process is forked from one that has loaded
+    the libraries, which takes seconds, and has run nothing: a fork of a process with threads can hang.
     """
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["scgim"])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
         future = pool.submit(measure, job)
         error = future.exception()
         if error is None:

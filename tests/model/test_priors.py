@@ -94,7 +94,7 @@ def test_priors_are_saved(screen, tmp_path):
     model.save(tmp_path / "model")
     loaded = GIM.load(tmp_path / "model", adata=False)
     pd.testing.assert_frame_equal(loaded.get_targets(), model.get_targets())
-    np.testing.assert_array_equal(loaded.module.known_targets, model.module.known_targets)
+    np.testing.assert_array_equal(loaded.module.known_targets(), model.module.known_targets())
     np.testing.assert_array_equal(loaded.module.edge_log_odds, model.module.edge_log_odds)
 
 

@@ -38,7 +38,7 @@ def fit_hidden(
     result = search_structure(
         statistics,
         edge_log_odds=module.edge_log_odds.cpu().numpy(),
-        known_targets=module.known_targets.cpu(),
+        known_targets=module.known_targets(),
         seed=seed,
         on_move=on_move,
     )

@@ -26,7 +26,8 @@ class PriorsMixin:
         """Put what is known beforehand into the module."""
         if targets is not None:
             known = prior_log_odds(targets, self.perturbations, genes, "target_prior", "perturbations")
-            self.module.known_targets.copy_(torch.as_tensor(known))
+            self.module.target_log_odds.copy_(torch.as_tensor(np.nan_to_num(known)))
+            self.module.target_is_known.copy_(torch.as_tensor(~np.isnan(known)))
         if network is not None:
             known = prior_log_odds(network, genes, genes, "network_prior", "genes")
             self.module.edge_log_odds.copy_(torch.as_tensor(np.where(np.isnan(known), EDGE_LOG_ODDS, known)))
@@ -34,7 +35,7 @@ class PriorsMixin:
     def _compare_with_priors(self) -> None:
         """Warn of what was thought likely and is not borne out by the data, so that neither overrides the other unseen."""
         measured = torch.as_tensor(self.n_cells_.reindex(self.perturbations).to_numpy() > 0)[:, None]
-        known = torch.where(measured, self.module.known_targets.cpu(), torch.nan)
+        known = torch.where(measured, self.module.known_targets(), torch.nan)
         found = self.module.interventions().target_probs
         self._warn_where("target_prior", "targets", self.perturbations, known, found)
         self._warn_where(

@@ -81,7 +81,7 @@ def learn_structure(
         statistics,
         intervention=module.intervention,
         edge_log_odds=module.edge_log_odds.cpu().numpy(),
-        known_targets=module.known_targets.cpu(),
+        known_targets=module.known_targets(),
         seed=seed,
         on_move=on_move,
     )

@@ -120,8 +120,9 @@ class GIMModule(PyroBaseModuleClass):
         self.register_buffer("intercept_loc", torch.zeros(n_genes))
         # prior of the direct effects: probability of a target, variances of slab and spike
         self.register_buffer("prior", torch.tensor([0.05, 1.0, 1e-3], dtype=torch.float64))
-        # what is known beforehand, as log odds: of targets, NaN where nothing is, and of edges
-        self.register_buffer("known_targets", torch.full((n_groups, n_genes), torch.nan, dtype=torch.float64))
+        # what is known beforehand: log odds of targets, where anything is known, and of edges
+        self.register_buffer("target_log_odds", torch.zeros(n_groups, n_genes, dtype=torch.float64))
+        self.register_buffer("target_is_known", torch.zeros(n_groups, n_genes, dtype=torch.bool))
         self.register_buffer("edge_log_odds", torch.full((n_genes, n_genes), EDGE_LOG_ODDS, dtype=torch.float64))
         # what is known after training
         n_fields = len(Interventions.__dataclass_fields__)
@@ -156,7 +157,11 @@ class GIMModule(PyroBaseModuleClass):
     def shift_prior(self) -> ShiftPrior:
         """Prior of the direct effects; on the CPU."""
         target_prob, slab_var, spike_var = self.prior.tolist()
-        return ShiftPrior(target_prob, slab_var, spike_var, self.known_targets.cpu())
+        return ShiftPrior(target_prob, slab_var, spike_var, self.known_targets())
+
+    def known_targets(self) -> Tensor:
+        """Log odds of targets that are known beforehand, NaN where nothing is, shape (U, d); on the CPU."""
+        return torch.where(self.target_is_known, self.target_log_odds, torch.nan).cpu()
 
     def prior_target_probs(self) -> Tensor:
         """Prior probability of each target, shape (U, d)."""
