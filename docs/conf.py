@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 from importlib.metadata import metadata
 from pathlib import Path
@@ -101,7 +102,7 @@ inventories = {
 intersphinx_mapping = {name: (url, None) for name, url in inventories.items()} if ONLINE else {}
 nitpick_ignore = [("py:class", "scgim.data._settings.ScreenSettings")]  # an argument that users do not make
 nitpick_ignore_regex = [
-    (r"py:.*", r"scgim\.(module|nn|train)\._\w+\..*"),  # inner parts, some of them on the developer page
+    (r"py:.*", r"scgim\.(module|nn|train)\._\w+(\..*)?"),  # inner parts, some of them on the developer page
     (r"py:.*", r"(scvi|lightning|pyro|torch|mudata|networkx)\..*"),  # inventories with gaps
     *([] if ONLINE else [(r"py:.*", r"(?!scgim\b).*")]),
 ]
@@ -157,6 +158,11 @@ def prose_returns(self: NumpyDocstring, section: str) -> list[str]:
     return self._format_block(":returns: ", lines)
 
 
+def hide_any_returned(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Leave out `Any` as the type of what plots return: the prose says which type it is when."""
+    lines[:] = [re.sub(r"^:return: \S*typing\.Any\S* -- ", ":return: ", line) for line in lines]
+
+
 def inline_math(self: HTML5Translator, node: nodes.math) -> None:
     self.body.append(tex2mathml(node.astext()))
     raise nodes.SkipNode
@@ -175,4 +181,5 @@ def setup(app: Sphinx) -> None:
     # equations as MathML, drawn by the browser itself: no script from the network, readable offline
     NumpyDocstring._parse_returns_section = prose_returns
     app.add_html_math_renderer("mathml", (inline_math, None), (display_math, None))
+    app.connect("autodoc-process-docstring", hide_any_returned, priority=900)  # after the types were put there
     copy_tutorials()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import re
 import tomllib
 from pathlib import Path
@@ -38,6 +38,23 @@ def test_developer_page_lists_files_that_exist():
     assert listed
     missing = [name for name in listed if not (ROOT / "src" / f"{name.replace('.', '/')}.py").exists()]
     assert missing == []
+
+
+@pytest.mark.parametrize("name", importlib.import_module("scgim.pl").__all__)
+def test_every_plot_has_an_example_with_a_picture(name: str):
+    text = (DOCS / "plots.md").read_text()
+    pictures = re.findall(rf"scgim\.pl\.{name}\(.*\)\n```\n\n!\[.+\]\((.+)\)", text)
+    assert f"_static/plots/{name}.png" in pictures  # the API page of the function shows this one
+    assert all((DOCS / picture).is_file() for picture in pictures)
+
+
+@pytest.mark.slow
+def test_examples_of_plots_run(tmp_path: Path):
+    spec = importlib.util.spec_from_file_location("draw_plots", DOCS / "draw_plots.py")
+    draw_plots = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(draw_plots)
+    drawn = draw_plots.draw(tmp_path)
+    assert sorted(path.name for path in drawn) == sorted(path.name for path in (DOCS / "_static" / "plots").iterdir())
 
 
 @pages

@@ -163,6 +163,12 @@ def adata() -> ad.AnnData:
     return make_annotated()
 
 
+@pytest.fixture
+def sixty_drugs() -> ad.AnnData:
+    """More perturbations than there are colours and dashes."""
+    return make_annotated(n_drugs=60, n_cells=5)
+
+
 @pytest.fixture(params=["one_drug", "many_drugs", "many_genes", "long_names"])
 def awkward(request: pytest.FixtureRequest) -> ad.AnnData:
     """Screens at the edges of what the plots must bear."""

@@ -7,6 +7,7 @@ from scipy.stats import norm
 
 import scgim.pl as pl
 from scgim.pl._dose_response import hill_curve, measured_shifts
+from scgim.pl._utils import axes_inches
 
 
 def _curve(ax) -> np.ndarray:
@@ -65,6 +66,28 @@ def test_several_perturbations_share_a_panel(adata):
     (legend,) = axes[0].figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["Drug1", "Drug2"]
     assert [len([line for line in ax.lines if len(line.get_xdata()) > 100]) for ax in axes] == [2, 2]
+
+
+def test_more_curves_than_can_be_told_apart(sixty_drugs):
+    (ax,) = pl.dose_response(sixty_drugs, sixty_drugs.varm["gim_targets"].columns, "GENE1", show=False)
+    (legend,) = ax.figure.legends
+    strongest = sixty_drugs.varm["gim_shifts"].loc["GENE1"].abs().nlargest(7).index
+    assert [text.get_text() for text in legend.get_texts()] == [*strongest, "53 others"]
+    curves = [line for line in ax.lines if len(line.get_xdata()) > 100]
+    assert len(curves) == 60
+    assert len({(line.get_color(), line.get_linestyle()) for line in curves}) == 8
+    assert len([line for line in ax.lines if line.get_marker() == "o"]) == 7
+
+
+def test_legends_take_their_room_from_the_figure_and_not_from_the_panels(sixty_drugs):
+    drugs = sixty_drugs.varm["gim_targets"].columns
+    heights = []
+    for n in (2, 28):
+        (ax,) = pl.dose_response(sixty_drugs, drugs[:n], "GENE1", show=False)
+        labels = [(line.get_color(), line.get_linestyle()) for line in ax.lines if len(line.get_xdata()) > 100]
+        assert len(set(labels)) == n
+        heights.append(axes_inches(ax)[1])
+    assert heights[1] == pytest.approx(heights[0], rel=0.15)
 
 
 def test_measured_shifts_are_standardised_on_controls(adata):

@@ -57,6 +57,24 @@ def test_chosen_genes_have_their_distributions(adata, perfect):
     assert labels == ["control, mean and s.d.", "measured", "predicted"]
 
 
+def test_several_perturbations_have_colours_and_a_legend_that_covers_no_point(adata, perfect):
+    means, _ = pl.predicted_vs_observed(adata, perfect, ["Drug1", "Drug2"], show=False)
+    (legend,) = means.figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["Drug1", "Drug2"]
+    assert [tuple(handle.get_facecolor()[0]) for handle in legend.legend_handles] == [
+        tuple(points.get_facecolor()[0]) for points in means.collections
+    ]
+    means.figure.draw_without_rendering()
+    assert legend.get_window_extent().y1 <= means.get_window_extent().y0
+
+
+def test_more_perturbations_than_colours_have_one_colour_and_no_legend(sixty_drugs):
+    cells = _cells(sixty_drugs, sixty_drugs.obs["perturbation"] != "control")
+    means, _ = pl.predicted_vs_observed(sixty_drugs, cells, show=False)
+    assert means.figure.legends == []
+    assert len(means.collections) == 1
+
+
 def test_genes_in_another_order_are_matched_by_name(adata, perfect):
     mixed = perfect[:, perfect.var_names[::-1]].copy()
     straight, reverse = (pl.predicted_vs_observed(adata, p, show=False)[0].get_title() for p in (perfect, mixed))

@@ -16,11 +16,13 @@ from scgim.pl._cells import ControlScale, contexts, expression, has_cells, is_co
 from scgim.pl._utils import (
     GREY,
     OKABE_ITO,
+    PALE,
     axes_inches,
     check_level,
     despine,
     finish,
     legend_below,
+    legend_height,
     new_panels,
     pick,
     pick_one,
@@ -38,6 +40,10 @@ if TYPE_CHECKING:
 
 # smallest half height of a panel: noise around zero is not to look like an effect
 LEAST_EFFECT, LEAST_SHIFT = 0.25, 0.25
+# so many curves can be told apart, each with a colour and a dash of its own
+DASHES = ("-", "--", ":", "-.")
+MAX_CURVES = len(OKABE_ITO) * len(DASHES)
+LONGEST_LABEL = 24
 
 
 def hill_curve(doses: Any, emax: float, ec50: float, hill: float) -> Any:
@@ -127,7 +133,8 @@ def dose_response(
 
     with a band for the uncertainty of :math:`E_{max}`: the posterior standard deviation at the largest measured dose, in
     proportion to the curve elsewhere. A diamond marks the EC50, where half of :math:`E_{max}` is reached; it is not drawn
-    where it lies outside the measured doses.
+    where it lies outside the measured doses. Of more than 28 perturbations, the seven of largest effect have colours and points, the
+    others are grey.
 
     Points belong to the axis on the right: the mean of log1p of size-normalised counts at each measured dose, standardised
     on control cells, with an interval from its standard error. The two axes share their zero but not their unit, and
@@ -190,21 +197,28 @@ def dose_response(
     shown = pick(probs[drugs].sum(axis=1).nlargest(n_top).index if genes is None else genes, probs.index, "gene")
 
     curves = _curve_table(adata, drugs, shown, key)
-    measured = _find_points(adata, drugs, shown, params, layer) if points else pd.DataFrame()
+    named = _choose_named(curves, drugs)
+    measured = _find_points(adata, named, shown, params, layer) if points else pd.DataFrame()
     largest = curves["largest"].max()
     doses = [dose for dose in measured.get("dosage", ()) if dose > 0] or [largest / 100, largest]
     grid = np.geomspace(min(doses) / 2, max(doses) * 1.25, 200)
 
     n_cols = min(n_cols, len(shown))
     shape = (-(-len(shown) // n_cols), n_cols)
-    size = (2.5 * n_cols + 0.8, 2.3 * shape[0] + (0.5 if len(drugs) > 1 else 0.1))
+    width = 2.5 * n_cols + 0.8
+    size = (
+        width,
+        2.3 * shape[0] + 0.1 + (legend_height(width, shorten(named, LONGEST_LABEL)) if len(drugs) > 1 else 0),
+    )
     axes, given = new_panels(ax, figsize or size, shape, len(shown), title=title)
     z = norm.ppf(0.5 + level / 2)
     names = shorten(shown, 20)
     for i, (panel, gene) in enumerate(zip(axes, shown, strict=True)):
         own = measured[measured["gene"] == gene] if len(measured) else measured
         outer = (i % n_cols == 0, i % n_cols == n_cols - 1 or i == len(shown) - 1, i + n_cols >= len(shown))
-        _draw_panel(panel, curves.xs(gene, level="gene"), own, grid, z, outer)
+        of_gene = curves.xs(gene, level="gene")
+        _draw_panel(panel, of_gene.loc[named], own, grid, z, outer)
+        _draw_others(panel, of_gene.drop(index=named), grid)
         panel.set_title(names[i], fontsize="medium", pad=16 if len(drugs) == 1 else None)
     if len(drugs) == 1:
         width = axes_inches(axes[0])[0]
@@ -227,14 +241,30 @@ def _curve_table(adata: AnnData, drugs: list[str], genes: list[str], key: str) -
     return table.assign(largest=largest.loc[table.index.get_level_values("perturbation")].to_numpy())
 
 
+def _choose_named(curves: pd.DataFrame, drugs: list[str]) -> list[str]:
+    """The perturbations that get a colour: all, or those of largest effect where there are too many to be told apart."""
+    if len(drugs) <= MAX_CURVES:
+        return drugs
+    effect = hill_curve(curves["largest"], curves["emax"], curves["ec50"], curves["hill"]).abs()
+    return list(effect.groupby(level="perturbation").max().nlargest(len(OKABE_ITO)).index)
+
+
+def _draw_others(ax: Axes, curves: pd.DataFrame, grid: np.ndarray) -> None:
+    for i, (_, row) in enumerate(curves.iterrows()):
+        label = None if i else f"{len(curves)} others"
+        ax.plot(
+            grid, hill_curve(grid, row["emax"], row["ec50"], row["hill"]), color=PALE, lw=0.8, zorder=0.5, label=label
+        )
+
+
 def _draw_panel(
     ax: Axes, curves: pd.DataFrame, measured: pd.DataFrame, grid: np.ndarray, z: float, outer: tuple[bool, bool, bool]
 ) -> None:
     """Draw one gene; `curves` has a row a perturbation, `outer` tells whether the panel is leftmost, rightmost, lowest."""
-    labels = shorten(curves.index, 24)
+    labels = shorten(curves.index, LONGEST_LABEL)
     heights = []
     for i, (_, row) in enumerate(curves.iterrows()):
-        color, dash = OKABE_ITO[i % len(OKABE_ITO)], ("-", "--", ":", "-.")[i // len(OKABE_ITO) % 4]
+        color, dash = OKABE_ITO[i % len(OKABE_ITO)], DASHES[i // len(OKABE_ITO)]
         curve = hill_curve(grid, row["emax"], row["ec50"], row["hill"])
         at_largest = abs(hill_curve(row["largest"], row["emax"], row["ec50"], row["hill"]))
         band = z * row["sd"] * np.abs(curve) / at_largest if at_largest > 0 else np.zeros_like(curve)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-MARKERS = "osD^vP*X"
+MARKERS = "osD^v<>"  # of one size to the eye, also where they are small
 MISSING = "not known"
 
 

@@ -98,8 +98,8 @@ def network(
     """The gene network in layers from causes to effects, as a whole or as far as a perturbation reaches.
 
     Without `perturbation`, the whole network. With it, arrows lead from the perturbation to its direct targets (squares)
-    and from there along the network to all genes that the effect can reach, from left to right. The width of an edge is
-    its probability; edges that raise the expression of a gene end in an arrow, edges that lower it in a bar.
+    and from there along the network to all genes that the effect can reach, from left to right. The wider an edge, the
+    more probable it is; edges that raise the expression of a gene end in an arrow, edges that lower it in a bar.
 
     Parameters
     ----------

@@ -13,7 +13,20 @@ from scgim._constants import Key
 from scgim._docs import d
 from scgim.pl._cells import ControlScale, contexts, expression, has_cells, is_count_data, size_factors
 from scgim.pl._labels import place_labels
-from scgim.pl._utils import GREY, INK, OKABE_ITO, PALE, despine, finish, new_panels, pick, shorten, stored_params
+from scgim.pl._utils import (
+    GREY,
+    INK,
+    OKABE_ITO,
+    PALE,
+    despine,
+    finish,
+    legend_below,
+    legend_height,
+    new_panels,
+    pick,
+    shorten,
+    stored_params,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,6 +36,7 @@ if TYPE_CHECKING:
 
 OBSERVED, PREDICTED = OKABE_ITO[0], OKABE_ITO[1]
 MAX_LABELS, MAX_CELLS = 8, 2000
+LONGEST_LABEL = 24
 NO_DOSE = -1.0
 
 
@@ -175,10 +189,14 @@ def predicted_vs_observed(
     order = np.argsort(-np.abs(np.nan_to_num(shifts[0][strongest])), kind="stable")[:n_genes]
     shown = [shared[i] for i in order] if genes is None else pick(genes, shared, "gene")
 
-    size = (3.6 + 0.62 * len(shown) + 0.8, 3.4)
+    names = shorten(_colored(pairs), LONGEST_LABEL)
+    width = 3.6 + 0.62 * len(shown) + 0.8
+    size = (width, 3.4 + (legend_height(width, names) if names else 0))
     ratios = (3.2, max(0.62 * len(shown) + 0.8, 1.6))
     axes, given = new_panels(ax, figsize or size, (1, 2), 2, width_ratios=ratios, title=title)
     _draw_means(axes[0], shifts[0], shifts[1], pairs)
+    if names:
+        legend_below(axes[0], axes[0].collections, names, given=given)
     columns = [shared.index(gene) for gene in shown]
     sides = [
         scale(cells.values(pairs.at[strongest, side], shared))[:, columns]
@@ -196,15 +214,19 @@ def _context_name(context: pd.Series) -> str:
     return name if context["dosage"] == NO_DOSE else f"{name} at {context['dosage']:g}"
 
 
+def _colored(pairs: pd.DataFrame) -> list[str]:
+    """Perturbations that have a colour of their own: several, and not more than there are colours."""
+    names = list(pairs["perturbation"].unique())
+    return names if 1 < len(names) <= len(OKABE_ITO) else []
+
+
 def _draw_means(ax: Axes, observed: np.ndarray, predicted: np.ndarray, pairs: pd.DataFrame) -> None:
     usable = np.isfinite(observed) & np.isfinite(predicted)
     x, y = observed[usable], predicted[usable]
-    names = pairs["perturbation"].unique()
     size = float(np.clip(4000 / max(x.size, 1), 5, 22))
-    for i, name in enumerate(names if len(names) <= len(OKABE_ITO) else [None]):
+    for i, name in enumerate(_colored(pairs) or [None]):
         own = usable & ((pairs["perturbation"] == name).to_numpy()[:, None] if name is not None else True)
-        label = None if name is None or len(names) == 1 else shorten([name], 22)[0]
-        ax.scatter(observed[own], predicted[own], s=size, color=OKABE_ITO[i], alpha=0.6, lw=0, label=label, zorder=3)
+        ax.scatter(observed[own], predicted[own], s=size, color=OKABE_ITO[i], alpha=0.6, lw=0, zorder=3)
     low, high = min(x.min(), y.min(), 0.0), max(x.max(), y.max(), 0.0)
     pad = 0.07 * (high - low) or 1.0
     limits = (low - pad, high + pad)
@@ -218,8 +240,6 @@ def _draw_means(ax: Axes, observed: np.ndarray, predicted: np.ndarray, pairs: pd
     varies = x.size > 1 and np.ptp(x) > 0 and np.ptp(y) > 0
     ax.set_title(f"Pearson r = {pearsonr(x, y).statistic:.2f}" if varies else "Pearson r not defined", fontsize="small")
     despine(ax)
-    if 1 < len(names) <= len(OKABE_ITO):
-        ax.legend(frameon=False, fontsize=6.5, loc="best", handletextpad=0.1)
 
 
 def _label_points(ax: Axes, observed: np.ndarray, predicted: np.ndarray, genes: list[str]) -> None:

@@ -142,6 +142,16 @@ def finish(axes: Any, *, given: bool, show: bool | None, return_fig: bool = Fals
     return axes
 
 
+def legend_columns(width: float, labels: Sequence[str]) -> int:
+    """Number of columns of a legend of `labels` under a figure `width` inches wide."""
+    return int(np.clip(width / (0.07 * max(map(len, labels)) + 0.5), 1, len(labels)))
+
+
+def legend_height(width: float, labels: Sequence[str]) -> float:
+    """Inches that a legend of `labels` takes under a figure `width` inches wide."""
+    return 0.2 + 0.2 * -(-len(labels) // legend_columns(width, labels))
+
+
 def legend_below(ax: Axes, handles: Sequence[Any], labels: Sequence[str], *, given: bool) -> None:
     """A legend under all panels of a figure of ours; within `ax` where the figure is the user's."""
     style: dict[str, Any] = {"frameon": False, "fontsize": "small", "handlelength": 1.6, "columnspacing": 1.2}
@@ -149,7 +159,7 @@ def legend_below(ax: Axes, handles: Sequence[Any], labels: Sequence[str], *, giv
         ax.legend(handles, labels, loc="best", **style)
         return
     figure = ax.figure.figure
-    ncols = int(np.clip(figure.get_figwidth() / (0.07 * max(map(len, labels)) + 0.5), 1, len(labels)))
+    ncols = legend_columns(figure.get_figwidth(), labels)
     figure.legend(handles, labels, loc="outside lower center", ncols=ncols, **style)
 
 
