@@ -53,7 +53,7 @@ default_role = "code"
 nb_execution_mode = "off"
 nb_merge_streams = True
 myst_heading_anchors = 3
-myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "html_image"]
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "html_image", "tasklist"]
 
 autosummary_generate = True
 autodoc_member_order = "bysource"

@@ -97,6 +97,13 @@ def test_missing_results_say_what_to_do(adata, name):
         CALLS[name](adata, key="absent", show=False)
 
 
+@pytest.mark.parametrize("function", sorted(set(pl.__all__) - {"history"}))
+def test_a_model_in_place_of_adata_is_explained(adata, model, function):
+    more = (adata,) if function == "predicted_vs_observed" else ()
+    with pytest.raises(TypeError, match="Expected annotated data"):
+        getattr(pl, function)(model, *more, show=False)
+
+
 def test_stored_results_are_left_as_they_are(adata, name):
     frames = {slot: frame.copy() for slot, frame in adata.varm.items()}
     history = adata.uns["gim"]["history"].copy()

@@ -90,6 +90,15 @@ def test_a_gene_without_variation_is_left_out(adata, perfect):
     assert sum(len(scatter.get_offsets()) for scatter in means.collections) == 6 * 4 * 19
 
 
+def test_controls_without_any_variation_are_an_error(adata, perfect):
+    dense = adata.X.toarray()
+    dense[(adata.obs["perturbation"] == "control").to_numpy()] = 1
+    adata.X = dense
+    adata.obs["size_factor"] = 1.0
+    with pytest.raises(ValueError, match="No gene varies among the control cells"):
+        pl.predicted_vs_observed(adata, perfect, show=False)
+
+
 def test_without_doses_contexts_match_by_name(adata, perfect):
     adata.uns["gim"]["params"]["dosage_key"] = None
     perfect.obs["dosage"] = 123.0

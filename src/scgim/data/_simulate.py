@@ -143,6 +143,11 @@ def simulate_screen(
         `["true_emax"]`, `["true_ec50"]` and `["true_hill"]` (NaN where the gene is no target), genes x drugs;
         `layers["true_latent"]` (:math:`z`) with `measurement="poisson"`.
 
+    Raises
+    ------
+    ValueError
+        If an argument is out of range, or two of them cannot be combined.
+
     See Also
     --------
     ScreenSimulator : the same world, for drawing combinations of drugs and experiments on genes.

@@ -102,8 +102,8 @@ def split_by_context(
     KeyError
         If a column is missing.
     ValueError
-        If `hold_out` is not a known mode, names no cells or the control, or leaves nothing to train on; if labels or
-        doses are not as :meth:`scgim.model.GIM.setup_anndata` wants them.
+        If `hold_out` is not a known mode, names no cells or the control, or leaves nothing to train on; if `fraction` is
+        not between 0 and 1; if labels or doses are not as :meth:`scgim.model.GIM.setup_anndata` wants them.
 
     Examples
     --------

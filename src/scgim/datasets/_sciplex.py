@@ -116,7 +116,7 @@ def sciplex3(
     KeyError
         There is no such drug or cell line.
     ValueError
-        A download is damaged, or nothing fits the choice.
+        A download is damaged, nothing fits the choice, or the beginning of a name fits several.
 
     Examples
     --------

@@ -239,8 +239,10 @@ def compare_baselines(
 
     Raises
     ------
+    KeyError
+        If a column, layer or embedding is missing.
     ValueError
-        If contexts lie on both sides, one side is empty, or predictions lack a context.
+        If contexts lie on both sides, one side is empty, predictions lack a context, or a method is unknown.
 
     Examples
     --------

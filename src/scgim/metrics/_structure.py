@@ -126,7 +126,8 @@ def edge_metrics(true: Matrix, prob: Matrix, *, threshold: float = 0.5) -> dict[
         in either direction, scored by the larger of the two; `orientation_accuracy`, the share of true edges that score higher
         than their reversal (ties count one half). With it: `f1`, `precision`, `recall`, `shd` (see
         :func:`structural_hamming_distance`) and `n_edges`, the number called. `ece`: expected calibration error, NaN if
-        `prob` has values outside [0, 1]. NaN where there are no edges or all of them.
+        `prob` has values outside [0, 1]. Where there are no edges or all of them, rankings and orientation are NaN as far as
+        they are not defined; precision, recall and f1 are 0 where they would divide by 0.
     """
     labels, values = _square_pair(true, prob)
     off_diagonal = ~np.eye(len(labels), dtype=bool)

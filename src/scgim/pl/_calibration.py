@@ -134,7 +134,7 @@ def calibration(
     if isinstance(data, AnnData):
         pairs: dict[str, tuple[Any, Any]] = _stored_pairs(data, key, true_edges, true_targets)
     elif probs is None:
-        raise TypeError("`probs` is needed when the first argument is an array of labels.")
+        raise TypeError("Expected annotated data, or an array of labels: then `probs` is needed too.")
     else:
         pairs = {label or "": (data, probs)}
 

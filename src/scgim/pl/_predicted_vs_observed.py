@@ -159,7 +159,8 @@ def predicted_vs_observed(
     ------
     %(raises_missing)s
     ValueError
-        If `adata` has no cells, controls or counts any more, or if no context or gene is on both sides.
+        If `adata` has no cells, controls or counts any more, if no gene varies among controls, or if no context or gene is
+        on both sides.
 
     Examples
     --------
@@ -185,6 +186,8 @@ def predicted_vs_observed(
         np.stack([scale(cells.values(rows, shared)).mean(axis=0) for rows in pairs[side]])
         for side, cells in (("observed", observed_cells), ("predicted", predicted_cells))
     ]  # contexts x genes each
+    if not np.isfinite(shifts[0]).any():
+        raise ValueError("No gene varies among the control cells of `adata`, so shifts have no scale.")
     strongest = int(np.nanargmax(np.nansum(shifts[0] ** 2, axis=1)))
     order = np.argsort(-np.abs(np.nan_to_num(shifts[0][strongest])), kind="stable")[:n_genes]
     shown = [shared[i] for i in order] if genes is None else pick(genes, shared, "gene")

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import scanpy as sc
+from anndata import AnnData
 from matplotlib import patheffects
 
 from scgim._constants import Key
@@ -17,7 +18,6 @@ from scgim._constants import Key
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from anndata import AnnData
     from matplotlib.axes import Axes
 
 # Okabe and Ito's palette, told apart with any common colour blindness; yellow is left out because it is too pale for lines
@@ -30,6 +30,11 @@ ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 
 def stored(adata: AnnData, slot: Literal["varm", "varp", "uns"], name: str) -> Any:
     """The result stored as `name` in a slot of `adata`."""
+    if not isinstance(adata, AnnData):
+        raise TypeError(
+            f"Expected annotated data, found {type(adata).__name__}. Results are drawn from where `model.annotate(adata)` "
+            "stores them: pass `adata`."
+        )
     if name not in getattr(adata, slot):
         raise KeyError(f"No `{name}` in `adata.{slot}`. Run `model.annotate(adata)` first.")
     return getattr(adata, slot)[name]

@@ -76,7 +76,8 @@ def select_genes(
     KeyError
         A key or a gene of `keep` is missing.
     ValueError
-        Counts, labels or doses are wrong, or `n_genes` is larger than the number of genes to choose from.
+        Counts, labels or doses are wrong, or `n_genes` is larger than the number of genes to choose from, smaller than
+        that of `keep`, or below 2.
     """
     X, size_factors = _raw_counts(adata, layer)
     is_control, context, batch = _design(adata, perturbation_key, control, dosage_key, batch_key)
