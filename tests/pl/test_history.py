@@ -73,3 +73,10 @@ def test_errors(model, adata):
     del adata.uns["gim"]["history"]
     with pytest.raises(KeyError, match="No `history`"):
         pl.history(adata)
+
+
+def test_training_comes_first_in_whatever_order_terms_were_logged(model):
+    model.history = {name: model.history[name] for name in ("elbo_validation", "elbo_train")}
+    (ax,) = pl.history(model, show=False)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["training", "validation"]
+    assert [line.get_color() for line in ax.lines] == ["#0072B2", "#D55E00"]

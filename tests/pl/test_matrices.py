@@ -163,3 +163,9 @@ def test_feature_importance_without_features(adata):
     del adata.uns["gim"]["feature_importance"]
     with pytest.raises(KeyError, match="set up with a drug embedding"):
         pl.feature_importance(adata)
+
+
+def test_importances_that_are_all_zero_are_an_error(adata):
+    adata.uns["gim"]["feature_importance"] *= 0.0
+    with pytest.raises(ValueError, match="all importances are 0"):
+        pl.feature_importance(adata, show=False)

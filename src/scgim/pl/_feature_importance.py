@@ -75,7 +75,7 @@ def feature_importance(
         If `adata` holds no feature importance: it was not annotated, or the model was fitted without drug features.
         Also if a feature or gene is unknown.
     ValueError
-        If `n_features` or `n_genes` is below 1.
+        If `n_features` or `n_genes` is below 1, or all importances are 0, as after the fit of a single perturbation.
 
     Examples
     --------
@@ -90,6 +90,11 @@ def feature_importance(
             "was set up with a drug embedding."
         )
     values = results[Key.uns.FEATURE_IMPORTANCE]
+    if not values.to_numpy().any():
+        raise ValueError(
+            "No feature drives any effect: all importances are 0. Features are learned from by comparing perturbations, so "
+            "this takes several of them."
+        )
     values = values.set_axis(values.index.astype(str)).set_axis(values.columns.astype(str), axis=1)
 
     sizes = values.abs()

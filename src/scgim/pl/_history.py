@@ -127,7 +127,8 @@ def history(
 
 
 def _draw(ax: Axes, term: str, curves: dict[str, pd.Series]) -> None:
-    for kind, values in curves.items():
+    for kind in [kind for kind in STYLES if kind in curves]:
+        values = curves[kind]
         # one point makes no line
         ax.plot(
             values.index, values, label=kind, marker="o" if len(values) == 1 else None, ms=3, lw=1.3, **STYLES[kind]
