@@ -13,7 +13,7 @@ from scgim.nn._effects import estimate_interventions
 from scgim.nn._graph import parent_table
 from scgim.nn._information import FitInformation, InformationAccumulator
 from scgim.nn._likelihood import observation, parent_features, score_and_information
-from scgim.nn._mechanism import linear_part
+from scgim.nn._mechanism import LinearMechanism, linear_part
 from scgim.nn._search import StructureResult, StructureSearch, search_structure
 from scgim.nn._statistics import ContextStatistics, StatisticsAccumulator
 
@@ -55,17 +55,22 @@ def set_scales(module: GIMModule, loader: BatchLoader) -> None:
 
 
 @torch.no_grad()
-def gather_statistics(module: GIMModule, loader: BatchLoader, n_basis: int) -> ContextStatistics:
-    """Statistics of the training cells; nonlinear mechanisms are searched for with squares of the features as well."""
-    d = len(module.centre)
+def _basis(h: Tensor, nonlinear: bool) -> list[Tensor]:
+    """Functions of the features that the search regresses on. Mechanisms saturate, and so do these."""
+    return [h, h.tanh(), h.tanh().square()] if nonlinear else [h]
+
+
+def gather_statistics(module: GIMModule, loader: BatchLoader) -> ContextStatistics:
+    """Statistics of the training cells; nonlinear mechanisms are searched for with nonlinear functions as well."""
+    d, nonlinear = len(module.centre), not isinstance(module.mechanism, LinearMechanism)
+    n_basis = len(_basis(module.centre, nonlinear))
     accumulator = StatisticsAccumulator(
         module.group, d, d * n_basis, module.covariate_effect.shape[0], by_group=module.intervention == "hard"
     )
     for raw in loader:
         batch = _to(raw, module.device)
         h = module.features(batch["x"], batch["log_size"]).double()
-        columns = h if n_basis == 1 else torch.cat([h, h.square()], 1)
-        accumulator.update(columns, batch["context"], batch["covariates"].double())
+        accumulator.update(torch.cat(_basis(h, nonlinear), 1), batch["context"], batch["covariates"].double())
     return accumulator.finalise()
 
 
@@ -105,9 +110,11 @@ def _start_from(module: GIMModule, statistics: ContextStatistics, result: Struct
         stretch = module.spread.double().cpu() * ((1 + mean) / mean.clamp_min(1e-3)).clamp_max(_MAX_STRETCH)
     linear = linear_part(module.mechanism)
     weight = torch.zeros(d, d, dtype=torch.float64)
+    n = statistics.n_basis
     for j in range(d):
         parents = np.flatnonzero(result.adjacency[:, j])
-        weight[parents, j] = fit.weights[j, : len(parents)] * stretch[j]
+        by_function = fit.weights[j, : len(parents) * n].reshape(len(parents), n)
+        weight[parents, j] = by_function[:, :2].sum(1) * stretch[j]  # the slope at zero
     linear.weight.copy_(weight)
     group = statistics.group
     probs = torch.zeros(d, len(group), dtype=torch.float64)

@@ -153,7 +153,7 @@ class TrainingMixin(FittingMixin):
         self._note_measured(cells.context[course.indices[0]])
         fit = {
             "accelerator": accelerator,
-            "device": device,
+            "device": trainer_kwargs.pop("devices", device),  # what `scvi.autotune` gives
             "batch_size": course.batch_size,
             "datasplitter_kwargs": {"cells": cells, "external_indexing": course.indices},
             "enable_progress_bar": enable_progress_bar,
@@ -216,7 +216,7 @@ class TrainingMixin(FittingMixin):
     def _find_graph(self, loader: BatchLoader, progress: bool):
         """Search for the graph and start the module from it."""
         structure.set_scales(self.module, loader)
-        statistics = structure.gather_statistics(self.module, loader, 2 if self._mechanism == "mlp" else 1)
+        statistics = structure.gather_statistics(self.module, loader)
         seed = 0 if settings.seed is None else settings.seed
         with _search_bar(progress) as show, threads_for(0):  # many small regressions
             result = structure.learn_structure(self.module, statistics, seed=seed, on_move=show)
