@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _short_search():
-    """Little of the search beyond climbing: tests that need more ask for `full_search`."""
+    """Little of the search beyond climbing: tests that need more ask for `full_search`; undone before other folders are tested."""
     with pytest.MonkeyPatch.context() as patch:
         hasty = partial(search_structure, n_perturbations=1, max_evaluations=100)
         patch.setattr("scgim.model._structure.search_structure", hasty)
