@@ -393,7 +393,7 @@ def search_structure(
     known_targets: Tensor | None = None,
     max_candidates: int = 40,
     n_perturbations: int = 20,
-    max_evaluations: int = 15_000,
+    max_evaluations: int | None = None,
     seed: int = 0,
     on_move: Callable[[float], None] | None = None,
 ) -> StructureResult:
@@ -414,12 +414,14 @@ def search_structure(
     n_perturbations
         Random moves tried in each round.
     max_evaluations
-        Regressions that the larger moves may cost.
+        Regressions that the larger moves may cost; None for 15,000 and 400 a gene, at most 200,000.
     seed
         Seed of the random moves.
     on_move
         Called with the score after each move.
     """
+    if max_evaluations is None:
+        max_evaluations = min(15_000 + 400 * statistics.n_genes, 200_000)
     prior = ShiftPrior(target_prob=min(0.08, 1.5 / statistics.n_genes), known=known_targets)
     search = StructureSearch(
         statistics,
