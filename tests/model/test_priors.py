@@ -87,6 +87,19 @@ def test_prior_agrees_with_no_prior_where_it_says_nothing(screen, plain):
     pd.testing.assert_frame_equal(model.get_targets(), plain.get_targets())
 
 
+def test_priors_enter_each_step(screen):
+    targets, _ = truth(screen)
+    adata = screen.copy()
+    GIM.setup_anndata(adata, size_factor_key="size_factor")
+    model = GIM(adata, target_prior=as_prior(targets, 0.9).iloc[:3, :2])
+    probs = model.module.prior_target_probs().numpy()
+    usual = float(model.module.prior[0])
+    expected = pd.DataFrame(usual, model.perturbations, adata.var_names)
+    expected.update(as_prior(targets, 0.9).iloc[:3, :2])
+    np.testing.assert_allclose(probs, expected, rtol=1e-5)
+    assert GIM(adata).module.known_targets() is None
+
+
 @pytest.mark.filterwarnings("ignore:The data do not bear out:UserWarning")
 def test_priors_are_saved(screen, tmp_path):
     targets, edges = truth(screen)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from scgim.module import GIMModule
     from scgim.train import BatchLoader
 
+_MIN_CELLS_WORTH = 10
+
 
 def gather_moments(module: GIMModule, loader: BatchLoader) -> HiddenExpression:
     """Moments of the hidden expression, in two passes over the training cells."""
@@ -25,7 +27,14 @@ def gather_moments(module: GIMModule, loader: BatchLoader) -> HiddenExpression:
     for add in (accumulator.add_means, accumulator.add_products):
         for batch in loader:
             add(batch["x"], batch["log_size"], batch["context"])
-    return accumulator.finalise()
+    hidden = accumulator.finalise()
+    if hidden.statistics.residual_dof < _MIN_CELLS_WORTH:
+        raise ValueError(
+            "`measurement='latent'` works from the moments of pairs of genes, and the cells are too few or too shallow for "
+            f"them: they are worth {hidden.statistics.residual_dof:.2g} cells without counting noise, and {_MIN_CELLS_WORTH} "
+            "are needed. Leave out genes of few counts, or use `measurement='direct'`."
+        )
+    return hidden
 
 
 @torch.no_grad()

@@ -34,10 +34,12 @@ class PriorsMixin:
 
     def _compare_with_priors(self) -> None:
         """Warn of what was thought likely and is not borne out by the data, so that neither overrides the other unseen."""
-        measured = torch.as_tensor(self.n_cells_.reindex(self.perturbations).to_numpy() > 0)[:, None]
-        known = torch.where(measured, self.module.known_targets(), torch.nan)
-        found = self.module.interventions().target_probs
-        self._warn_where("target_prior", "targets", self.perturbations, known, found)
+        known = self.module.known_targets()
+        if known is not None:
+            measured = torch.as_tensor(self.n_cells_.reindex(self.perturbations).to_numpy() > 0)[:, None]
+            known = torch.where(measured, known, torch.nan)
+            found = self.module.interventions().target_probs
+            self._warn_where("target_prior", "targets", self.perturbations, known, found)
         self._warn_where(
             "network_prior", "edges", self.gene_names_, self.module.edge_log_odds.cpu(), self.module.edge_probs.cpu()
         )

@@ -159,14 +159,16 @@ class GIMModule(PyroBaseModuleClass):
         target_prob, slab_var, spike_var = self.prior.tolist()
         return ShiftPrior(target_prob, slab_var, spike_var, self.known_targets())
 
-    def known_targets(self) -> Tensor:
-        """Log odds of targets that are known beforehand, NaN where nothing is, shape (U, d); on the CPU."""
+    def known_targets(self) -> Tensor | None:
+        """Log odds of targets that are known beforehand, NaN where nothing is, shape (U, d); None if none is. On the CPU."""
+        if not self.target_is_known.any():
+            return None
         return torch.where(self.target_is_known, self.target_log_odds, torch.nan).cpu()
 
     def prior_target_probs(self) -> Tensor:
-        """Prior probability of each target, shape (U, d)."""
-        odds = self.shift_prior().target_log_odds(len(self.target_logits), torch.arange(self.shift.shape[1]))
-        return torch.sigmoid(odds).to(self.shift)
+        """Prior probability of each target, shape (U, d); part of every step, so it stays on the device."""
+        usual = torch.logit(self.prior[0])
+        return torch.sigmoid(torch.where(self.target_is_known, self.target_log_odds, usual)).float()
 
     @staticmethod
     def _get_fn_args_from_batch(tensors: dict[str, Tensor]) -> tuple[tuple, dict]:

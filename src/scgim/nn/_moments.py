@@ -88,6 +88,7 @@ class MomentAccumulator:
         variance = covariance.diagonal()
         # degrees of freedom of a Wishart matrix whose entries vary as much as these do
         observed = ((self.squares / n - raw.square()) / raw.square() / n).clamp_min(1e-12)
+        observed = torch.where(raw > 0, observed, torch.inf)  # genes never seen together tell nothing of each other
         dof = (torch.outer(variance, variance) + covariance.square()) / observed
         pairs = dof[torch.ones(d, d).triu(1).bool()]
         half = 0.5 * variance  # what parents typically leave unexplained

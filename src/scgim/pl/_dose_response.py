@@ -15,6 +15,7 @@ from scgim._docs import d
 from scgim.pl._cells import ControlScale, contexts, expression, has_cells, is_count_data, size_factors
 from scgim.pl._utils import (
     GREY,
+    LONGEST_LABEL,
     OKABE_ITO,
     PALE,
     axes_inches,
@@ -43,7 +44,6 @@ LEAST_EFFECT, LEAST_SHIFT = 0.25, 0.25
 # so many curves can be told apart, each with a colour and a dash of its own
 DASHES = ("-", "--", ":", "-.")
 MAX_CURVES = len(OKABE_ITO) * len(DASHES)
-LONGEST_LABEL = 24
 
 
 def hill_curve(doses: Any, emax: float, ec50: float, hill: float) -> Any:

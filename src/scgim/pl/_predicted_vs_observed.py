@@ -16,6 +16,7 @@ from scgim.pl._labels import place_labels
 from scgim.pl._utils import (
     GREY,
     INK,
+    LONGEST_LABEL,
     OKABE_ITO,
     PALE,
     despine,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 OBSERVED, PREDICTED = OKABE_ITO[0], OKABE_ITO[1]
 MAX_LABELS, MAX_CELLS = 8, 2000
-LONGEST_LABEL = 24
 NO_DOSE = -1.0
 
 

@@ -1,0 +1,45 @@
+"""A network of hidden expression is found through counting noise, or the user is told that it cannot be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import scvi
+from anndata import AnnData
+
+import scgim
+from scgim.model import GIM
+
+QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
+
+
+@pytest.mark.usefixtures("full_search")
+def test_network_is_found_through_counting_noise():
+    screen = scgim.data.simulate_screen(
+        n_genes=8, n_drugs=16, n_cells=150, mean_count=2.0, measurement="poisson", n_unseen_drugs=0, seed=0
+    )
+    true = np.asarray(screen.varp["true_adjacency"].todense()) != 0
+    off = ~np.eye(8, dtype=bool)
+    errors = {}
+    for measurement in ("direct", "latent"):
+        adata = screen.copy()
+        GIM.setup_anndata(adata, size_factor_key="size_factor")
+        scvi.settings.seed = 0
+        model = GIM(adata, measurement=measurement)
+        model.train(5, **QUIET)
+        errors[measurement] = int(((model.get_adjacency().to_numpy() > 0.5) != true)[off].sum())
+    targets = model.get_targets().groupby("perturbation").first()
+    assert errors["latent"] <= 2 < errors["direct"]
+    assert ((targets > 0.5) == (screen.varm["true_targets"].T > 0).loc[targets.index]).to_numpy().mean() > 0.9
+
+
+def test_too_few_counts_are_an_error():
+    names = np.repeat(["control", "a", "b"], 4)
+    cells = [f"cell_{i}" for i in range(12)]
+    obs = pd.DataFrame({"perturbation": names, "dosage": np.where(names == "control", 0.0, 1.0)}, cells)
+    adata = AnnData(np.tile(np.eye(4, dtype=np.float32), (3, 1)), obs, pd.DataFrame(index=list("wxyz")))
+    GIM.setup_anndata(adata, drug_embedding_key=None)
+    message = "works from the moments of pairs of genes.*worth 0 cells.*use `measurement='direct'`"
+    with pytest.raises(ValueError, match=message):
+        GIM(adata, measurement="latent").train(**QUIET)
