@@ -114,11 +114,17 @@ def test_boolean_matrix_is_explained(adata):
 
 
 @pytest.mark.parametrize("make", [np.asarray, sparse.csr_matrix])
-def test_backed_is_explained_or_allowed(tmp_path, counts, make):
+def test_matrix_in_a_file_is_explained_or_allowed(tmp_path, counts, make):
     stored = backed(tmp_path, make(counts.astype(np.float32)))
-    with pytest.raises(ValueError, match=r"backed by the file .*`adata = adata.to_memory\(\)`"):
+    with pytest.raises(ValueError, match=r"`adata.X` lies in a file.*`adata = adata.to_memory\(\)`"):
         validation.check_matrix_type(stored)
-    validation.check_matrix_type(stored, allow_backed=True)
+    validation.check_matrix_type(stored, allow_stored=True)
+
+
+def test_columns_in_a_file_are_explained(tmp_path, counts):
+    stored = backed(tmp_path, sparse.csc_matrix(counts.astype(np.float32)))
+    with pytest.raises(ValueError, match=r"column by column.*`adata = adata.to_memory\(\)`.*csr_matrix"):
+        validation.check_matrix_type(stored, allow_stored=True)
 
 
 # values

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -218,14 +217,6 @@ def test_size_factors_must_be_positive(adata, value):
 def test_views_are_explained(adata):
     with pytest.raises(ValueError, match=r"view.*adata\.copy\(\)"):
         GIM.setup_anndata(adata[:100])
-
-
-def test_backed_data_are_explained(adata, tmp_path):
-    adata.write_h5ad(tmp_path / "screen.h5ad")
-    backed = anndata.read_h5ad(tmp_path / "screen.h5ad", backed="r")
-    with pytest.raises(ValueError, match=r"backed.*to_memory\(\)"):
-        GIM.setup_anndata(backed)
-    backed.file.close()
 
 
 def test_sparse_arrays_are_explained(adata):

@@ -5,25 +5,33 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import zarr
+from anndata.io import sparse_dataset, write_elem
 from scipy import sparse
 
+from scgim._stored import StoredMatrix
 from scgim.train import BatchLoader, Cells, CellsDataModule
-from scgim.train._data import split_cells
+from scgim.train._data import Shard, split_cells
 
 N = 23
 
 
-@pytest.fixture(params=["dense", "csr"])
+@pytest.fixture(params=["dense", "csr", "file"])
 def cells(request) -> Cells:
     rng = np.random.default_rng(0)
     x = rng.poisson(2.0, (N, 4))
-    x = sparse.csr_matrix(x) if request.param == "csr" else x
+    if request.param == "csr":
+        x = sparse.csr_matrix(x)
+    elif request.param == "file":
+        group = zarr.group(zarr_format=2)
+        write_elem(group, "X", sparse.csr_matrix(x))
+        x = StoredMatrix(sparse_dataset(group["X"]))
     covariates = rng.normal(size=(N, 2)).astype(np.float32)
     return Cells(x, np.arange(N) % 3, covariates, np.log(np.arange(1, N + 1)).astype(np.float32))
 
 
 def dense(x) -> np.ndarray:
-    return x.toarray() if sparse.issparse(x) else x
+    return x.toarray() if sparse.issparse(x) else np.asarray(x)
 
 
 def gather(loader: BatchLoader) -> dict[str, np.ndarray]:
@@ -46,7 +54,12 @@ def test_all_cells_come_in_order(cells, batch_size, keep_dense, monkeypatch):
     assert found["context"].dtype == np.int64
 
 
-def test_shuffling_keeps_rows_together_and_differs_between_epochs(cells):
+@pytest.mark.parametrize("keep_dense", [True, False])
+def test_shuffling_keeps_rows_together_and_differs_between_epochs(cells, keep_dense, monkeypatch):
+    if not keep_dense:
+        monkeypatch.setattr("scgim.train._data._DENSE_BYTES", 0)
+        monkeypatch.setattr("scgim.train._data._AHEAD", 2)
+        monkeypatch.setattr("scgim.train._data._BLOCK", 3)
     torch.manual_seed(0)
     loader = BatchLoader(cells, 6, shuffle=True)
     a, b = gather(loader), gather(loader)
@@ -56,6 +69,45 @@ def test_shuffling_keeps_rows_together_and_differs_between_epochs(cells):
         np.testing.assert_array_equal(np.sort(order), np.arange(N))
         np.testing.assert_array_equal(epoch["x"], dense(cells.x)[order])
         np.testing.assert_array_equal(epoch["context"], cells.context[order])
+
+
+def test_cells_of_a_file_are_read_a_few_minibatches_at_a_time(monkeypatch):
+    monkeypatch.setattr("scgim.train._data._DENSE_BYTES", 0)
+    read = []
+
+    class Recording(StoredMatrix):
+        def __getitem__(self, index):
+            return Recording(self.matrix, self.rows[index])
+
+        def read(self):
+            read.append(len(self.rows))
+            return super().read()
+
+    x = np.arange(400.0).reshape(200, 2)
+    nothing = np.zeros((200, 0), dtype=np.float32)
+    cells = Cells(Recording(x), np.zeros(200, dtype=np.int64), nothing, np.zeros(200, dtype=np.float32))
+    batches = iter(BatchLoader(cells, 4, shuffle=True))
+    first = next(batches)["x"]
+    assert len(first) == 4
+    rest = torch.cat([batch["x"] for batch in batches])
+    np.testing.assert_array_equal(np.sort(torch.cat([first, rest])[:, 0]), x[:, 0])
+    assert read == [64, 64, 64, 8]
+    assert not np.array_equal(rest[:, 0], x[4:, 0])
+
+
+@pytest.mark.parametrize("keep_dense", [True, False])
+@pytest.mark.parametrize("batch_size", [4, 7, 22])
+def test_processes_share_every_minibatch(cells, batch_size, keep_dense, monkeypatch):
+    if not keep_dense:
+        monkeypatch.setattr("scgim.train._data._DENSE_BYTES", 0)
+    whole = [b["x"] for b in BatchLoader(cells, batch_size, shuffle=False)]
+    parts = [list(BatchLoader(cells, batch_size, False, Shard(k, 2))) for k in range(2)]
+    loader = BatchLoader(cells, batch_size, False, Shard(0, 2))
+    assert len(loader) == len(parts[0]) == len(parts[1])
+    assert len(whole) - len(loader) == (len(whole[-1]) < 2)  # a last one that does not go round is left out
+    for all_cells, first, second in zip(whole, *parts, strict=False):
+        np.testing.assert_array_equal(all_cells[::2], first["x"])
+        np.testing.assert_array_equal(all_cells[1::2], second["x"])
 
 
 def test_data_module_serves_its_parts(cells):

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from anndata.abc import CSCDataset
 from scipy import sparse
 
+from scgim._stored import is_stored
 from scgim._validation._messages import check_key, quote_some
 
 if TYPE_CHECKING:
@@ -20,20 +22,26 @@ _SPARSE_MATRICES = (sparse.csr_matrix, sparse.csc_matrix)
 _SPARSE_ARRAYS = (sparse.csr_array, sparse.csc_array)
 
 
-def check_matrix_type(adata: AnnData, layer: str | None = None, *, allow_backed: bool = False) -> None:
-    """Raise when the matrix to be modelled is of a kind that scvi-tools cannot load, and say how to convert it."""
+def check_matrix_type(adata: AnnData, layer: str | None = None, *, allow_stored: bool = False) -> None:
+    """Raise when the matrix to be modelled is of a kind that cannot be read, and say how to convert it.
+
+    With `allow_stored` it may lie in a file, if rows can be read from it.
+    """
     if adata.is_view:
         raise ValueError("`adata` is a view of another AnnData. Make it an object of its own: `adata = adata.copy()`.")
     if layer is not None:
         check_key(layer, adata.layers.keys(), where="adata.layers", argument="layer")
-    if layer is None and adata.isbacked:
-        if allow_backed:
-            return
-        raise ValueError(
-            f"`adata` is backed by the file {str(adata.filename)!r}. Load it first: `adata = adata.to_memory()`."
-        )
     X = adata.X if layer is None else adata.layers[layer]
     where = matrix_name(layer)
+    if is_stored(X):
+        if allow_stored:
+            return
+        raise ValueError(f"`{where}` lies in a file. Load it first: `adata = adata.to_memory()`.")
+    if isinstance(X, CSCDataset):
+        raise ValueError(
+            f"`{where}` lies in a file column by column, so that cells cannot be read from it. Load it, "
+            "`adata = adata.to_memory()`, or write it again as a `scipy.sparse.csr_matrix`."
+        )
     if X is None:
         raise ValueError(f"`{where}` is empty. Put raw counts there or name the layer that has them: `layer=...`.")
     if isinstance(X, _SPARSE_ARRAYS):

@@ -19,6 +19,7 @@ from scvi.data.fields import (
 from scvi.model.base import BaseModelClass, PyroSviTrainMixin
 
 from scgim._constants import REGISTRY
+from scgim._stored import StoredMatrix, is_stored
 from scgim._validation import (
     check_continuous,
     check_counts,
@@ -201,7 +202,8 @@ class GIM(
         Parameters
         ----------
         adata
-            Cells x genes. Raw counts (for `likelihood="normal"`, continuous values), dense or CSR/CSC.
+            Cells x genes. Raw counts (for `likelihood="normal"`, continuous values), dense or CSR/CSC, or in a file of
+            which it reads the cells as needed (`anndata.read_h5ad(path, backed="r")`, or zarr; dense or CSR).
         perturbation_key
             Column of `obs` with the drug of each cell.
         control
@@ -231,7 +233,7 @@ class GIM(
             Values, design or features cannot be used; the message says what was found and what to do.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
-        check_matrix_type(adata, layer)
+        check_matrix_type(adata, layer, allow_stored=True)
         values = adata.X if layer is None else adata.layers[layer]
         check_nonempty(values, adata.var_names, adata.obs_names, where=matrix_name(layer))
         if "source_registry" in kwargs:  # of the model to be loaded
@@ -291,7 +293,7 @@ class GIM(
         if adata is not self.adata:
             if adata.is_view:
                 adata = adata.copy()
-            check_matrix_type(adata, self._setup_args["layer"])
+            check_matrix_type(adata, self._setup_args["layer"], allow_stored=True)
             self._check_values(adata)
             self._covariates.encode(adata.obs)
         return self._validate_anndata(adata)
@@ -306,6 +308,7 @@ class GIM(
         """Values, contexts, covariates and size factors of registered data, relative to the training data if not those."""
         manager = self.get_anndata_manager(adata, required=True)
         x = manager.get_from_registry(REGISTRY_KEYS.X_KEY)
+        x = StoredMatrix(x) if is_stored(x) else x
         context = np.asarray(manager.get_from_registry(REGISTRY.CONTEXT), dtype=np.int64).ravel()
         key = self._setup_args["size_factor_key"]
         if self._likelihood == "normal":

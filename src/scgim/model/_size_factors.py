@@ -11,20 +11,21 @@ from scipy import sparse
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from scgim._stored import StoredMatrix
+
 logger = logging.getLogger(__name__)
 
 _MIN_COMMON_VARIANCE = 0.01  # a spread of library sizes of about 10 %
 _MAX_CELLS, _MAX_GENES = 4000, 300
 
 
-def common_variance(counts: NDArray | sparse.spmatrix) -> float:
+def common_variance(counts: NDArray | sparse.spmatrix | StoredMatrix) -> float:
     """Variance of the log library size that the counts of control cells betray.
 
     Any two genes of a cell share its library size, so log(E[x_i x_j] / (E x_i E x_j)) holds its variance for each pair;
     what the network adds has either sign and few pairs, so the median over pairs leaves it out.
     """
-    top = counts[:_MAX_CELLS]
-    x = np.asarray(top.toarray() if sparse.issparse(top) else top, dtype=np.float64)  # type: ignore[union-attr]
+    x = np.asarray(counts.toarray() if sparse.issparse(counts) else counts, dtype=np.float64)  # type: ignore[union-attr]
     mean = x.mean(0)
     best = np.argsort(-mean)[:_MAX_GENES]
     best = best[mean[best] > 0]
@@ -36,17 +37,19 @@ def common_variance(counts: NDArray | sparse.spmatrix) -> float:
     return float(np.median(np.log(np.maximum(pairs, 1e-3))))
 
 
-def total_counts(counts: NDArray | sparse.csr_matrix) -> NDArray[np.float64]:
+def total_counts(counts: NDArray | sparse.csr_matrix | StoredMatrix) -> NDArray[np.float64]:
     """Counts of each cell over the given genes, at least 1."""
     return np.maximum(np.asarray(counts.sum(1), dtype=np.float64).ravel(), 1.0)
 
 
-def estimate_size_factors(counts: NDArray | sparse.csr_matrix, controls: NDArray[np.bool_]) -> NDArray[np.float64]:
+def estimate_size_factors(
+    counts: NDArray | sparse.csr_matrix | StoredMatrix, controls: NDArray[np.bool_]
+) -> NDArray[np.float64]:
     """Totals over genes relative to their mean, or ones where cells do not differ in depth.
 
     Totals over a small panel hold biology too, so they are used only where control cells show a common scale.
     """
-    variance = common_variance(counts[np.flatnonzero(controls)])
+    variance = common_variance(counts[np.flatnonzero(controls)[:_MAX_CELLS]])
     if variance < _MIN_COMMON_VARIANCE:
         logger.info("Cells do not differ in depth (common variance %.4f): size factors are 1.", variance)
         return np.ones(counts.shape[0])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
@@ -11,12 +13,16 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from scgim._stored import StoredMatrix
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
 _DENSE_BYTES = 2**30  # counts smaller than this when dense are kept dense; larger ones a minibatch at a time
+_AHEAD = 16  # minibatches that are read from a file in one go
+_BLOCK = 64  # neighbouring cells that stay together when a file is read in random order, until those read are shuffled
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class Cells:
     Parameters
     ----------
     x
-        Values, shape (N, d), dense or CSR.
+        Values, shape (N, d), dense, CSR or in a file.
     context
         Context code of each cell, -1 where the context was not measured in training, shape (N,).
     covariates
@@ -35,7 +41,7 @@ class Cells:
         Log size factors, shape (N,).
     """
 
-    x: NDArray | sparse.csr_matrix
+    x: NDArray | sparse.csr_matrix | StoredMatrix
     context: NDArray[np.int64]
     covariates: NDArray[np.float32]
     log_size: NDArray[np.float32]
@@ -48,50 +54,138 @@ class Cells:
         return Cells(self.x[index], self.context[index], self.covariates[index], self.log_size[index])
 
 
+class Shard(NamedTuple):
+    """The part of each minibatch that one of several processes works on."""
+
+    rank: int = 0
+    n: int = 1
+
+
 class BatchLoader:
     """Minibatches of cells, shuffled anew in each epoch if asked.
 
     A minibatch holds values `x` (B, d), codes `context` (B,), `covariates` (B, Q) and `log_size` (B, 1).
+
+    Values are dense in memory where they are few, on the GPU where they fit. Those of more cells come from the sparse matrix or
+    the file that has them; a file is read some minibatches ahead, and shuffled by blocks of neighbouring cells first.
 
     Parameters
     ----------
     cells
         The cells.
     batch_size
-        Cells per minibatch.
+        Cells per minibatch, over all processes.
     shuffle
         Draw a new order, from torch's global generator, at each pass.
+    shard
+        Which of several processes this is.
+    device
+        Where the cells go if they fit.
     """
 
-    def __init__(self, cells: Cells, batch_size: int, shuffle: bool):
-        self.n, self.batch_size, self.shuffle = len(cells), batch_size, shuffle
-        dense = cells.x.shape[0] * cells.x.shape[1] * 4 <= _DENSE_BYTES
-        x = cells.x.toarray() if dense and sparse.issparse(cells.x) else cells.x  # type: ignore[union-attr]
-        self.x = x if sparse.issparse(x) else torch.as_tensor(np.asarray(x, dtype=np.float32))
-        self.context = torch.as_tensor(cells.context)
-        self.covariates = torch.as_tensor(cells.covariates)
-        self.log_size = torch.as_tensor(cells.log_size)[:, None]
+    def __init__(
+        self,
+        cells: Cells,
+        batch_size: int,
+        shuffle: bool,
+        shard: Shard = Shard(),
+        device: torch.device | None = None,
+    ):
+        self.n, self.batch_size, self.shuffle, self.shard = len(cells), batch_size, shuffle, shard
+        self.device = device if device is not None and _has_room(device, cells.x.shape) else torch.device("cpu")
+        x: Any = cells.x
+        if self.device.type != "cpu" or _dense_bytes(x.shape) <= _DENSE_BYTES:
+            x = torch.cat([torch.as_tensor(block, device=self.device) for block in _dense_blocks(x)])
+        elif isinstance(x, np.ndarray):
+            x = torch.as_tensor(np.asarray(x, dtype=np.float32))
+        self.x: Tensor | sparse.csr_matrix | StoredMatrix = x
+        self.context = torch.as_tensor(cells.context, device=self.device)
+        self.covariates = torch.as_tensor(cells.covariates, device=self.device)
+        self.log_size = torch.as_tensor(cells.log_size, device=self.device)[:, None]
 
     def __len__(self) -> int:
-        return -(-self.n // self.batch_size)
+        whole, rest = divmod(self.n, self.batch_size)
+        return whole + (rest >= self.shard.n)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        order = torch.randperm(self.n) if self.shuffle else torch.arange(self.n)
-        yield from map(self.take, order.split(self.batch_size))
+        # a generator, so that the order is drawn when the first minibatch is asked for: a checkpoint may be restored before
+        batches = self._order().split(self.batch_size)
+        mine = [rows[self.shard.rank :: self.shard.n] for rows in batches if len(rows) >= self.shard.n]
+        yield from self._read_ahead(mine) if isinstance(self.x, StoredMatrix) else map(self.take, mine)
+
+    def _order(self) -> Tensor:
+        """Order of the cells in one pass, the same in all processes."""
+        if not self.shuffle:
+            return torch.arange(self.n)
+        generator = _common_generator() if self.shard.n > 1 else None
+        if not isinstance(self.x, StoredMatrix):
+            return torch.randperm(self.n, generator=generator)
+        blocks = torch.arange(self.n).split(_BLOCK)
+        order = torch.cat([blocks[k] for k in torch.randperm(len(blocks), generator=generator).tolist()])
+        parts = order.split(_AHEAD * self.batch_size)
+        return torch.cat([part[torch.randperm(len(part), generator=generator)] for part in parts])
 
     def take(self, rows: Tensor) -> dict[str, Tensor]:
         """Chosen cells as a minibatch."""
+        return self._batch(self._values(rows.to(self.device)), rows)
+
+    def _batch(self, x: Tensor, rows: Tensor) -> dict[str, Tensor]:
+        rows = rows.to(self.device)
         return {
-            "x": self._values(rows),
+            "x": x,
             "context": self.context[rows],
             "covariates": self.covariates[rows],
             "log_size": self.log_size[rows],
         }
 
     def _values(self, rows: Tensor) -> Tensor:
-        if isinstance(self.x, Tensor):
-            return self.x[rows]
-        return torch.as_tensor(self.x[rows.numpy()].toarray(), dtype=torch.float32)
+        return self.x[rows] if isinstance(self.x, Tensor) else _tensor(self.x[rows.numpy()])
+
+    def _read_ahead(self, batches: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:
+        """Minibatches from a file; while some are worked on, the next are read."""
+        groups = [batches[i : i + _AHEAD] for i in range(0, len(batches), _AHEAD)]
+
+        def read(group: Sequence[Tensor]) -> Any:
+            return self.x[torch.cat(tuple(group)).numpy()].read()  # type: ignore[union-attr]
+
+        with ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(read, groups[0])
+            for group, following in zip_longest(groups, groups[1:]):
+                values = coming.result()
+                if following is not None:
+                    coming = pool.submit(read, following)
+                start = 0
+                for rows in group:
+                    yield self._batch(_tensor(values[start : start + len(rows)]), rows)
+                    start += len(rows)
+
+
+def _tensor(values: Any) -> Tensor:
+    """A matrix as a dense tensor of single precision."""
+    values = np.asarray(values) if isinstance(values, StoredMatrix) else values
+    return torch.as_tensor(np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=np.float32))
+
+
+def _dense_blocks(x: Any) -> Iterator[Tensor]:
+    """All rows of a matrix, some at a time, as dense tensors."""
+    step = max(1, _DENSE_BYTES // 8 // (4 * x.shape[1]))
+    return (_tensor(x[start : start + step]) for start in range(0, max(1, x.shape[0]), step))
+
+
+def _dense_bytes(shape: tuple[int, int]) -> int:
+    return 4 * shape[0] * shape[1]
+
+
+def _has_room(device: torch.device, shape: tuple[int, int]) -> bool:
+    """Whether the cells take less than half of what is free on a GPU."""
+    return device.type == "cuda" and 2 * _dense_bytes(shape) <= torch.cuda.mem_get_info(device)[0]
+
+
+def _common_generator() -> torch.Generator:
+    """Random numbers that are the same in all processes, seeded by those of the first."""
+    seed = [int(torch.randint(2**31, ()))]
+    torch.distributed.broadcast_object_list(seed, src=0)
+    return torch.Generator().manual_seed(seed[0])
 
 
 class CellsDataModule(pl.LightningDataModule):
@@ -125,13 +219,20 @@ class CellsDataModule(pl.LightningDataModule):
         return len(self.val_idx)
 
     def setup(self, stage: str | None = None) -> None:
-        """Nothing to prepare: the cells are in memory."""
+        """Nothing to prepare: the cells are at hand."""
 
     def train_dataloader(self) -> BatchLoader:
-        return BatchLoader(self.cells.take(self.train_idx), self.batch_size, shuffle=True)
+        shard = Shard() if self.trainer is None else Shard(self.trainer.global_rank, self.trainer.world_size)
+        return BatchLoader(self.cells.take(self.train_idx), self.batch_size, True, shard, self._device)
 
     def val_dataloader(self) -> BatchLoader | list:
-        return BatchLoader(self.cells.take(self.val_idx), self.batch_size, shuffle=False) if self.n_val else []
+        """All processes see all validation cells, and so stop together."""
+        cells = self.cells.take(self.val_idx)
+        return BatchLoader(cells, self.batch_size, shuffle=False, device=self._device) if self.n_val else []
+
+    @property
+    def _device(self) -> torch.device | None:
+        return None if self.trainer is None else self.trainer.strategy.root_device
 
 
 def split_cells(

@@ -103,9 +103,9 @@ class GIMTrainingPlan(LowLevelPyroTrainingPlan):
     def on_train_epoch_end(self) -> None:
         n_batches = self.trainer.num_training_batches
         terms = {name: term / n_batches / self.n_obs_training for name, term in self._terms.items()}
-        self.log("elbo_train", -sum(terms.values()), prog_bar=True)
-        self.log_dict(terms)
-        self.log("learning_rate", self.optimizers().param_groups[0]["lr"])
+        self.log("elbo_train", -sum(terms.values()), prog_bar=True, sync_dist=True)
+        self.log_dict(terms, sync_dist=True)
+        self.log("learning_rate", self.optimizers().param_groups[0]["lr"], sync_dist=True)
         self._terms = {}
 
     @torch.inference_mode()
@@ -121,7 +121,7 @@ class GIMTrainingPlan(LowLevelPyroTrainingPlan):
     def on_validation_epoch_end(self) -> None:
         if self._validation:
             total, n = (sum(v) for v in zip(*self._validation, strict=True))
-            self.log("elbo_validation", -total / n, prog_bar=True)
+            self.log("elbo_validation", -total / n, prog_bar=True, sync_dist=True)
         self._validation = []
 
     def configure_optimizers(self):

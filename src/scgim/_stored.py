@@ -1,0 +1,80 @@
+"""A matrix that stays in its file, of which rows are read as they are needed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from anndata.abc import CSRDataset
+from anndata.compat import H5Array, ZarrArray
+from scipy import sparse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import DTypeLike, NDArray
+
+_MAX_GAP = 32  # rows: reading these too costs less than to ask a second time
+_BLOCK_VALUES = 2**24  # values of a matrix, counting zeros, that are read in one go
+
+
+def is_stored(matrix: Any) -> bool:
+    """Whether a matrix is one in a file that rows can be read from: HDF5 or zarr, dense or CSR."""
+    return isinstance(matrix, (CSRDataset, H5Array, ZarrArray))
+
+
+class StoredMatrix:
+    """Rows of a matrix in a file.
+
+    Parameters
+    ----------
+    matrix
+        What :func:`anndata.io.sparse_dataset` or `AnnData.X` of a backed file returns.
+    rows
+        Those to keep, in this order; None for all.
+    """
+
+    def __init__(self, matrix: Any, rows: NDArray[np.int64] | None = None):
+        self.matrix = matrix
+        self.rows = np.arange(matrix.shape[0]) if rows is None else rows
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.rows), self.matrix.shape[1]
+
+    def __getitem__(self, index: NDArray[np.int64] | slice) -> StoredMatrix:
+        """Fewer rows, not read yet."""
+        return StoredMatrix(self.matrix, self.rows[index])
+
+    def read(self) -> Any:
+        """The rows in memory, an array or a CSR matrix; those that lie together in the file are read together."""
+        order = np.argsort(self.rows, kind="stable")
+        sorted_rows = self.rows[order]
+        parts = []
+        for run in np.split(sorted_rows, np.flatnonzero(np.diff(sorted_rows) > _MAX_GAP) + 1):
+            if len(run):
+                parts.append(self.matrix[int(run[0]) : int(run[-1]) + 1][run - run[0]])
+        if not parts:
+            return np.zeros(self.shape)
+        back = np.argsort(order, kind="stable")
+        whole = sparse.vstack(parts, format="csr") if sparse.issparse(parts[0]) else np.concatenate(parts)
+        return whole[back]
+
+    def blocks(self) -> Iterator[Any]:
+        """All rows in order, a block at a time."""
+        step = max(1, _BLOCK_VALUES // max(1, self.shape[1]))
+        for start in range(0, len(self.rows), step):
+            yield self[slice(start, start + step)].read()
+
+    def sum(self, axis: int | None = None) -> Any:
+        """Sum over genes (`axis=1`), shape (N,), or over all values."""
+        if axis not in (None, 1):
+            raise ValueError(f"`axis` must be 1 or None, found {axis!r}.")
+        sums = [np.asarray(block.sum(1), dtype=np.float64).ravel() for block in self.blocks()]
+        by_row = np.concatenate(sums) if sums else np.zeros(0)
+        return by_row if axis == 1 else by_row.sum()
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray:
+        """All rows as a dense array."""
+        values = self.read()
+        return np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=dtype)
