@@ -1,0 +1,109 @@
+"""What one fit costs: seconds of its parts, peak memory, and prediction."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import anndata
+import scvi
+from benchmarks import common
+from benchmarks._worlds import _QUICK_SIMULATOR, simulate
+from scipy import sparse
+
+import scgim
+from benchmarks.scale import arithmetic
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from anndata import AnnData
+    from benchmarks._worlds import Job, Place
+
+_PARTS = {"_find_graph": "search", "_fit": "descent", "_settle": "inference"}
+_STORED_CELLS = 100_000  # of them a stored screen is made, written again and again
+_STORED_EPOCHS = 1
+
+
+def screen_file(job: Job, place: Place) -> Path:
+    """File of the screen of a job, made if it is not there yet, without compression."""
+    options = {**job.world, **(_QUICK_SIMULATOR if place.quick else {})}
+    copies = max(1, int(job.labels.get("cells", 0)) // _STORED_CELLS) if "counts" in job.labels else 1
+    name = "-".join(f"{key}={value}" for key, value in sorted({**options, "seed": job.seed, "copies": copies}.items()))
+    path = place.work / "data" / f"{name}.h5ad"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        adata = simulate("count", seed=job.seed, **options)
+        adata.X = sparse.csr_matrix(adata.X)
+        if copies > 1:
+            adata = anndata.concat([adata] * copies, uns_merge="first", index_unique="-")
+        unfinished = path.with_suffix(".part")
+        adata.write_h5ad(unfinished)
+        unfinished.replace(path)
+    return path
+
+
+def measure(job: Job, place: Place) -> list[dict[str, float]]:
+    """Cost of one fit."""
+    path = screen_file(job, place)
+    in_file = job.labels.get("counts") == "in the file"
+    adata = anndata.read_h5ad(path, backed="r" if in_file else None)
+    return [fit_cost(job, adata, place)]
+
+
+def measure_steps(job: Job, place: Place) -> list[dict[str, float]]:
+    """Seconds of a step of training, of its bare arithmetic, and of epochs of scGIM and SCVI."""
+    return [arithmetic.compare(anndata.read_h5ad(screen_file(job, place)), job.seed, quick=place.quick)]
+
+
+def fit_cost(job: Job, adata: AnnData, place: Place) -> dict[str, float]:
+    """Seconds of a fit and its parts, its peak memory beyond what was in use before it, and seconds of prediction."""
+    known = adata.obs["split"].astype(str).to_numpy() == "train"
+    train = adata if known.all() else adata[known].copy()
+    start_memory = common.peak_memory_mb()
+    scvi.settings.seed = job.seed
+    cpu, wall = time.process_time(), time.perf_counter()
+    scgim.model.GIM.setup_anndata(train, size_factor_key="size_factor")
+    model = scgim.model.GIM(train)
+    epochs = _STORED_EPOCHS if "counts" in job.labels or place.quick else None
+    with _timed_parts(model) as parts:
+        model.train(epochs, accelerator="cpu", enable_progress_bar=False)
+    row = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall, **parts}
+    row |= {"memory_mb": common.peak_memory_mb(), "memory_before_mb": start_memory, "n_cells": train.n_obs}
+    new = adata.uns["drug_embedding"].drop(index=model.perturbations)
+    if len(new):
+        start = time.process_time()
+        model.predict_mean(new)
+        row["first_prediction"] = time.process_time() - start
+        start = time.process_time()
+        model.predict(new, n_samples=100, seed=0)
+        row["prediction"] = time.process_time() - start
+    return row
+
+
+@contextmanager
+def _timed_parts(model: scgim.model.GIM) -> Iterator[dict[str, float]]:
+    """CPU seconds of the parts of training."""
+    parts = dict.fromkeys(_PARTS.values(), 0.0)
+
+    def timed(name: str, part: str) -> None:
+        method = getattr(model, name)
+
+        def call(*args, **kwargs):
+            start = time.process_time()
+            try:
+                return method(*args, **kwargs)
+            finally:
+                parts[part] += time.process_time() - start
+
+        setattr(model, name, call)
+
+    for name, part in _PARTS.items():
+        timed(name, part)
+    try:
+        yield parts
+    finally:
+        for name in _PARTS:
+            delattr(model, name)

@@ -1,0 +1,101 @@
+"""Tables and figures of what fits cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from benchmarks._figures import curves
+from benchmarks._records import goal, mean_and_spread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_PARTS = {"search": "of these, search", "descent": "descent", "inference": "inference"}
+_COST = {"cpu": "CPU s", **_PARTS, "wall": "wall-clock s", "memory_mb": "peak MB"}
+_PREDICTION = {"first_prediction": "s to fit the generator", "prediction": "s to predict 100 drugs"}
+_STEPS = {
+    "step": "s a step",
+    "floor": "s of bare arithmetic",
+    "ratio": "ratio",
+    "epoch": "s an epoch",
+    "scvi_epoch": "s of SCVI, batch 1,024",
+    "scvi_epoch_default": "s of SCVI, batch 128",
+    "ratio_scvi": "epoch over SCVI's",
+}
+_COLUMNS = {
+    "cells": (("cells",), _COST),
+    "genes": (("genes",), _COST),
+    "contexts": (("drugs", "contexts"), _COST),
+    "features": (("features",), _COST | _PREDICTION),
+    "library": (("drugs",), _COST | _PREDICTION),
+    "stored": (("cells", "counts"), {"memory_before_mb": "MB before", **_COST}),
+    "steps": (("genes",), _STEPS),
+}
+
+
+def tables(suite: str, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Tables of a suite by name."""
+    by, columns = _COLUMNS[suite]
+    found = {f"scale-{suite}": mean_and_spread(frame.sort_values(by[0], kind="stable"), by, columns)}
+    if suite in _GOALS:
+        found[f"scale-{suite}-goals"] = pd.DataFrame(_GOALS[suite](frame))
+    return found
+
+
+def exponents(suite: str, frame: pd.DataFrame) -> str:
+    """Sentence with the fitted exponents of cost."""
+    by = _COLUMNS[suite][0][0]
+    names = ["cpu", *_PARTS, *_PREDICTION, "memory_mb"]
+    headings = _COST | _PREDICTION
+    x = frame[by].to_numpy(float)
+    if len(np.unique(x)) < 3 or "cpu" not in frame:
+        return ""
+    found = [
+        f"{headings[name].removeprefix('of these, ')} {slope(x, frame[name].to_numpy(float)):.2f}"
+        for name in names
+        if name in frame and frame[name].notna().all()
+    ]
+    return f"Exponents of {by}, by least squares of the logarithms: {', '.join(found)}."
+
+
+def slope(x: np.ndarray, y: np.ndarray) -> float:
+    """Exponent of y in x."""
+    return float(np.polyfit(np.log(x), np.log(np.maximum(y, 1e-2)), 1)[0])
+
+
+def figure(suite: str, frame: pd.DataFrame) -> str:
+    """Curves of time and memory; Markdown that shows them."""
+    by = _COLUMNS[suite][0][0]
+    scores = {"cpu": "CPU seconds", "memory_mb": "peak memory, MB"}
+    return curves(frame.assign(fit="scGIM"), by, scores, "fit", f"scale-{suite}", log_y=tuple(scores))
+
+
+def _cells_goals(frame: pd.DataFrame) -> list[dict]:
+    part = frame[frame["cells"] == 100_000]
+    return [
+        goal("100,000 cells: minutes", part["wall"].max() / 60, 5, at_least=False),
+        goal("100,000 cells: peak memory, GB", part["memory_mb"].max() / 1000, 3, at_least=False),
+    ]
+
+
+def _genes_goals(frame: pd.DataFrame) -> list[dict]:
+    part = frame[frame["genes"] == 1000]
+    return [goal("1,000 genes: minutes", part["wall"].max() / 60, 15, at_least=False)]
+
+
+def _steps_goals(frame: pd.DataFrame) -> list[dict]:
+    part = frame[frame["genes"] == 200]
+    rows = [goal("200 genes: epoch over SCVI's", part["ratio_scvi"].max(), 1.0, at_least=False)]
+    for n, part in frame.groupby("genes"):
+        rows.append(goal(f"{n} genes: step over bare arithmetic", part["ratio"].max(), 1.5, at_least=False))
+    return rows
+
+
+_GOALS: dict[str, Callable[[pd.DataFrame], list[dict]]] = {
+    "cells": _cells_goals,
+    "genes": _genes_goals,
+    "steps": _steps_goals,
+}
+FIGURES = ("cells", "genes")
