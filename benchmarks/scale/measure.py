@@ -10,10 +10,10 @@ import anndata
 import scvi
 from benchmarks import common
 from benchmarks._worlds import _QUICK_SIMULATOR, simulate
+from benchmarks.scale import arithmetic
 from scipy import sparse
 
 import scgim
-from benchmarks.scale import arithmetic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

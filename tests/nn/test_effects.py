@@ -169,7 +169,26 @@ def test_background_follows_its_own_curve(flat):
     grid = CurveGrid.over(float(log_dosage[0]), float(log_dosage[-1]))
     height = torch.tensor([1.0, -2.0, 0.5, 0.0], dtype=torch.float64)
     curve = torch.ones(5) if flat else hill_curve(log_dosage, torch.tensor(0.0), torch.tensor(2.0))
-    found, log_ec50, exponent = _background(curve[:, None] * height, log_dosage, grid)
+    programme = (curve[:, None] * height)[None]
+    found, log_ec50, exponent = (field[0] for field in _background(programme, log_dosage[None], grid))
     np.testing.assert_allclose(
         hill_curve(log_dosage[:, None], log_ec50, exponent) * found, curve[:, None] * height, atol=0.05
     )
+
+
+def test_perturbations_of_different_numbers_of_contexts_do_not_depend_on_each_other(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    group = torch.tensor([2, 0, 1, 1, 3, 2, 2, 0, 3])
+    shift = torch.randn(9, 6, generator=generator, dtype=torch.float64)
+    log_dosage = torch.randn(9, generator=generator, dtype=torch.float64)
+    grid, prior = CurveGrid.over(-1.0, 1.0), ShiftPrior(0.1, 1.0, 0.01)
+    arguments = (torch.full_like(shift, 50.0), group, log_dosage, grid, prior)
+    together, prior_together = estimate_interventions(shift, *arguments)
+    monkeypatch.setattr("scgim.nn._effects._BLOCK_VALUES", 1)
+    apart, prior_apart = estimate_interventions(shift, *arguments)
+    assert prior_together.slab_var == pytest.approx(prior_apart.slab_var)
+    for name, values in vars(together).items():
+        torch.testing.assert_close(values, getattr(apart, name), msg=name)
+    renamed = torch.tensor([1, 3, 0, 2])  # perturbation 0 is now called 1, and so on
+    found, _ = estimate_interventions(shift, arguments[0], renamed[group], *arguments[2:])
+    torch.testing.assert_close(found.emax[renamed], together.emax)

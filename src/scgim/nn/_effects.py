@@ -24,6 +24,7 @@ _MAX_PROGRAMMES = 4
 _MIN_GENES = 5.0  # effective number of genes of a programme; fewer are shared targets
 _MARGIN = 10.0  # nats
 _MAX_LOG_ODDS = 12.0
+_BLOCK_VALUES = 2**21
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,9 @@ def estimate_interventions(
         Prior to start from, on the scale of the effects.
     """
     shift, variance = shift.double(), 1 / information.double().clamp_min(1e-6)
-    rows = [torch.nonzero(group == u)[:, 0] for u in range(int(group.max()) + 1)]
-    curves = grid.coarse().values(log_dosage.double())  # (K, S)
-    data = (shift, variance, group, rows, curves, grid.coarse(), prior)
+    coarse = grid.coarse()
+    curves = coarse.values(log_dosage.double())  # (K, S)
+    data = (shift, variance, group, _blocks(group, shift.shape[1] * curves.shape[1]), curves, coarse, prior)
     fit = _fit(*data, 0)
     for n_programmes in range(1, _MAX_PROGRAMMES + 1):
         trial = _fit(*data, n_programmes)
@@ -99,19 +100,35 @@ def estimate_interventions(
         fit = trial
     _, prior, programme = fit
     curves = grid.values(log_dosage.double())
+    odds = prior.target_log_odds(int(group.max()) + 1, torch.arange(shift.shape[1]))
+    blocks = _blocks(group, shift.shape[1] * curves.shape[1])
     parts = []
-    for r, odds in zip(rows, prior.target_log_odds(len(rows), torch.arange(shift.shape[1])), strict=True):
-        targets = _summarise(shift[r] - programme[r], variance[r], curves[r], grid, prior, odds)
-        shared = _background(programme[r], log_dosage[r].double(), grid)
-        parts.append(Interventions(*(field[None] for field in (*targets, *shared))))
-    return Interventions.stack(parts), prior
+    for units, rows in blocks:
+        targets = _summarise(shift[rows] - programme[rows], variance[rows], curves[rows], grid, prior, odds[units])
+        parts.append(Interventions(*(*targets, *_background(programme[rows], log_dosage[rows].double(), grid))))
+    order = torch.argsort(torch.cat([units for units, _ in blocks]))
+    return Interventions.stack(parts).rows(order), prior
 
 
-def _fit(shift, variance, group, rows, curves, grid: CurveGrid, prior: ShiftPrior, n_programmes: int):
+def _blocks(group: Tensor, values: int) -> list[tuple[Tensor, Tensor]]:
+    """Perturbations (G,) with as many contexts each, and their contexts (G, k); few enough to work on at once.
+
+    `values` is the number of values that each perturbation takes.
+    """
+    counts = torch.bincount(group)
+    rows = torch.argsort(group, stable=True).split(counts.tolist())
+    blocks = []
+    for k in torch.unique(counts).tolist():
+        for units in torch.nonzero(counts == k)[:, 0].split(max(1, _BLOCK_VALUES // values)):
+            blocks.append((units, torch.stack([rows[u] for u in units.tolist()])))
+    return blocks
+
+
+def _fit(shift, variance, group, blocks, curves, grid: CurveGrid, prior: ShiftPrior, n_programmes: int):
     """Evidence, prior and programmes (K, d) by expectation-maximisation; None if a programme is one of too few genes."""
     programme = torch.zeros_like(shift)
     if not n_programmes:
-        _, prior, evidence = _fit_prior(shift, variance, rows, curves, grid, prior, _MAX_ROUNDS)
+        _, prior, evidence = _fit_prior(shift, variance, blocks, curves, grid, prior, _MAX_ROUNDS)
         return evidence, prior, programme
     if min(shift.shape) <= n_programmes:
         return None
@@ -119,7 +136,7 @@ def _fit(shift, variance, group, rows, curves, grid: CurveGrid, prior: ShiftPrio
     noise = variance + prior.spike_var
     for _ in range(_MAX_ROUNDS):  # genes taken for targets at first are released as the programme explains them
         before, programme = programme, programme_of(shift, noise, loadings)
-        probs, prior, evidence = _fit_prior(shift - programme, variance, rows, curves, grid, prior, 1)
+        probs, prior, evidence = _fit_prior(shift - programme, variance, blocks, curves, grid, prior, 1)
         noise = variance + prior.spike_var + probs[group] * prior.slab_var
         loadings = update_loadings(shift, noise, loadings)
         if (programme - before).abs().max() < 1e-3:
@@ -129,36 +146,39 @@ def _fit(shift, variance, group, rows, curves, grid: CurveGrid, prior: ShiftPrio
     return evidence - price(shift, noise, loadings), prior, programme
 
 
-def _fit_prior(shift, variance, rows, curves, grid: CurveGrid, prior: ShiftPrior, max_rounds: int):
+def _fit_prior(shift, variance, blocks, curves, grid: CurveGrid, prior: ShiftPrior, max_rounds: int):
     """Target probabilities (U, d), the prior that fits them, and the log evidence before its last update."""
+    moments = shift.new_empty(4, sum(len(units) for units, _ in blocks), shift.shape[1])
     for _ in range(max_rounds):
-        odds = prior.target_log_odds(len(rows), torch.arange(shift.shape[1]))
-        moments = [_moments(shift, variance, r, curves, grid, prior, o) for r, o in zip(rows, odds, strict=True)]
-        target_probs, mean_square, misfit, evidence = (torch.stack([m[i] for m in moments]) for i in range(4))
+        odds = prior.target_log_odds(moments.shape[1], torch.arange(shift.shape[1]))
+        for units, rows in blocks:
+            found = _moments(shift[rows], variance[rows], curves[rows], grid, prior, odds[units])
+            moments[:, units] = torch.stack(found)
+        target_probs, mean_square, misfit, evidence = moments
         updated = _update(prior, target_probs, mean_square, misfit)
         change = abs(math.log(updated.slab_var / prior.slab_var)) + abs(updated.log_odds - prior.log_odds)
         change += abs(updated.spike_var - prior.spike_var) / (1e-4 + prior.spike_var)
         prior = updated
         if change < 0.02:
             break
-    return target_probs, prior, float(evidence.sum())
+    return target_probs.clone(), prior, float(evidence.sum())
 
 
 def _evidence(shift: Tensor, variance: Tensor, curves: Tensor, prior: ShiftPrior) -> tuple[Tensor, Tensor, Tensor]:
-    """Log evidence of each curve against none, and mean and variance of its height; each (d, S)."""
-    weight = 1 / (variance + prior.spike_var)  # (k, d)
-    precision = weight.T @ curves.square() + 1 / prior.slab_var
-    mean = ((weight * shift).T @ curves) / precision
+    """Log evidence of each curve against none, and mean and variance of its height; each (G, d, S)."""
+    weight = 1 / (variance + prior.spike_var)  # (G, k, d)
+    precision = weight.mT @ curves.square() + 1 / prior.slab_var
+    mean = ((weight * shift).mT @ curves) / precision
     log_evidence = 0.5 * mean.square() * precision - 0.5 * (precision * prior.slab_var).log()
     return log_evidence, mean, 1 / precision
 
 
-def _posterior(shift, variance, rows: Tensor, curves: Tensor, grid: CurveGrid, prior: ShiftPrior, odds: Tensor):
-    """Log odds of a target (d,), probability of each curve, mean and variance of its height, each (d, S)."""
-    log_evidence, mean, spread = _evidence(shift[rows], variance[rows], curves[rows], prior)
+def _posterior(shift, variance, curves: Tensor, grid: CurveGrid, prior: ShiftPrior, odds: Tensor):
+    """Log odds of a target (G, d), probability of each curve, mean and variance of its height, each (G, d, S)."""
+    log_evidence, mean, spread = _evidence(shift, variance, curves, prior)
     joint = log_evidence + grid.log_prior
-    total = joint.logsumexp(1)
-    return total + odds, (joint - total[:, None]).exp(), mean, spread
+    total = joint.logsumexp(-1)
+    return total + odds, (joint - total[..., None]).exp(), mean, spread
 
 
 def _tempered(log_odds: Tensor) -> Tensor:
@@ -167,14 +187,14 @@ def _tempered(log_odds: Tensor) -> Tensor:
     return torch.minimum(log_odds, torch.full_like(log_odds, _MAX_LOG_ODDS)) + torch.log1p(excess)
 
 
-def _moments(shift, variance, rows: Tensor, curves: Tensor, grid: CurveGrid, prior: ShiftPrior, odds: Tensor):
-    """Target probability, mean square of the height if target, mean misfit if not, log evidence; each (d,)."""
-    log_odds, weight, mean, spread = _posterior(shift, variance, rows, curves, grid, prior, odds)
-    misfit = (shift[rows].square() - variance[rows]).mean(0)
-    noise = variance[rows] + prior.spike_var
-    off = -0.5 * (shift[rows].square() / noise + noise.log()).sum(0)
+def _moments(shift, variance, curves: Tensor, grid: CurveGrid, prior: ShiftPrior, odds: Tensor) -> tuple[Tensor, ...]:
+    """Target probability, mean square of the height if target, mean misfit if not, log evidence; each (G, d)."""
+    log_odds, weight, mean, spread = _posterior(shift, variance, curves, grid, prior, odds)
+    misfit = (shift.square() - variance).mean(1)
+    noise = variance + prior.spike_var
+    off = -0.5 * (shift.square() / noise + noise.log()).sum(1)
     evidence = off + torch.nn.functional.softplus(log_odds) - torch.nn.functional.softplus(odds)
-    return torch.sigmoid(log_odds), (weight * (mean.square() + spread)).sum(1), misfit, evidence
+    return torch.sigmoid(log_odds), (weight * (mean.square() + spread)).sum(-1), misfit, evidence
 
 
 def _update(prior: ShiftPrior, target_probs: Tensor, mean_square: Tensor, misfit: Tensor) -> ShiftPrior:
@@ -190,37 +210,38 @@ def _update(prior: ShiftPrior, target_probs: Tensor, mean_square: Tensor, misfit
 
 
 def _summarise(shift, variance, curves, grid: CurveGrid, prior: ShiftPrior, odds: Tensor) -> tuple[Tensor, ...]:
-    """One perturbation: the curve of the grid that lies closest to the posterior mean curve, and its uncertainty."""
-    rows = torch.arange(len(shift))
-    log_odds, weight, mean, spread = _posterior(shift, variance, rows, curves, grid, prior, odds)
+    """The curve of the grid that lies closest to the posterior mean curve, and its uncertainty; each (G, d)."""
+    log_odds, weight, mean, spread = _posterior(shift, variance, curves, grid, prior, odds)
     probs = torch.sigmoid(_tempered(log_odds))
     low, high = float(grid.log_ec50.min()), float(grid.log_ec50.max())
     span = torch.linspace(low, high, 12 if high > low else 1, dtype=torch.float64).clamp_min(-20.0)
     shapes = grid.values(span)  # (m, S)
-    average = (weight * mean) @ shapes.T  # (d, m)
+    average = (weight * mean) @ shapes.T  # (G, d, m)
     norm = shapes.square().sum(0)  # (S,)
     height = average @ shapes / norm
     # the curve of a gene that is no target is unknown: the likeliest beforehand
-    best = torch.where(probs > 0.5, (height.square() * norm).argmax(1), grid.log_prior.argmax())
-    emax = height.gather(1, best[:, None])[:, 0]
+    best = torch.where(probs > 0.5, (height.square() * norm).argmax(-1), grid.log_prior.argmax())
+    emax = height.gather(-1, best[..., None])[..., 0]
     # spread of the effect where it was measured, carried to the height of the chosen curve
-    top = curves.max(0).values  # (S,)
-    effect = (weight * mean * top).sum(1)
-    square = (weight * (mean.square() + spread) * top.square()).sum(1)
-    emax_sd = (square - effect.square()).clamp_min(0.0).sqrt() / top[best].clamp_min(0.05)
+    top = curves.max(1).values  # (G, S)
+    effect = (weight * mean * top[:, None]).sum(-1)
+    square = (weight * (mean.square() + spread) * top[:, None].square()).sum(-1)
+    emax_sd = (square - effect.square()).clamp_min(0.0).sqrt() / top.gather(1, best).clamp_min(0.05)
     log_ec50_mean = weight @ grid.log_ec50
     log_ec50_sd = (weight @ grid.log_ec50.square() - log_ec50_mean.square()).clamp_min(0.0).sqrt()
     return (probs, emax, emax_sd, grid.log_ec50[best], log_ec50_sd, grid.exponent[best])
 
 
 def _background(programme: Tensor, log_dosage: Tensor, grid: CurveGrid) -> tuple[Tensor, Tensor, Tensor]:
-    """Height, log midpoint and exponent of the curve that is closest to what is shared (k, d), each (d,)."""
+    """Height, log midpoint and exponent of the curve that is closest to what is shared (G, k, d), each (G, d)."""
     flat = CurveGrid.flat()
     log_ec50, exponent = torch.cat([grid.log_ec50, flat.log_ec50]), torch.cat([grid.exponent, flat.exponent])
-    curves = hill_curve(log_dosage[:, None], log_ec50, exponent)  # (k, S)
-    height = programme.T @ curves / curves.square().sum(0).clamp_min(1e-12)  # (d, S)
-    explained = (height.square() * curves.square().sum(0)).sum(0)
+    curves = hill_curve(log_dosage[..., None], log_ec50, exponent)  # (G, k, S)
+    norm = curves.square().sum(1)[:, None]  # (G, 1, S)
+    height = programme.mT @ curves / norm.clamp_min(1e-12)  # (G, d, S)
+    explained = (height.square() * norm).sum(1)  # (G, S)
     usual = torch.cat([grid.log_prior.exp(), torch.zeros(1, dtype=torch.float64)])
-    best = (explained + 1e-6 * usual * explained.max()).argmax()
-    ones = torch.ones_like(height[:, best])
-    return height[:, best], log_ec50[best] * ones, exponent[best] * ones
+    best = (explained + 1e-6 * usual * explained.max(1, keepdim=True).values).argmax(1)  # (G,)
+    chosen = height.gather(-1, best[:, None, None].expand(-1, height.shape[1], 1))[..., 0]
+    ones = torch.ones_like(chosen)
+    return chosen, log_ec50[best, None] * ones, exponent[best, None] * ones

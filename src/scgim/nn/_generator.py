@@ -26,6 +26,7 @@ _N_GRID = 8
 _MAX_CURVES = 2
 _MAX_ACTIVE_GENES = 300
 _MAX_ROUNDS = 60
+_MAX_CHOOSING = 1000  # drugs
 _MIN_TARGET_PROB = 0.02  # of the likeliest drug; genes below it are never drawn as targets of a new drug
 
 
@@ -98,27 +99,38 @@ class KernelFit:
 
 
 def fit_kernel(kernel: DrugKernel, outputs: Tensor) -> KernelFit:
-    """Choose mixture, width and noise of the kernel by leaving one drug out (closed form)."""
-    return min(_kernel_fits(kernel, outputs), key=lambda fit: fit.loss)
+    """Choose mixture, width and noise of the kernel by leaving one drug out (closed form), and fit.
+
+    Of many drugs, a sample decides: what is chosen hardly depends on how many there are.
+    """
+    few = torch.randperm(len(outputs), generator=torch.Generator().manual_seed(0))[:_MAX_CHOOSING].sort().values
+    _, share, width, noise = min(_losses(kernel, outputs[few], few))
+    own = noise * torch.eye(len(outputs), dtype=torch.float64)
+    inverse = torch.linalg.inv(_mixture(kernel, slice(None), share, width) + own)
+    dual, precision = inverse @ outputs, inverse.diagonal()
+    errors, unit = dual / precision[:, None], float((1 / precision).mean())
+    scaled = errors * (precision * unit).sqrt()[:, None]
+    return KernelFit(share, width, noise, scaled, float(errors.square().sum()), inverse, dual, unit)
 
 
-def _kernel_fits(kernel: DrugKernel, outputs: Tensor) -> Iterator[KernelFit]:
-    """Fits for a grid of mixtures, widths and noises."""
+def _mixture(kernel: DrugKernel, rows: Tensor | slice, share: float, width: float) -> Tensor:
+    """Kernel between some of the measured drugs."""
+    linear, radial = kernel.parts(kernel.features[rows], width)
+    return ((1 - share) * linear + share * radial)[:, rows]
+
+
+def _losses(kernel: DrugKernel, outputs: Tensor, rows: Tensor) -> Iterator[tuple[float, float, float, float]]:
+    """Sum of the squared errors of drugs left out, by share of the radial kernel, its width and the noise."""
     for width in (0.3, 1.0, 3.0):
-        linear, radial = kernel.parts(kernel.features, width)
         for share in (0.0, 0.3, 0.7, 1.0):
             if share == 0.0 and width != 1.0:
                 continue
-            values, vectors = torch.linalg.eigh((1 - share) * linear + share * radial)
+            values, vectors = torch.linalg.eigh(_mixture(kernel, rows, share, width))
+            rotated, square = vectors.T @ outputs, vectors.square()
             for noise in 10.0 ** torch.arange(-3.0, 3.5, 0.5, dtype=torch.float64):
-                inverse = (vectors / (values.clamp_min(0) + noise)) @ vectors.T
-                dual = inverse @ outputs
-                precision = inverse.diagonal()
-                errors = dual / precision[:, None]
-                unit = float((1 / precision).mean())
-                scaled = errors * (precision * unit).sqrt()[:, None]
-                loss = float(errors.square().sum())
-                yield KernelFit(share, width, float(noise), scaled, loss, inverse, dual, unit)
+                weight = 1 / (values.clamp_min(0) + noise)
+                dual, precision = vectors @ (weight[:, None] * rotated), square @ weight
+                yield float((dual / precision[:, None]).square().sum()), share, width, float(noise)
 
 
 class FeatureGenerator:

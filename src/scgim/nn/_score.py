@@ -127,8 +127,6 @@ def fit_genes(
     pairs = column_mask[:, :, None] * column_mask[:, None, :]
     y = s.means.T[genes]  # (B, K)
     x = torch.cat([s.means.T[columns] * column_mask[:, :, None], torch.ones_like(y)[:, None]], 1)  # (B, q + 1, K)
-    members = torch.zeros(s.n_contexts, s.n_groups + 1, dtype=y.dtype)
-    members[torch.arange(s.n_contexts), s.group] = 1.0  # -1, controls, is the last column
     scatter = _Scatter(s, genes, columns, column_mask, pairs, hard=intervention == "hard")
     ridge = torch.diag_embed(torch.nn.functional.pad(1 - column_mask, (0, 1)) + 1e-8)
 
@@ -137,7 +135,7 @@ def fit_genes(
     noise_var = (scatter.total_yy / scatter.dof).clamp_min(_MIN_NOISE)
     for _ in range(n_iterations):
         free = 1 - torch.nn.functional.pad(target_probs, (0, 1))  # controls are never targets
-        free_context = free @ members.T  # (B, K)
+        free_context = free[:, scatter.group]  # (B, K)
         v0 = noise_var[:, None] / n + prior.spike_var
         if intervention == "hard":
             precision = free_context / v0
@@ -152,10 +150,10 @@ def fit_genes(
         residuals = y - torch.bmm(weights[:, None], x)[:, 0]
         rss = _rss(weights[:, :-1], xx, xy, yy)
         noise_var = (rss / dof).clamp_min(_MIN_NOISE)
-        off, on = scatter.group_evidence(weights, noise_var, residuals, y, weights[:, -1], members, prior)
+        off, on = scatter.group_evidence(weights, noise_var, residuals, y, weights[:, -1], prior)
         target_probs = torch.sigmoid(on - off + log_odds)
     base = (torch.nn.functional.softplus(on - off + log_odds) - torch.nn.functional.softplus(log_odds)).sum(1)
-    evidence = scatter.baseline(weights, noise_var, residuals, members, prior) + base
+    evidence = scatter.baseline(weights, noise_var, residuals, prior) + base
     return GeneFit(evidence, weights, target_probs, noise_var, residuals)
 
 
@@ -179,6 +177,7 @@ class _Scatter:
 
     def __init__(self, s: ContextStatistics, genes: Tensor, columns: Tensor, mask: Tensor, pairs: Tensor, hard: bool):
         self.s, self.hard = s, hard
+        self.group = s.group % (s.n_groups + 1)  # -1, controls, is the last
         if hard:
             gram = s.gram_by_group  # (U + 1, P, P)
             if gram is None:
@@ -186,9 +185,7 @@ class _Scatter:
             self.xx = gram[:, columns[:, :, None], columns[:, None, :]].transpose(0, 1) * pairs[:, None]
             self.xy = gram[:, columns, genes[:, None]].transpose(0, 1) * mask[:, None]
             self.yy = gram[:, genes, genes].T  # (B, U + 1)
-            count = torch.zeros(s.n_groups + 1, dtype=gram.dtype).index_add_(
-                0, s.group % (s.n_groups + 1), s.n_cells - 1
-            )
+            count = torch.zeros(s.n_groups + 1, dtype=gram.dtype).index_add_(0, self.group, s.n_cells - 1)
             self.group_dof = count.clamp_min(0.0)
             self.total_yy, self.dof = self.yy.sum(1), self.group_dof.sum().clamp_min(1.0)
         else:
@@ -211,21 +208,25 @@ class _Scatter:
         quadratic = torch.einsum("bp,bupq,bq->bu", w, self.xx, w)
         return (self.yy - 2 * torch.einsum("bp,bup->bu", w, self.xy) + quadratic).clamp_min(1e-9)
 
-    def group_evidence(self, weights, noise_var, residuals, y, intercept, members, prior) -> tuple[Tensor, Tensor]:
+    def group_evidence(self, weights, noise_var, residuals, y, intercept, prior) -> tuple[Tensor, Tensor]:
         """Log evidence of each perturbation's cells if the gene is not, and if it is, its target; (B, U) each."""
         v0 = noise_var[:, None] / self.s.n_cells + prior.spike_var
-        off = (_log_normal(residuals, v0) @ members)[:, :-1]
+        off = self._by_group(_log_normal(residuals, v0))
         if not self.hard:
-            return off, (_log_normal(residuals, v0 + prior.slab_var) @ members)[:, :-1]
+            return off, self._by_group(_log_normal(residuals, v0 + prior.slab_var))
         dof, own = self.group_dof[:-1], self.yy[:, :-1]
         off = off - 0.5 * (self._group_rss(weights)[:, :-1] / noise_var[:, None] + dof * noise_var[:, None].log())
         own_var = ((own + noise_var[:, None]) / (dof + 1)).clamp_min(1e-6)  # one pseudo-observation keeps it positive
-        context_var = own_var @ members[:, :-1].T + noise_var[:, None] * members[:, -1]  # (B, K); controls unused
+        context_var = torch.cat([own_var, noise_var[:, None]], 1)[:, self.group]  # (B, K); controls unused
         displaced = _log_normal(y - intercept[:, None], context_var / self.s.n_cells + prior.slab_var)
         cost = 0.5 * (dof + 1).log()  # of the variance, a parameter of its own
-        return off, (displaced @ members)[:, :-1] - 0.5 * (own / own_var + dof * own_var.log()) - cost
+        return off, self._by_group(displaced) - 0.5 * (own / own_var + dof * own_var.log()) - cost
 
-    def baseline(self, weights, noise_var, residuals, members, prior) -> Tensor:
+    def _by_group(self, values: Tensor) -> Tensor:
+        """Sums over the contexts of each perturbation, controls left out; (B, K) to (B, U)."""
+        return values.new_zeros(len(values), self.s.n_groups + 1).index_add_(1, self.group, values)[:, :-1]
+
+    def baseline(self, weights, noise_var, residuals, prior) -> Tensor:
         """Log evidence if no gene were a target, shape (B,)."""
         means = _log_normal(residuals, noise_var[:, None] / self.s.n_cells + prior.spike_var).sum(1)
         if self.hard:
