@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -34,10 +35,12 @@ def _train(n_processes: int, prefix: str) -> list:
     command = [sys.executable, "-c", _SCRIPT, str(n_processes), prefix]
     if n_processes > 1:  # Lightning starts the others by the file that runs
         script = prefix + "train.py"
-        with open(script, "w") as file:
-            file.write(_SCRIPT)
+        Path(script).write_text(_SCRIPT)
         command = [sys.executable, script, str(n_processes), prefix]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    folder = Path(prefix).parent  # scvi-tools writes a log where it is started
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=environment, cwd=folder, check=False
+    )
     assert done.returncode == 0, done.stderr
     return [np.load(f"{prefix}{rank}.npz") for rank in range(n_processes)]
 

@@ -100,7 +100,7 @@ def drug_fingerprints(
 def drug_descriptors(
     smiles: pd.Series | Mapping[str, str] | Sequence[str] | str,
     *,
-    descriptors: Sequence[str] = DESCRIPTORS,
+    descriptors: str | Sequence[str] = DESCRIPTORS,
     adata: AnnData | None = None,
     perturbation_key: str = "perturbation",
     control: str = "control",
@@ -113,7 +113,7 @@ def drug_descriptors(
     smiles
         Structures, as in :func:`drug_fingerprints`.
     descriptors
-        Names of RDKit descriptors (`rdkit.Chem.Descriptors.descList`).
+        Names of RDKit descriptors (`rdkit.Chem.Descriptors.descList`), or the name of one.
     adata
         Screen to align to; the descriptors of its perturbations are written to `adata.uns[key_added]`.
     perturbation_key
@@ -141,10 +141,11 @@ def drug_descriptors(
     from rdkit.Chem import Descriptors
 
     functions = dict(Descriptors.descList)
+    descriptors = [descriptors] if isinstance(descriptors, str) else list(descriptors)
     for name in descriptors:
         check_key(name, functions, where="rdkit.Chem.Descriptors.descList", argument="descriptors")
     values = [[float(functions[name](molecule)) for name in descriptors] for molecule in molecules]
-    frame = pd.DataFrame(values, index=table.index, columns=list(descriptors))
+    frame = pd.DataFrame(values, index=table.index, columns=descriptors)
     bad = ~np.isfinite(frame.to_numpy())
     if bad.any():
         raise ValueError(
