@@ -8,27 +8,29 @@ Targets are compared with a t-test of each condition against control. Edges are 
 the literature and neither complete nor beyond doubt; published methods typically recover about half of it. The baseline scores an edge
 by the partial correlation within conditions, the same in both directions, and calls those that are significant at 5 % after
 Bonferroni. Inhibitors such as AKT-inhibitor act on the activity of a protein, which the level of its phosphorylated form shows
-only in part.
+only in part. Methods for graphs run too where their environments are: `python benchmarks/structure/run.py peers --install`.
 
 Expected: most known targets among the two most probable; edges better than partial correlation, directions better than chance.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import scvi
+from benchmarks.structure import peers
 from scipy import stats
 
 import scgim
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from anndata import AnnData
 
@@ -44,19 +46,12 @@ TARGETS = {
     "pma": "pkc",
     "b2camp": "pka",
 }
+PEERS = ("utigsp-1e-3", "utigsp-1e-5", "ges-centred", "ges-controls", "dagma-centred", "dagma-controls", "gies-told")
 N_PROTEINS = 11
 ALPHA = 0.05
-EDGE_METRICS = [
-    "auroc",
-    "auprc",
-    "skeleton_auprc",
-    "orientation_accuracy",
-    "precision",
-    "recall",
-    "f1",
-    "shd",
-    "n_edges",
-]
+_TIMEOUT = 300.0
+RANKING = ["auroc", "auprc", "skeleton_auprc", "orientation_accuracy"]
+CALLS = ["precision", "recall", "f1", "shd", "n_edges"]
 
 
 def load(data: Path, *, quick: bool) -> AnnData:
@@ -106,8 +101,8 @@ def t_test(adata: AnnData) -> tuple[pd.DataFrame, pd.DataFrame]:
     return statistic, pd.DataFrame(adjusted, adata.var_names).T < ALPHA
 
 
-def partial_correlation(adata: AnnData) -> tuple[pd.DataFrame, float]:
-    """Absolute partial correlations within conditions, and the value that is significant at 5 % after Bonferroni."""
+def partial_correlation(adata: AnnData) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Absolute partial correlations within conditions, and whether they are significant at 5 % after Bonferroni."""
     means = pd.DataFrame(adata.X, adata.obs_names, adata.var_names).groupby(adata.obs["perturbation"]).transform("mean")
     precision = np.linalg.inv(np.cov(adata.X - means.to_numpy(), rowvar=False))
     scale = np.sqrt(np.diag(precision))
@@ -115,7 +110,7 @@ def partial_correlation(adata: AnnData) -> tuple[pd.DataFrame, float]:
     values = np.abs(precision / np.outer(scale, scale))
     score = pd.DataFrame((values + values.T) / 2, adata.var_names, adata.var_names)  # to the bit the same both ways
     z = stats.norm.isf(ALPHA / (d * (d - 1)))
-    return score, float(np.tanh(z / np.sqrt(adata.n_obs - d - 1)))
+    return score, score > np.tanh(z / np.sqrt(adata.n_obs - d - 1))
 
 
 def mean_shifts(adata: AnnData) -> pd.DataFrame:
@@ -138,19 +133,41 @@ def target_table(shifts: pd.DataFrame, scores: dict[str, tuple[pd.DataFrame, pd.
     return pd.DataFrame(rows)
 
 
-def edge_table(truth: pd.DataFrame, scores: dict[str, tuple[pd.DataFrame, float, float]]) -> pd.DataFrame:
-    """Edges against the consensus graph; a row a method."""
+def edge_table(truth: pd.DataFrame, scores: dict[str, tuple[pd.DataFrame, pd.DataFrame, float]]) -> pd.DataFrame:
+    """Edges against the consensus graph, ranked by their scores, and those called; a row a method."""
     rows = []
-    for method, (score, threshold, seconds) in scores.items():
-        metrics = scgim.metrics.edge_metrics(truth, score, threshold=threshold)
-        pairs = np.triu((score > threshold) | (score > threshold).T, 1)
-        row = {"method": method, **{name: metrics[name] for name in EDGE_METRICS}}
+    for method, (score, called, seconds) in scores.items():
+        metrics = scgim.metrics.edge_metrics(truth, score)
+        decided = scgim.metrics.edge_metrics(truth, called)
+        pairs = np.triu(called | called.T, 1)
+        row = {"method": method, **{name: metrics[name] for name in RANKING}, **{name: decided[name] for name in CALLS}}
         row |= {
             "pairs called": int(pairs.sum()),
             "in the consensus": int((pairs & (truth | truth.T).to_numpy(bool)).sum()),
         }
         rows.append({**row, "CPU seconds": seconds})
     return pd.DataFrame(rows).rename(columns=lambda name: name.replace("_", " "))
+
+
+def peer_edges(adata: AnnData) -> dict[str, tuple[pd.DataFrame, pd.DataFrame, float]]:
+    """Scores of edges, whether they are called, and CPU seconds, of the other methods that are installed."""
+    pythons = peers.find(peers.FOLDER, {peers.METHODS[name][1] for name in PEERS})
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "sachs.npz"
+        contexts = [CONTROL, *sorted(set(adata.obs["perturbation"]) - {CONTROL})]
+        targets = [adata.var_names == TARGETS.get(name) for name in contexts]
+        control = adata.X[(adata.obs["perturbation"] == CONTROL).to_numpy()]
+        x = (adata.X - control.mean(0)) / control.std(0)
+        np.savez(data, X_float=x, ctx=pd.Index(contexts).get_indexer(adata.obs["perturbation"]), ctx_targets=targets)
+        for name in PEERS:
+            heading, module, _ = peers.METHODS[name]
+            if module in pythons:
+                result, meta = peers.call(pythons[module], name, data, "float", _TIMEOUT)
+                names = adata.var_names
+                score, graph = (pd.DataFrame(result[key], names, names) for key in ("edge", "adj"))
+                found[heading] = (score, graph > 0, meta["cpu"])
+    return found
 
 
 def run(data: Path, *, seeds: Sequence[int] = (0,), quick: bool = False) -> dict[str, pd.DataFrame]:
@@ -161,13 +178,15 @@ def run(data: Path, *, seeds: Sequence[int] = (0,), quick: bool = False) -> dict
         for seed in seeds:
             model, cpu = fit(adata, intervention, seed, 2 if quick else None)
             name = f"scGIM, {intervention}"
-            edges[name + (f", seed {seed}" if len(seeds) > 1 else "")] = (model.get_adjacency(), 0.5, cpu)
+            probs = model.get_adjacency()
+            edges[name + (f", seed {seed}" if len(seeds) > 1 else "")] = (probs, probs > 0.5, cpu)
             if seed == seeds[0]:
                 probs = model.get_targets().droplevel("dosage")
                 effects, sds = (f.droplevel("dosage").abs() for f in model.get_effects(return_sd=True))
                 targets[name] = (probs + 1e-9 * (effects / sds.clip(lower=1e-12)).rank(axis=1), probs > 0.5)
     targets["t-test"] = t_test(adata)
     edges["partial correlation"] = (*partial_correlation(adata), np.nan)
+    edges |= {} if quick else peer_edges(adata)
     return {
         "sachs-targets": target_table(mean_shifts(adata), targets),
         "sachs-edges": edge_table(consensus(data, adata.var_names), edges),

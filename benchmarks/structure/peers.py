@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("peer_methods.py")
 GROUPS = ("peers", "peers-sdcd")
+FOLDER = Path(tempfile.gettempdir()) / "peers_venv"
 # Method -> its name in tables, the module that it needs, and whether it is told the true targets.
 METHODS = {
     "utigsp-1e-3": ("UT-IGSP, alpha 1e-3", "causaldag", False),
@@ -57,9 +58,8 @@ _OURS = "scGIM"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of the suite `peers`."""
-    folder = Path(tempfile.gettempdir()) / "peers_venv"
     group = parser.add_argument_group("suite peers")
-    group.add_argument("--peers-venv", type=Path, default=folder, help="folder of the environments of the peers")
+    group.add_argument("--peers-venv", type=Path, default=FOLDER, help="folder of the environments of the peers")
     group.add_argument("--install", action="store_true", help="make these environments first")
     group.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     group.add_argument("--peer-timeout", type=float, default=1800, help="seconds that a method may take")
@@ -110,19 +110,25 @@ def jobs_of(seeds: Sequence[int], methods: Sequence[str]) -> list[Job]:
     ]
 
 
-def measure(job: Job, place: Place, pythons: dict[str, Path], timeout: float) -> list[dict[str, float]]:
-    """Scores and cost of one method on one data set."""
-    _, data = open_world(job, place)
-    method = str(job.labels["peer"])
+def call(python: Path, method: str, data: Path, view: str, timeout: float) -> tuple[dict[str, np.ndarray], dict]:
+    """What a method finds in a data set, and its cost."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.npz"
-        command = [pythons[METHODS[method][1]], SCRIPT, method, data, job.view, result]
+        command = [python, SCRIPT, method, data, view, result]
         environment = os.environ | {"WANDB_MODE": "disabled", "TQDM_DISABLE": "1"}
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=timeout, env=environment)
         if done.returncode:
             raise RuntimeError((done.stderr.strip().splitlines() or [f"{method} ended with {done.returncode}"])[-1])
-        z, r = np.load(data), dict(np.load(result))
-    meta = json.loads(str(r["meta"]))
+        found = dict(np.load(result))
+    return found, json.loads(str(found["meta"]))
+
+
+def measure(job: Job, place: Place, pythons: dict[str, Path], timeout: float) -> list[dict[str, float]]:
+    """Scores and cost of one method on one data set."""
+    _, data = open_world(job, place)
+    method = str(job.labels["peer"])
+    r, meta = call(pythons[METHODS[method][1]], method, data, job.view, timeout)
+    z = np.load(data)
     row = {"cpu": meta["cpu"], "wall": meta["wall"], "memory_mb": meta["rss_mb"]}
     if "edge" in r:
         row |= common.structure_scores(z["A"], r["edge"], r["adj"])
