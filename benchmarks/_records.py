@@ -61,9 +61,11 @@ class Records:
         unfinished.replace(self.path)
 
     def of(self, jobs: Sequence[Job]) -> pd.DataFrame:
-        """Rows of the given jobs that did not fail."""
-        mine = self._all[_IDENTITY].isin([job.identity for job in jobs])
-        return self._all[mine & self._all[_ERROR].isna()].drop(columns=[_IDENTITY, _ERROR])
+        """Rows of the given jobs that did not fail, in the order of the jobs."""
+        position = {job.identity: i for i, job in enumerate(jobs)}
+        mine = self._all[self._all[_IDENTITY].isin(position) & self._all[_ERROR].isna()]
+        in_order = mine.sort_values(_IDENTITY, key=lambda identity: identity.map(position), kind="stable")
+        return in_order.drop(columns=[_IDENTITY, _ERROR])
 
     def notes(self, jobs: Sequence[Job]) -> list[str]:
         """What a reader of a table made of these jobs has to know."""

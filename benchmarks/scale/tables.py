@@ -38,7 +38,7 @@ _COLUMNS = {
 def tables(suite: str, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Tables of a suite by name."""
     by, columns = _COLUMNS[suite]
-    found = {f"scale-{suite}": mean_and_spread(frame.sort_values(by[0], kind="stable"), by, columns)}
+    found = {f"scale-{suite}": mean_and_spread(frame, by, columns)}
     if suite in _GOALS:
         found[f"scale-{suite}-goals"] = pd.DataFrame(_GOALS[suite](frame))
     return found
