@@ -105,7 +105,7 @@ class TrainingMixin(FittingMixin):
             Column of `obs` with values `"train"` and `"test"` (see :func:`scgim.data.split_by_context`), in place of a
             random split: test cells are used for validation only.
         batch_size
-            Cells in a minibatch.
+            Cells in a minibatch, over all processes.
         early_stopping
             Stop when the validation loss has not fallen for a third of the epochs.
         lr
@@ -124,7 +124,8 @@ class TrainingMixin(FittingMixin):
             arguments; length, learning rate, batch size, early stopping and split are those of that run. The result is
             what it would have been without the stop.
         **trainer_kwargs
-            Arguments of :class:`scvi.train.Trainer`.
+            Arguments of :class:`scvi.train.Trainer`; `devices` and `strategy` share the minibatches among several GPUs or
+            processes.
 
         Notes
         -----
