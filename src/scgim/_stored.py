@@ -23,6 +23,11 @@ def is_stored(matrix: Any) -> bool:
     return isinstance(matrix, (CSRDataset, H5Array, ZarrArray))
 
 
+def readable(matrix: Any) -> Any:
+    """A matrix as it is, or one in a file as :class:`StoredMatrix`."""
+    return StoredMatrix(matrix) if is_stored(matrix) else matrix
+
+
 class StoredMatrix:
     """Rows of a matrix in a file.
 
@@ -49,9 +54,8 @@ class StoredMatrix:
     def read(self) -> Any:
         """The rows in memory, an array or a CSR matrix; those that lie together in the file are read together."""
         order = np.argsort(self.rows, kind="stable")
-        sorted_rows = self.rows[order]
         parts = []
-        for run in np.split(sorted_rows, np.flatnonzero(np.diff(sorted_rows) > _MAX_GAP) + 1):
+        for run in self._runs(self.rows[order]):
             if len(run):
                 parts.append(self.matrix[int(run[0]) : int(run[-1]) + 1][run - run[0]])
         if not parts:
@@ -59,6 +63,13 @@ class StoredMatrix:
         back = np.argsort(order, kind="stable")
         whole = sparse.vstack(parts, format="csr") if sparse.issparse(parts[0]) else np.concatenate(parts)
         return whole[back]
+
+    def _runs(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        """Sorted rows that are read in one go: near each other, and few enough to hold what lies between."""
+        longest = max(1, _BLOCK_VALUES // max(1, self.shape[1]))
+        for near in np.split(rows, np.flatnonzero(np.diff(rows) > _MAX_GAP) + 1):
+            part = (near - near[:1]) // longest
+            yield from np.split(near, np.flatnonzero(np.diff(part)) + 1)
 
     def blocks(self) -> Iterator[Any]:
         """All rows in order, a block at a time."""

@@ -43,3 +43,17 @@ def test_too_few_counts_are_an_error():
     message = "works from the moments of pairs of genes.*worth 0 cells.*use `measurement='direct'`"
     with pytest.raises(ValueError, match=message):
         GIM(adata, measurement="latent").train(**QUIET)
+
+
+def test_perturbation_held_out_as_a_whole_is_predicted_by_its_features():
+    screen = scgim.data.simulate_screen(
+        n_genes=6, n_drugs=8, n_cells=100, mean_count=3.0, measurement="poisson", n_unseen_drugs=0, seed=0
+    )
+    screen.obs["cells"] = np.where(screen.obs["perturbation"] == "drug_2", "test", "train")
+    GIM.setup_anndata(screen, size_factor_key="size_factor")
+    model = GIM(screen, measurement="latent")
+    model.train(split_key="cells", **QUIET)
+    measured = model.get_targets().groupby("perturbation").first().drop(index="drug_2")
+    truth = screen.varm["true_targets"].T.loc[measured.index] > 0
+    assert ((measured > 0.5) == truth).to_numpy().mean() > 0.85
+    assert np.isfinite(model.predict_mean(["drug_2"], dosage=1.0, n_draws=5).X).all()

@@ -183,11 +183,11 @@ def test_full_disk_says_so(saved, small, monkeypatch):
 def test_full_disk_while_the_data_are_written(saved, small, monkeypatch):
     before = contents(saved)
 
-    def fail(file, **kwargs):
+    def fail(file, adata, **kwargs):
         Path(file).write_bytes(b"half")
         raise OSError("Can't write data (file write failed)")
 
-    monkeypatch.setattr(type(small.adata), "write_h5ad", lambda adata, file, **kwargs: fail(file))
+    monkeypatch.setattr("anndata.io.write_h5ad", fail)
     with pytest.raises(OSError, match=r"Can't write data.*unchanged"):
         small.save(saved, overwrite=True, save_anndata=True)
     assert contents(saved) == before

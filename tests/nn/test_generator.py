@@ -150,3 +150,20 @@ def test_screen_without_doses(linear_map):
     truth_effects = effects(measured(truth), 1.0)
     assert ((effects(predicted, 1.0) - truth_effects) ** 2).mean() < 0.05 * (truth_effects**2).mean()
     np.testing.assert_allclose(effects(predicted, 0.1), effects(predicted, 10.0))
+
+
+def test_a_sample_of_many_drugs_chooses_the_kernel_for_all(monkeypatch):
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(400, 5))
+    outputs = features @ rng.normal(size=(5, 3)) + 0.1 * rng.normal(size=(400, 3))
+    kernel = DrugKernel(torch.as_tensor(features[:300]))
+    whole = fit_kernel(kernel, torch.as_tensor(outputs[:300]))
+    monkeypatch.setattr("scgim.nn._generator._MAX_CHOOSING", 100)
+    sampled = fit_kernel(kernel, torch.as_tensor(outputs[:300]))
+    assert sampled.dual.shape == (300, 3)
+    new = kernel.standardise(torch.as_tensor(features[300:]))
+    error = [
+        float((fit.predict(kernel, new)[0] - torch.as_tensor(outputs[300:])).square().mean())
+        for fit in (whole, sampled)
+    ]
+    assert error[1] < 1.2 * error[0] < 0.05

@@ -139,3 +139,32 @@ def test_split_is_reproducible_and_can_be_in_order():
 def test_wrong_sizes(train, validation):
     with pytest.raises(ValueError, match="`train_size`"):
         split_cells(10, train, validation, True, 0)
+
+
+def test_fewer_cells_than_processes_in_a_minibatch_are_an_error(cells):
+    with pytest.raises(ValueError, match="`batch_size` 2 is less than the number of processes, 4"):
+        BatchLoader(cells, 2, True, Shard(0, 4))
+
+
+def test_each_process_reads_its_own_part_of_a_file(monkeypatch):
+    monkeypatch.setattr("scgim.train._data._DENSE_BYTES", 0)
+    monkeypatch.setattr("scgim.train._data._common_generator", lambda: torch.Generator().manual_seed(0))
+    monkeypatch.setattr("scgim.train._data._BLOCK", 10)
+    n = 400
+    group = zarr.group(zarr_format=2)
+    write_elem(group, "X", sparse.csr_matrix(np.arange(2.0 * n).reshape(n, 2)))
+    nothing = np.zeros((n, 0), dtype=np.float32)
+    x = StoredMatrix(sparse_dataset(group["X"]))
+    cells = Cells(x, np.zeros(n, dtype=np.int64), nothing, np.zeros(n, dtype=np.float32))
+    seen = [torch.cat([b["x"][:, 0] for b in BatchLoader(cells, 8, True, Shard(k, 2))]) for k in range(2)]
+    np.testing.assert_array_equal(np.sort(torch.cat(seen)), np.arange(0.0, 2.0 * n, 2))
+    window = seen[0][: 16 * 4].numpy() / 2  # what the first process has of the first 16 minibatches
+    assert len(np.unique(window // 10)) <= 8  # whole blocks, but for one that is shared
+
+
+def test_loaders_forget_the_cells_when_a_fit_ends(cells):
+    module = CellsDataModule(None, cells=cells, external_indexing=[np.arange(20), np.arange(20, N), []], batch_size=4)
+    loaders = [module.train_dataloader(), module.val_dataloader()]
+    assert all(loader.x.shape[0] for loader in loaders)
+    module.release()
+    assert not any(loader.x.numel() for loader in loaders)

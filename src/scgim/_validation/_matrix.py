@@ -28,14 +28,15 @@ def check_matrix_type(adata: AnnData, layer: str | None = None, *, allow_stored:
     With `allow_stored` it may lie in a file, if rows can be read from it.
     """
     if adata.is_view:
-        raise ValueError("`adata` is a view of another AnnData. Make it an object of its own: `adata = adata.copy()`.")
+        own = "to_memory" if adata.isbacked else "copy"
+        raise ValueError(
+            f"`adata` is a view of another AnnData. Make it an object of its own: `adata = adata.{own}()`."
+        )
     if layer is not None:
         check_key(layer, adata.layers.keys(), where="adata.layers", argument="layer")
     X = adata.X if layer is None else adata.layers[layer]
     where = matrix_name(layer)
-    if is_stored(X):
-        if allow_stored:
-            return
+    if is_stored(X) and not allow_stored:
         raise ValueError(f"`{where}` lies in a file. Load it first: `adata = adata.to_memory()`.")
     if isinstance(X, CSCDataset):
         raise ValueError(
@@ -50,7 +51,7 @@ def check_matrix_type(adata: AnnData, layer: str | None = None, *, allow_stored:
             f"`{where}` is a scipy `{type(X).__name__}`, which scvi-tools cannot read. "
             f"Convert it: `{where} = scipy.sparse.{new}({where})`."
         )
-    if not isinstance(X, (np.ndarray, *_SPARSE_MATRICES)):
+    if not (isinstance(X, (np.ndarray, *_SPARSE_MATRICES)) or is_stored(X)):
         raise TypeError(
             f"`{where}` is a `{type(X).__module__}.{type(X).__name__}`. Expected a numpy array or a scipy "
             f"`csr_matrix`: `{where} = scipy.sparse.csr_matrix({where})`."

@@ -10,6 +10,7 @@ import pandas as pd
 from scipy import sparse
 
 from scgim._constants import REGISTRY
+from scgim._stored import is_stored
 from scgim._validation import (
     check_continuous,
     check_dosage,
@@ -59,11 +60,11 @@ class _Screen(NamedTuple):
 
 def _expression(adata: AnnData, keys: _Keys, log1p: bool, name: str) -> Any:
     """Counts with fast access to rows, divided by size factors if there are any."""
-    if adata.isbacked:
-        raise ValueError(f"{name!r} is backed by a file. Load it first: `adata = adata.to_memory()`.")
     if keys.layer is not None:
         check_key(keys.layer, adata.layers.keys(), where="adata.layers", argument="layer")
     X = adata.X if keys.layer is None else adata.layers[keys.layer]
+    if is_stored(X):
+        raise ValueError(f"X of {name!r} lies in a file. Load it first: `adata = adata.to_memory()`.")
     X = X.tocsr() if sparse.issparse(X) else np.asarray(X)
     check_continuous(X, where=f"X of {name!r}")
     if log1p and X.min() < 0:

@@ -86,7 +86,8 @@ class FittingMixin:
         """Fit on the graph that was found, cut edges without support, and refine."""
         if course.phase == "fit":
             self._fit(course, course.epochs, course.lr, course.early_stopping, fit)
-            course.evidence = self._infer(loader)
+            # of several processes, all cut the edges of the first
+            course.evidence = self.trainer.strategy.broadcast(self._infer(loader))
             weak = self.adjacency_ & (course.evidence <= 0)
             if weak.any() and self._mechanism == "linear":
                 logger.info("Cut %d edges without support.", int(weak.sum()))

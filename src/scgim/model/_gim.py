@@ -19,7 +19,7 @@ from scvi.data.fields import (
 from scvi.model.base import BaseModelClass, PyroSviTrainMixin
 
 from scgim._constants import REGISTRY
-from scgim._stored import StoredMatrix, is_stored
+from scgim._stored import readable
 from scgim._validation import (
     check_continuous,
     check_counts,
@@ -292,7 +292,7 @@ class GIM(
         check_gene_names(adata.var_names, self.gene_names_)
         if adata is not self.adata:
             if adata.is_view:
-                adata = adata.copy()
+                adata = adata.to_memory() if adata.isbacked else adata.copy()
             check_matrix_type(adata, self._setup_args["layer"], allow_stored=True)
             self._check_values(adata)
             self._covariates.encode(adata.obs)
@@ -307,8 +307,7 @@ class GIM(
     def _cells(self, adata: AnnData, *, training: bool = False) -> Cells:
         """Values, contexts, covariates and size factors of registered data, relative to the training data if not those."""
         manager = self.get_anndata_manager(adata, required=True)
-        x = manager.get_from_registry(REGISTRY_KEYS.X_KEY)
-        x = StoredMatrix(x) if is_stored(x) else x
+        x = readable(manager.get_from_registry(REGISTRY_KEYS.X_KEY))
         context = np.asarray(manager.get_from_registry(REGISTRY.CONTEXT), dtype=np.int64).ravel()
         key = self._setup_args["size_factor_key"]
         if self._likelihood == "normal":

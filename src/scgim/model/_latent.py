@@ -87,12 +87,12 @@ def _infer_targets(module: GIMModule, hidden: HiddenExpression, fit, prior: Shif
     moved = (statistics.means[treated] - statistics.means[~treated]).square()
     variance = variance + moved @ module.weight_sd.cpu().square()
     dosages = module.log_dosage.cpu()[statistics.observed][treated]
-    start = ShiftPrior(prior.target_prob, prior.slab_var * float(hidden.spread.square().median()), 1e-3, prior.known)
-    found, fitted = estimate_interventions(
-        shift, 1 / variance, statistics.group[treated], dosages, module.curve_grid(), start
-    )
+    # perturbations may be without cells, all held out
+    measured, group = torch.unique(statistics.group[treated], return_inverse=True)
+    known = None if prior.known is None else prior.known[measured]
+    start = ShiftPrior(prior.target_prob, prior.slab_var * float(hidden.spread.square().median()), 1e-3, known)
+    found, fitted = estimate_interventions(shift, 1 / variance, group, dosages, module.curve_grid(), start)
     module.posterior.zero_()
-    rows = found.target_probs.shape[0]
-    module.posterior[:, :rows] = torch.stack(list(vars(found).values())).to(module.posterior)
+    module.posterior[:, measured] = torch.stack(list(vars(found).values())).to(module.posterior)
     module.prior.copy_(torch.tensor([fitted.target_prob, fitted.slab_var, fitted.spike_var]))
     module.shift[torch.nonzero(statistics.observed)[:, 0][treated]] = shift.to(module.shift)

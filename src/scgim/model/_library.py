@@ -11,6 +11,7 @@ import torch
 from anndata import AnnData
 
 from scgim._constants import REGISTRY
+from scgim._stored import StoredMatrix, readable
 from scgim._validation import check_gene_names, quote_some
 from scgim.model._uncertainty import _MIN_MEAN, _N_CONTROLS, UncertaintyMixin
 from scgim.nn._sensitivity import feature_sensitivity
@@ -138,15 +139,12 @@ class LibraryMixin(UncertaintyMixin):
         """Change from the model's control cells to the mean of given cells."""
         check_gene_names(cells.var_names, self.gene_names_)
         layer = self._setup_args["layer"]
-        x = cells.X if layer is None else cells.layers[layer]
         size = self._size_factors_of(cells)
-        mean = np.asarray(
-            x.multiply(1 / size[:, None]).mean(0) if hasattr(x, "multiply") else (x / size[:, None]).mean(0)
-        )
+        mean = _mean_per_size(readable(cells.X if layer is None else cells.layers[layer]), size)
         nothing = torch.zeros(1, len(self.gene_names_), dtype=torch.float64)
         generator = torch.Generator().manual_seed(0)
         control, _ = self._means_of(self.module, nothing, nothing.bool(), _N_CONTROLS, None, generator)
-        mean, control = np.asarray(mean, dtype=float).ravel(), control[0].numpy()
+        control = control[0].numpy()
         if self._likelihood == "normal":
             change = (mean - control) / self.module.spread.double().cpu().numpy()
         else:
@@ -187,3 +185,13 @@ def _score(effects: Tensor, goal: Tensor, metric: str) -> Tensor:
     size = effects.square().sum(-1).sqrt() * goal.square().sum().sqrt()
     # a drug that does nothing has no direction
     return torch.where(size > 1e-12, (effects @ goal) / size.clamp_min(1e-12), 0.0)
+
+
+def _mean_per_size(x: Any, size: np.ndarray) -> np.ndarray:
+    """Mean over cells of values over size factors, shape (d,)."""
+    total, start = np.zeros(x.shape[1]), 0
+    for block in x.blocks() if isinstance(x, StoredMatrix) else [x]:
+        inverse = 1 / size[start : start + block.shape[0]]
+        total += inverse @ block  # type: ignore[operator]
+        start += block.shape[0]
+    return total / len(size)

@@ -56,7 +56,7 @@ class SavingMixin:
         save_kwargs, legacy_mudata_format, datamodule
             Arguments of scvi-tools' method that do not apply to this model.
         **anndata_write_kwargs
-            Arguments of :meth:`anndata.AnnData.write_h5ad`.
+            Arguments of :func:`anndata.io.write_h5ad`.
 
         Raises
         ------
@@ -77,7 +77,8 @@ class SavingMixin:
         if save_anndata:
             if self.adata is None:
                 raise ValueError("`save_anndata=True`, but the model was loaded without data. Leave it out.")
-            writers[_ADATA] = lambda file: self.adata.write_h5ad(file, **anndata_write_kwargs)
+            # the function, not the method: that one makes a file that is written the one that the data are read from
+            writers[_ADATA] = lambda file: anndata.io.write_h5ad(file, self.adata, **anndata_write_kwargs)
         content = {
             "attributes": {name: value for name, value in vars(self).items() if _is_saved(name)},
             "state": {name: value.cpu().numpy() for name, value in self.module.state_dict().items()},

@@ -12,7 +12,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from scgim._constants import REGISTRY
-from scgim._stored import StoredMatrix, is_stored
+from scgim._stored import readable
 from scgim._validation import check_gene_names, check_size_factors, quote_some
 from scgim.model._arms import ArmsMixin
 from scgim.model._prediction import _CHUNK_VALUES, _fresh_generator
@@ -238,8 +238,7 @@ class WhatIfMixin(ArmsMixin):
             return np.ones(cells.n_obs)
         check_gene_names(cells.var_names, self.gene_names_)
         layer = self._setup_args["layer"]
-        x = cells.X if layer is None else cells.layers[layer]
-        return total_counts(StoredMatrix(x) if is_stored(x) else x) / self.mean_total_
+        return total_counts(readable(cells.X if layer is None else cells.layers[layer])) / self.mean_total_
 
     def _simulate(
         self,

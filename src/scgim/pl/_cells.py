@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from scgim._stored import StoredMatrix, readable
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -59,8 +61,9 @@ def expression(
 
     `rows` are positions of cells; `size_factors` belong to all cells.
     """
-    matrix = adata.layers[layer] if layer else adata.X
-    values = matrix[rows][:, adata.var_names.get_indexer(list(genes))]
+    matrix = readable(adata.layers[layer] if layer else adata.X)
+    values = matrix[rows].read() if isinstance(matrix, StoredMatrix) else matrix[rows]
+    values = values[:, adata.var_names.get_indexer(list(genes))]
     values = np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=float)
     if not is_count:
         return values
@@ -81,7 +84,8 @@ def size_factors(
             totals = adata.obs[name].astype(float).to_numpy()
             break
     else:
-        totals = np.asarray((adata.layers[layer] if layer else adata.X).sum(axis=1), dtype=float).ravel()
+        matrix = readable(adata.layers[layer] if layer else adata.X)
+        totals = np.asarray(matrix.sum(axis=1), dtype=float).ravel()
     positive = totals > 0
     typical = np.median(totals[positive if reference is None else positive & reference])
     return np.where(positive, totals / typical, 1.0)

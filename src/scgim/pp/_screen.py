@@ -10,6 +10,7 @@ import pandas as pd
 from scipy import sparse, stats
 from scipy.sparse.csgraph import connected_components
 
+from scgim._stored import readable
 from scgim._validation import (
     check_counts,
     check_dosage,
@@ -133,14 +134,14 @@ def _attempt(name: str, check: Callable[[], Any], value: Any = "") -> tuple[_ROW
 
 def _counts(screen: _Screen) -> Iterator[_ROW]:
     adata, where = screen.adata, matrix_name(screen.layer)
-    kind, _ = _attempt("matrix", lambda: check_matrix_type(adata, screen.layer))
+    kind, _ = _attempt("matrix", lambda: check_matrix_type(adata, screen.layer, allow_stored=True))
     yield kind if kind[2] == FAIL else ("matrix", f"{adata.n_obs} cells x {adata.n_vars} genes", OK, "")
     if kind[2] == FAIL:
         return
     X = screen.counts
     yield _attempt("counts", lambda: check_counts(X, where=where), "raw counts")[0]
     yield _attempt("empty", lambda: check_nonempty(X, adata.var_names, adata.obs_names, where=where), "none")[0]
-    totals = pd.Series(np.asarray(X.sum(axis=1)).ravel()).groupby(screen.labels, observed=True).median()
+    totals = pd.Series(np.asarray(readable(X).sum(axis=1)).ravel()).groupby(screen.labels, observed=True).median()
     ratio = totals / totals[screen.control]
     poor = ratio.index[ratio < 0.5]
     advice = f"{quote_some(poor)} have less than half: dying cells or few reads. Look at them before trusting effects."

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _DENSE_BYTES = 2**30  # counts smaller than this when dense are kept dense; larger ones a minibatch at a time
 _AHEAD = 16  # minibatches that are read from a file in one go
+_AHEAD_VALUES = 2**26  # most values, counting zeros, that they hold
 _BLOCK = 64  # neighbouring cells that stay together when a file is read in random order, until those read are shuffled
 
 
@@ -91,13 +92,16 @@ class BatchLoader:
         shard: Shard = Shard(),
         device: torch.device | None = None,
     ):
+        if batch_size < shard.n:
+            raise ValueError(f"`batch_size` {batch_size} is less than the number of processes, {shard.n}. Raise it.")
         self.n, self.batch_size, self.shuffle, self.shard = len(cells), batch_size, shuffle, shard
+        self.ahead = min(_AHEAD, max(1, _AHEAD_VALUES // (batch_size * cells.x.shape[1])))
         self.device = device if device is not None and _has_room(device, cells.x.shape) else torch.device("cpu")
         x: Any = cells.x
-        if self.device.type != "cpu" or _dense_bytes(x.shape) <= _DENSE_BYTES:
-            x = torch.cat([torch.as_tensor(block, device=self.device) for block in _dense_blocks(x)])
-        elif isinstance(x, np.ndarray):
-            x = torch.as_tensor(np.asarray(x, dtype=np.float32))
+        if isinstance(x, np.ndarray) and self.device.type == "cpu":
+            x = _tensor(x)
+        elif self.device.type != "cpu" or _dense_bytes(x.shape) <= _DENSE_BYTES:
+            x = _dense(x, self.device)
         self.x: Tensor | sparse.csr_matrix | StoredMatrix = x
         self.context = torch.as_tensor(cells.context, device=self.device)
         self.covariates = torch.as_tensor(cells.covariates, device=self.device)
@@ -122,8 +126,19 @@ class BatchLoader:
             return torch.randperm(self.n, generator=generator)
         blocks = torch.arange(self.n).split(_BLOCK)
         order = torch.cat([blocks[k] for k in torch.randperm(len(blocks), generator=generator).tolist()])
-        parts = order.split(_AHEAD * self.batch_size)
-        return torch.cat([part[torch.randperm(len(part), generator=generator)] for part in parts])
+        parts = order.split(self.ahead * self.batch_size)
+        return torch.cat([self._shuffled(part, generator) for part in parts])
+
+    def _shuffled(self, rows: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Rows in random order, such that each process reads neighbours: its own are every n-th."""
+        n = self.shard.n
+        whole = len(rows) // n * n
+        mixed = [part[torch.randperm(len(part), generator=generator)] for part in rows[:whole].view(n, -1)]
+        return torch.cat([torch.stack(mixed, 1).flatten(), rows[whole:]])
+
+    def release(self) -> None:
+        """Forget the cells: Lightning keeps loaders, and so the memory of the GPU, as long as the model lives."""
+        self.x = self.context = self.covariates = self.log_size = torch.empty(0)
 
     def take(self, rows: Tensor) -> dict[str, Tensor]:
         """Chosen cells as a minibatch."""
@@ -143,7 +158,9 @@ class BatchLoader:
 
     def _read_ahead(self, batches: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:
         """Minibatches from a file; while some are worked on, the next are read."""
-        groups = [batches[i : i + _AHEAD] for i in range(0, len(batches), _AHEAD)]
+        groups = [batches[i : i + self.ahead] for i in range(0, len(batches), self.ahead)]
+        if not groups:
+            return
 
         def read(group: Sequence[Tensor]) -> Any:
             return self.x[torch.cat(tuple(group)).numpy()].read()  # type: ignore[union-attr]
@@ -166,10 +183,13 @@ def _tensor(values: Any) -> Tensor:
     return torch.as_tensor(np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=np.float32))
 
 
-def _dense_blocks(x: Any) -> Iterator[Tensor]:
-    """All rows of a matrix, some at a time, as dense tensors."""
+def _dense(x: Any, device: torch.device) -> Tensor:
+    """All rows of a matrix as a dense tensor, some at a time so that there is no second copy."""
+    out = torch.empty(x.shape, device=device)
     step = max(1, _DENSE_BYTES // 8 // (4 * x.shape[1]))
-    return (_tensor(x[start : start + step]) for start in range(0, max(1, x.shape[0]), step))
+    for start in range(0, len(out), step):
+        out[start : start + step] = _tensor(x[start : start + step])
+    return out
 
 
 def _dense_bytes(shape: tuple[int, int]) -> int:
@@ -209,6 +229,7 @@ class CellsDataModule(pl.LightningDataModule):
         super().__init__()
         self.train_idx, self.val_idx, self.test_idx = (np.asarray(i, dtype=np.int64) for i in external_indexing)
         self.cells, self.batch_size = cells, batch_size
+        self._loaders: list[BatchLoader] = []
 
     @property
     def n_train(self) -> int:
@@ -223,12 +244,23 @@ class CellsDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> BatchLoader:
         shard = Shard() if self.trainer is None else Shard(self.trainer.global_rank, self.trainer.world_size)
-        return BatchLoader(self.cells.take(self.train_idx), self.batch_size, True, shard, self._device)
+        return self._keep(BatchLoader(self.cells.take(self.train_idx), self.batch_size, True, shard, self._device))
 
     def val_dataloader(self) -> BatchLoader | list:
         """All processes see all validation cells, and so stop together."""
+        if not self.n_val:
+            return []
         cells = self.cells.take(self.val_idx)
-        return BatchLoader(cells, self.batch_size, shuffle=False, device=self._device) if self.n_val else []
+        return self._keep(BatchLoader(cells, self.batch_size, shuffle=False, device=self._device))
+
+    def _keep(self, loader: BatchLoader) -> BatchLoader:
+        self._loaders.append(loader)
+        return loader
+
+    def release(self) -> None:
+        """Forget the cells of all loaders."""
+        for loader in self._loaders:
+            loader.release()
 
     @property
     def _device(self) -> torch.device | None:

@@ -12,6 +12,8 @@ import torch
 from scvi.train import Trainer, TrainRunner
 from torch import Tensor
 
+from scgim.train._data import CellsDataModule
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -47,6 +49,9 @@ class GIMTrainer(Trainer):
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  (raised again by the caller)
             self.stopped_by = error
         finally:
+            for argument in (*args, *kwargs.values()):
+                if isinstance(argument, CellsDataModule):
+                    argument.release()
             if in_main_thread and handler is not None:
                 signal.signal(signal.SIGINT, handler)
 

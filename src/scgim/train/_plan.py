@@ -67,7 +67,8 @@ class GIMTrainingPlan(LowLevelPyroTrainingPlan):
     def training_step(self, batch, batch_idx):
         terms = self._log_joint(batch)
         loss = -sum(terms.values()) / self.n_obs_training
-        self._check_loss(loss.item(), batch)
+        # of all processes: where one stops, the others would wait for it
+        self._check_loss(float(self.trainer.strategy.reduce(loss.detach(), reduce_op="mean")), batch)
         for name, term in terms.items():
             key = "log_likelihood" if name == "x" else f"log_prior_{name.removeprefix('mechanism.')}"
             self._terms[key] = self._terms.get(key, 0.0) + term.detach()
