@@ -116,7 +116,12 @@ def call(python: Path, method: str, data: Path, view: str, timeout: float) -> tu
         result = Path(folder) / "result.npz"
         command = [python, SCRIPT, method, data, view, result]
         environment = os.environ | {"WANDB_MODE": "disabled", "TQDM_DISABLE": "1"}
-        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=timeout, env=environment)
+        try:
+            done = subprocess.run(
+                command, check=False, capture_output=True, text=True, timeout=timeout, env=environment
+            )
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"{METHODS[method][0]} was stopped after {timeout:g} seconds") from None
         if done.returncode:
             raise RuntimeError((done.stderr.strip().splitlines() or [f"{method} ended with {done.returncode}"])[-1])
         found = dict(np.load(result))
