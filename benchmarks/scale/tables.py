@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _PARTS = {"search": "of these, search", "descent": "descent", "inference": "inference"}
 _COST = {"cpu": "CPU s", **_PARTS, "wall": "wall-clock s", "memory_mb": "peak MB"}
-_PREDICTION = {"first_prediction": "s to fit the generator", "prediction": "s to predict 100 drugs"}
+_PREDICTION = {"first_prediction": "s of the first `predict_mean`", "prediction": "s of `predict`, 100 cells each"}
 _STEPS = {
     "step": "s a step",
     "floor": "s of bare arithmetic",
