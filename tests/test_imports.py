@@ -26,12 +26,16 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "scgim": (set(), set()),
     "scgim._constants": (set(), set()),
     "scgim._docs": (set(), {"docrep"}),
-    "scgim._validation": ({"scgim._constants"}, ARRAYS),
+    "scgim._stored": (set(), {"numpy", "scipy", "anndata"}),
+    "scgim._validation": ({"scgim._constants", "scgim._stored"}, ARRAYS),
     "scgim._storage": (set(), {"numpy", "pandas"}),
     "scgim.nn": (set(), {"torch", "pyro", "numpy"}),
     "scgim.module": ({"scgim.nn", "scgim._constants"}, {"torch", "pyro", "scvi", "numpy"}),
     "scgim.train._constraints": (set(), {"torch"}),
-    "scgim.train": ({"scgim.module", "scgim._constants", "scgim._storage"}, LEARNING | {"numpy", "pandas", "scipy"}),
+    "scgim.train": (
+        {"scgim.module", "scgim._constants", "scgim._storage", "scgim._stored"},
+        LEARNING | {"numpy", "pandas", "scipy"},
+    ),
     "scgim.model": (
         {
             "scgim.nn",
@@ -40,14 +44,18 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
             "scgim._constants",
             "scgim._validation",
             "scgim._storage",
+            "scgim._stored",
             "scgim._docs",
         },
         LEARNING | ARRAYS | {"networkx", "rich", "tqdm"},
     ),
     "scgim.data": ({"scgim._constants", "scgim._docs", "scgim._validation"}, ARRAYS | {"networkx", "sklearn"}),
-    "scgim.metrics": ({"scgim._constants", "scgim._docs", "scgim._validation"}, ARRAYS | {"networkx", "sklearn"}),
+    "scgim.metrics": (
+        {"scgim._constants", "scgim._docs", "scgim._stored", "scgim._validation"},
+        ARRAYS | {"networkx", "sklearn"},
+    ),
     "scgim.pp": (
-        {"scgim._constants", "scgim._docs", "scgim._validation"},
+        {"scgim._constants", "scgim._docs", "scgim._stored", "scgim._validation"},
         ARRAYS | {"scanpy", "sklearn", "rdkit", "tqdm"},
     ),
     "scgim.datasets": (
@@ -55,7 +63,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         ARRAYS | {"scanpy", "pooch", "h5py", "tqdm"},
     ),
     "scgim.pl": (
-        {"scgim._constants", "scgim._docs"},
+        {"scgim._constants", "scgim._docs", "scgim._stored"},
         ARRAYS | {"scanpy", "matplotlib", "networkx", "sklearn"},
     ),
 }
