@@ -9,8 +9,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from scgim.nn._candidates import candidate_parents
 from scgim.nn._score import ShiftPrior
-from scgim.nn._search import StructureSearch, candidate_parents, search_structure
+from scgim.nn._search import StructureSearch, search_structure
 from scgim.nn._statistics import ContextStatistics, StatisticsAccumulator
 
 CHAIN = np.array([[0, 1.0, 0], [0, 0, -0.8], [0, 0, 0]])

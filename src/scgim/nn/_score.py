@@ -13,7 +13,7 @@ displacements where few suffice, which is what identifies direction even in Gaus
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -155,6 +155,23 @@ def fit_genes(
     base = (torch.nn.functional.softplus(on - off + log_odds) - torch.nn.functional.softplus(log_odds)).sum(1)
     evidence = scatter.baseline(weights, noise_var, residuals, prior) + base
     return GeneFit(evidence, weights, target_probs, noise_var, residuals)
+
+
+def empirical_prior(statistics: ContextStatistics, fit: GeneFit, prior: ShiftPrior) -> ShiftPrior:
+    """Prior of the direct effects from the displacements of the fitted graph, by moments."""
+    treated = statistics.group >= 0
+    probs = fit.target_probs[:, statistics.group[treated]]  # (d, contexts)
+    if not len(probs) or not probs.numel():
+        return prior
+    square = fit.residuals[:, treated].square() - fit.noise_var[:, None] / statistics.n_cells[treated]
+    on, off = probs, 1 - probs
+    # the median over genes: a few genes with wrong parents must not widen the spike for all
+    spike = ((off * square).sum(1) / off.sum(1).clamp_min(1e-9)).median().clamp_min(0.0)
+    slab = ((on * square).sum() / on.sum().clamp_min(1e-9)).clamp(0.1, 50.0)
+    free = prior.is_open(fit.target_probs.T).T
+    mean = (free * fit.target_probs).sum() / free.sum().clamp_min(1.0)
+    target_prob = float(mean.clamp(0.25 / statistics.n_genes, 0.3))
+    return replace(prior, target_prob=target_prob, slab_var=float(slab), spike_var=float(spike))
 
 
 def _rss(weights: Tensor, xx: Tensor, xy: Tensor, yy: Tensor) -> Tensor:

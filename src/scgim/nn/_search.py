@@ -9,15 +9,16 @@ score is a sum over genes (:mod:`scgim.nn._score`), so a move costs no more than
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from scgim.nn._candidates import candidate_parents
 from scgim.nn._graph import descendants, reachability
-from scgim.nn._score import GeneFit, ShiftPrior, fit_genes
+from scgim.nn._score import GeneFit, ShiftPrior, empirical_prior, fit_genes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -57,28 +58,6 @@ class StructureResult:
     score: float
     prior: ShiftPrior
     trace: list[float]
-
-
-def candidate_parents(statistics: ContextStatistics, max_candidates: int) -> NDArray[np.bool_]:
-    """Genes that may be parents of each gene, boolean (d, d): all, or the most correlated where genes are many.
-
-    Half are chosen by partial correlation within contexts and half by correlation between context means.
-    """
-    d = statistics.n_genes
-    if d <= max_candidates + 1:
-        return ~np.eye(d, dtype=bool)
-    within = statistics.gram[:d, :d].numpy() / statistics.residual_dof
-    ridge = 0.05 * np.diag(np.diag(within)) + 1e-8 * np.eye(d)
-    inverse = np.linalg.inv(within + ridge)
-    scale = np.sqrt(np.diag(inverse))
-    partial = np.abs(inverse / np.outer(scale, scale))
-    between = np.abs(np.corrcoef(statistics.means[:, :d].numpy(), rowvar=False))
-    candidates = np.zeros((d, d), dtype=bool)
-    for strength in (partial, np.nan_to_num(between)):
-        np.fill_diagonal(strength, -1.0)
-        best = np.argsort(-strength, axis=0)[: max_candidates // 2]
-        np.put_along_axis(candidates, best, True, axis=0)
-    return candidates
 
 
 class StructureSearch:
@@ -356,23 +335,6 @@ class StructureSearch:
         free = ~self.adjacency & ~self.adjacency.T & ~np.eye(d, dtype=bool)
         forward = np.where(free & ~reach.T & self.candidates, np.exp(np.minimum(self.gain, 0.0)), 0.0)
         return np.where(free, forward / (1.0 + forward + forward.T), probs)
-
-
-def empirical_prior(statistics: ContextStatistics, fit: GeneFit, prior: ShiftPrior) -> ShiftPrior:
-    """Prior of the direct effects from the displacements of the fitted graph, by moments."""
-    treated = statistics.group >= 0
-    probs = fit.target_probs[:, statistics.group[treated]]  # (d, contexts)
-    if not len(probs) or not probs.numel():
-        return prior
-    square = fit.residuals[:, treated].square() - fit.noise_var[:, None] / statistics.n_cells[treated]
-    on, off = probs, 1 - probs
-    # the median over genes: a few genes with wrong parents must not widen the spike for all
-    spike = ((off * square).sum(1) / off.sum(1).clamp_min(1e-9)).median().clamp_min(0.0)
-    slab = ((on * square).sum() / on.sum().clamp_min(1e-9)).clamp(0.1, 50.0)
-    free = prior.is_open(fit.target_probs.T).T
-    mean = (free * fit.target_probs).sum() / free.sum().clamp_min(1.0)
-    target_prob = float(mean.clamp(0.25 / statistics.n_genes, 0.3))
-    return replace(prior, target_prob=target_prob, slab_var=float(slab), spike_var=float(spike))
 
 
 def _toggle(parents: Parents, gene: int) -> Parents:
