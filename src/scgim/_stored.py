@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from anndata.abc import CSRDataset
+from anndata.abc import CSCDataset, CSRDataset
 from anndata.compat import H5Array, ZarrArray
 from scipy import sparse
 
@@ -19,8 +19,8 @@ _BLOCK_VALUES = 2**24  # values of a matrix, counting zeros, that are read in on
 
 
 def is_stored(matrix: Any) -> bool:
-    """Whether a matrix is one in a file that rows can be read from: HDF5 or zarr, dense or CSR."""
-    return isinstance(matrix, (CSRDataset, H5Array, ZarrArray))
+    """Whether a matrix lies in a file: HDF5 or zarr, dense or sparse."""
+    return isinstance(matrix, (CSRDataset, CSCDataset, H5Array, ZarrArray))
 
 
 def readable(matrix: Any) -> Any:

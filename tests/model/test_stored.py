@@ -114,3 +114,16 @@ def test_views_of_a_file_are_explained(screen, tmp_path):
     with pytest.raises(ValueError, match=r"view.*`adata = adata.to_memory\(\)`"):
         GIM.setup_anndata(adata[:100])
     GIM.setup_anndata(adata[adata.obs["dosage"] < 2].to_memory())
+
+
+def test_columns_in_a_file_are_no_baseline_either(screen, tmp_path):
+    by_column = screen.copy()
+    by_column.X = by_column.X.tocsc()
+    by_column.obs["split"] = np.where(by_column.obs["perturbation"] == "drug_0", "unseen_drug", "train")
+    by_column.write_h5ad(tmp_path / "screen.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "screen.h5ad", backed="r")
+    with pytest.raises(ValueError, match=r"lies in a file.*to_memory"):
+        scgim.metrics.compare_baselines(backed)
+    with pytest.raises(ValueError, match="column by column"):
+        GIM.setup_anndata(backed)
+    backed.file.close()
