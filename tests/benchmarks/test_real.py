@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,9 +8,8 @@ import pytest
 
 
 @pytest.fixture
-def real(monkeypatch):
+def real():
     """Import a script of benchmarks/real."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
     return lambda name: importlib.import_module(f"benchmarks.real.{name}")
 
 
