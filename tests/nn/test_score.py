@@ -10,7 +10,8 @@ import torch
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, norm
 
-from scgim.nn._score import ShiftPrior, fit_genes
+from scgim.nn._score import ShiftPrior, _Relevance, fit_genes
+from scgim.nn._statistics import StatisticsAccumulator
 
 PRIOR = ShiftPrior(target_prob=0.2, slab_var=1.5, spike_var=0.01)
 W = np.array([[0, 0.8, 0, 0.5], [0, 0, -0.7, 0], [0, 0, 0, 0.6], [0, 0, 0, 0]])
@@ -174,3 +175,35 @@ def test_hard_evidence_by_enumeration(simulate):
 
 def test_log_odds():
     np.testing.assert_allclose(ShiftPrior(0.25).log_odds, np.log(1 / 3))
+
+
+def test_weights_are_integrated_out_in_closed_form():
+    """Integral of a normal likelihood of weights over their normal prior, by its value at the mode and what the class adds."""
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(1, 5, 5))
+    a, b = torch.as_tensor(root @ root.transpose(0, 2, 1)), torch.as_tensor(rng.normal(size=(1, 5)))
+    relevance = _Relevance(torch.tensor([0, 0, 1, 1]), 1)
+    prior = relevance.precision[0, relevance.of_column].numpy()
+    w = relevance.solve(a, b)[0].numpy()
+    a, b = a[0].numpy(), b[0].numpy()
+    at_mode = -0.5 * w @ a @ w + b @ w
+    # as if b were a draw: integral of exp(-w'aw/2 + b'w) over N(0, 1/prior)
+    total = a + np.diag(prior)
+    expected = 0.5 * (np.log(prior).sum() - np.linalg.slogdet(total)[1] + b @ np.linalg.solve(total, b))
+    np.testing.assert_allclose(at_mode + float(relevance.log_volume), expected, rtol=1e-10)
+
+
+def test_weights_of_a_family_that_does_nothing_are_shrunk(shift_screen):
+    """Of two families of parents, one of noise, the other keeps its weights."""
+    rng = np.random.default_rng(1)
+    s = shift_screen.statistics
+    x = np.hstack([shift_screen.x, rng.normal(size=(len(shift_screen.x), 4))])
+    accumulator = StatisticsAccumulator(s.group, 8, 8)
+    accumulator.update(torch.as_tensor(x), torch.as_tensor(shift_screen.context))
+    wide = accumulator.finalise()
+    index, mask = padded([(0, 2, 4, 5, 6, 7)])
+    families = torch.tensor([0, 0, 1, 1, 1, 1])
+    free = fit_genes(wide, torch.tensor([3]), index, mask, PRIOR)
+    shrunk = fit_genes(wide, torch.tensor([3]), index, mask, PRIOR, families=families)
+    np.testing.assert_allclose(shrunk.weights[0, :2], free.weights[0, :2], atol=0.05)
+    assert shrunk.weights[0, 2:6].abs().max() < 0.5 * free.weights[0, 2:6].abs().max()

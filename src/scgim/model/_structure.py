@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from scgim.nn._effects import estimate_interventions
+from scgim.nn._functions import SampledCells, refine_structure
 from scgim.nn._graph import parent_table
 from scgim.nn._information import FitInformation, InformationAccumulator
 from scgim.nn._likelihood import observation, parent_features, score_and_information
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from scgim.nn._score import ShiftPrior
     from scgim.train import BatchLoader
 
+_MAX_SAMPLED_CELLS = 20_000
 _MIN_SPREAD = 1e-3
 _MAX_STRETCH = 5.0
 _MAX_LOG_FOLD_CHANGE = 15.0
@@ -74,22 +76,43 @@ def gather_statistics(module: GIMModule, loader: BatchLoader) -> ContextStatisti
     return accumulator.finalise()
 
 
+@torch.no_grad()
+def sample_cells(module: GIMModule, loader: BatchLoader) -> SampledCells:
+    """Training cells that regressions can go through one by one; of each context with cells, at least one."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randperm(loader.n, generator=generator)[:_MAX_SAMPLED_CELLS]
+    cells = {name: value.to(module.device) for name, value in loader.take(rows).items()}
+    h = module.features(cells["x"], cells["log_size"]).double().cpu()
+    measured, context = torch.unique(cells["context"].cpu(), return_inverse=True)
+    return SampledCells(
+        h=h,
+        x=cells["x"].double().cpu(),
+        context=context,
+        covariates=cells["covariates"].double().cpu(),
+        log_size=cells["log_size"].double().cpu()[:, 0],
+        group=module.group.cpu()[measured],
+        likelihood=module.likelihood,
+    )
+
+
 def learn_structure(
     module: GIMModule,
     statistics: ContextStatistics,
+    loader: BatchLoader,
     *,
     seed: int,
     on_move: Callable[[float], None] | None = None,
 ) -> StructureResult:
     """Search for the graph and start the module from what was found."""
-    result = search_structure(
-        statistics,
-        intervention=module.intervention,
-        edge_log_odds=module.edge_log_odds.cpu().numpy(),
-        known_targets=module.known_targets(),
-        seed=seed,
-        on_move=on_move,
-    )
+    log_odds = module.edge_log_odds.cpu().numpy()
+    options: dict[str, Any] = {"intervention": module.intervention, "edge_log_odds": log_odds}
+    options |= {"seed": seed, "on_move": on_move}
+    known = module.known_targets()
+    result = search_structure(statistics, known_targets=known, **options)
+    if statistics.n_basis > 1:
+        # mechanisms may well be linear, and the search on more functions has more ways to go astray
+        linear = search_structure(statistics.first_basis(), known_targets=known, **options)
+        result = refine_structure(sample_cells(module, loader), statistics, [result, linear], **options)
     module.mechanism.set_graph(result.adjacency)
     _start_from(module, statistics, result)
     return result

@@ -101,6 +101,7 @@ def fit_genes(
     *,
     intervention: str = "shift",
     n_iterations: int = 10,
+    families: Tensor | None = None,
 ) -> GeneFit:
     """Fit and score genes given parents by expectation-maximisation over the target indicators.
 
@@ -120,6 +121,9 @@ def fit_genes(
         "shift" moves the mean given the parents, "hard" replaces the mechanism and cuts the parents.
     n_iterations
         Iterations of expectation-maximisation.
+    families
+        Family of each parent, 0, 1, ..., shape (p,); None for flat weights, whose number the caller has to pay for. Weights of a
+        family have a common normal prior, whose precision is fitted, and are integrated out of the evidence.
     """
     s, n = statistics, statistics.n_cells
     columns = s.columns(parents)  # (B, q)
@@ -129,6 +133,7 @@ def fit_genes(
     x = torch.cat([s.means.T[columns] * column_mask[:, :, None], torch.ones_like(y)[:, None]], 1)  # (B, q + 1, K)
     scatter = _Scatter(s, genes, columns, column_mask, pairs, hard=intervention == "hard")
     ridge = torch.diag_embed(torch.nn.functional.pad(1 - column_mask, (0, 1)) + 1e-8)
+    relevance = None if families is None else _Relevance(families, len(genes))
 
     log_odds = prior.target_log_odds(s.n_groups, genes).T
     target_probs = torch.sigmoid(log_odds)
@@ -146,7 +151,7 @@ def fit_genes(
         a = a + torch.bmm(x * precision[:, None, :], x.transpose(1, 2)) + ridge
         b = torch.nn.functional.pad(xy, (0, 1)) / noise_var[:, None]
         b = b + torch.bmm(x, (precision * y)[:, :, None])[:, :, 0]
-        weights = torch.linalg.solve(a, b)
+        weights = torch.linalg.solve(a, b) if relevance is None else relevance.solve(a, b)
         residuals = y - torch.bmm(weights[:, None], x)[:, 0]
         rss = _rss(weights[:, :-1], xx, xy, yy)
         noise_var = (rss / dof).clamp_min(_MIN_NOISE)
@@ -154,6 +159,8 @@ def fit_genes(
         target_probs = torch.sigmoid(on - off + log_odds)
     base = (torch.nn.functional.softplus(on - off + log_odds) - torch.nn.functional.softplus(log_odds)).sum(1)
     evidence = scatter.baseline(weights, noise_var, residuals, prior) + base
+    if relevance is not None:
+        evidence = evidence + relevance.log_volume
     return GeneFit(evidence, weights, target_probs, noise_var, residuals)
 
 
@@ -178,6 +185,32 @@ def _rss(weights: Tensor, xx: Tensor, xy: Tensor, yy: Tensor) -> Tensor:
     """Residual sum of squares from normal equations, shape (B,)."""
     quadratic = (weights * torch.bmm(xx, weights[:, :, None])[:, :, 0]).sum(1)
     return (yy - 2 * (weights * xy).sum(1) + quadratic).clamp_min(1e-9)
+
+
+class _Relevance:
+    """Normal prior of the weights, one precision a family, fitted as it goes (MacKay's fixed point)."""
+
+    def __init__(self, families: Tensor, n_pairs: int):
+        n_families = int(families.max()) + 1 if len(families) else 0
+        # the intercept, last, is a family of its own whose precision stays
+        self.of_column = torch.nn.functional.pad(families, (0, 1), value=n_families)
+        self.member = torch.nn.functional.one_hot(self.of_column).T.double()  # (F, q + 1)
+        self.precision = torch.ones(n_pairs, len(self.member), dtype=torch.float64)
+        self.precision[:, -1] = 1e-2
+        self.log_volume = torch.zeros(n_pairs, dtype=torch.float64)
+
+    def solve(self, a: Tensor, b: Tensor) -> Tensor:
+        """Weights at the mode; notes what integrating over them adds to the evidence, then fits the precisions."""
+        prior = self.precision[:, self.of_column]
+        factor = torch.linalg.cholesky(a + torch.diag_embed(prior))
+        weights = torch.cholesky_solve(b[:, :, None], factor)[:, :, 0]
+        log_det = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
+        self.log_volume = 0.5 * (prior.log().sum(1) - log_det - (prior * weights.square()).sum(1))
+        variance = torch.cholesky_inverse(factor).diagonal(dim1=1, dim2=2)
+        determined = ((1 - prior * variance) @ self.member.T).clamp_min(1e-3)
+        fitted = (determined / (weights.square() @ self.member.T).clamp_min(1e-9)).clamp(1e-3, 1e6)
+        self.precision = torch.cat([fitted[:, :-1], self.precision[:, -1:]], 1)
+        return weights
 
 
 def _log_normal(residuals: Tensor, variance: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -66,6 +66,16 @@ class ContextStatistics:
             return self.dof
         return float((self.n_cells.sum() - self.n_contexts).clamp_min(1.0))
 
+    def first_basis(self) -> ContextStatistics:
+        """Statistics of the genes themselves, without further functions of them."""
+        d, by_group = self.n_genes, self.gram_by_group
+        return replace(
+            self,
+            gram=self.gram[:d, :d],
+            means=self.means[:, :d],
+            gram_by_group=None if by_group is None else by_group[:, :d, :d],
+        )
+
     def columns(self, genes: Tensor) -> Tensor:
         """Columns of the given parents, shape (..., p) to (..., p * n_basis)."""
         offsets = torch.arange(self.n_basis) * self.n_genes
@@ -117,10 +127,10 @@ class StatisticsAccumulator:
         """Centre within contexts and take the covariates out (Frisch-Waugh-Lovell)."""
         n = self.n_cells.clamp_min(1.0)
         means = self.sums / n[:, None]
-        owner = self.group % len(self.gram)  # controls, -1, come last
-        between = torch.zeros_like(self.gram)
-        between.index_add_(0, owner, self.n_cells[:, None, None] * means[:, :, None] * means[:, None, :])
-        by_group = self.gram - between
+        by_group = self.gram.clone()
+        for g in range(len(by_group)):
+            own = self.group % len(by_group) == g  # controls, -1, come last
+            by_group[g] -= (self.n_cells[own, None] * means[own]).T @ means[own]
         gram = by_group.sum(0)
         p = self.n_columns
         if gram.shape[0] > p:
