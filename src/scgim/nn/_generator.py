@@ -3,8 +3,8 @@ r"""Generator: from the features of a drug to a distribution over interventions 
 The direct effects of the measured drugs, as curves over a grid of doses, are written in a few principal curves. Each
 coefficient is a Gaussian process of the drug features (a linear and a radial kernel; mixture, width and noise chosen
 by leaving one drug out). What the features say of a new drug is then combined with the knowledge that a drug acts on
-few genes directly: a spike-and-slab prior over genes, centred at the mean effect on each gene, whose indicators are
-found by coordinate ascent. Where features tell nothing the prediction shrinks to the effect of a typical drug.
+few genes directly: a spike-and-slab prior over genes, centred at the mean effect on each gene, averaged over likely
+sets of targets (:mod:`scgim.nn._target_sets`). Where features tell nothing the prediction shrinks to the effect of a typical drug.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from scgim.nn._intervention import Interventions, hill_curve
+from scgim.nn._target_sets import average_over_targets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 _N_GRID = 8
 _MAX_CURVES = 2
 _MAX_ACTIVE_GENES = 300
-_MAX_ROUNDS = 60
 _MAX_CHOOSING = 1000  # drugs
+_PRIOR_SHARE = 0.8  # of the spread of the outputs that is taken out; less than all, since it is an estimate
 _MIN_TARGET_PROB = 0.02  # of the likeliest drug; genes below it are never drawn as targets of a new drug
 
 
@@ -194,7 +195,15 @@ class FeatureGenerator:
         self.slab_cov = (spread + spread.T) / 2 + floor * eye
         values, vectors = torch.linalg.eigh(self.slab_cov)
         self.slab_cov = (vectors * values.clamp_min(float(floor))) @ vectors.T
-        self.error_precision = torch.stack([torch.linalg.inv(_shrunk_covariance(f.residuals)) for f in self.fits])
+        precisions = [
+            _precisions(
+                _shrunk_covariance(fit.residuals), _shrunk_covariance(outputs[..., a] - self.outputs_mean[:, a])
+            )
+            for a, fit in enumerate(self.fits)
+        ]
+        self.error_precision, self.prior_precision = (
+            torch.stack(p) for p in zip(*precisions, strict=True)
+        )  # (q, g, g)
 
     def __call__(self, features: Tensor) -> Interventions:
         """Interventions of drugs with the given features, shape (Q, p)."""
@@ -208,35 +217,24 @@ class FeatureGenerator:
         return replace(found, background=background, background_log_ec50=log_ec50, background_exponent=exponent)
 
     def _posterior(self, mean: Tensor, scale: Tensor) -> Interventions:
-        """Combine what the features say with the prior, by coordinate ascent over genes.
+        """Combine what the features say with the prior.
 
         `mean` (Q, g, q) is the prediction of the features and `scale` (Q, q) its error variance relative to that of the
         drugs left out: a drug far from all others says less of its effects.
         """
         n, g, q = mean.shape
-        precision = self.error_precision  # (q, g, g)
-        linear = torch.einsum("ngq,qgh->nhq", mean, precision) / scale[:, None]
-        slab_precision = torch.linalg.inv(self.slab_cov)
-        own = precision.diagonal(dim1=1, dim2=2).T / scale[:, None]  # (Q, g, q)
-        cov = torch.linalg.inv(torch.diag_embed(own) + slab_precision)
-        log_odds = torch.logit(self.prior_probs) + 0.5 * (torch.logdet(cov) - torch.logdet(self.slab_cov))
-        log_odds = log_odds - 0.5 * torch.einsum("gq,qr,gr->g", self.slab_mean, slab_precision, self.slab_mean)
-        pull = self.slab_mean @ slab_precision  # (g, q)
-        effect = torch.zeros(n, g, q, dtype=torch.float64)
-        probs = self.prior_probs.expand(n, g).clone()
-        expected = probs[..., None] * effect
-        for _ in range(_MAX_ROUNDS):
-            before = probs.clone()
-            for j in range(g):
-                others = torch.einsum("nhq,qh->nq", expected, precision[:, j]) / scale - own[:, j] * expected[:, j]
-                message = linear[:, j] - others + pull[j]
-                effect[:, j] = (cov[:, j] @ message[..., None])[..., 0]
-                evidence = log_odds[:, j] + 0.5 * (message * effect[:, j]).sum(1)
-                probs[:, j] = 0.5 * probs[:, j] + 0.5 * torch.sigmoid(evidence)  # damped: neighbours compete
-                expected[:, j] = probs[:, j, None] * effect[:, j]
-            # so small that the prediction of a drug does not depend on the drugs beside it
-            if g == 0 or (probs - before).abs().max() < 1e-6:
-                break
+        # curves do not share errors: entries of different curves are zero
+        same = torch.eye(q, dtype=torch.float64)
+        spread = lambda matrices: torch.einsum("qgh,qr->gqhr", matrices, same).reshape(g * q, g * q)
+        errors, usual = spread(self.error_precision), spread(self.prior_precision)
+        by_column = scale.repeat(1, g)  # (Q, g q)
+        linear = (mean.flatten(1) @ errors - self.outputs_mean.flatten() @ usual) / by_column
+        log_odds = torch.logit(self.prior_probs)
+        probs, effect, cov = mean.new_zeros(n, g), mean.new_zeros(n, g, q), mean.new_zeros(n, g, q, q)
+        for i in range(n):
+            probs[i], effect[i], cov[i] = average_over_targets(
+                (errors - usual) / by_column[i], linear[i], log_odds, self.slab_mean, self.slab_cov
+            )
         return self._to_hill(effect, cov, probs)
 
     def _to_hill(self, mean: Tensor, cov: Tensor, probs: Tensor) -> Interventions:
@@ -261,6 +259,20 @@ class FeatureGenerator:
         out = torch.full((len(value), self.n_genes), default, dtype=torch.float64)
         out[:, self.active] = value
         return out
+
+
+def _precisions(errors: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Precision of what features predict, and of that what is known of any drug, from two covariances (g, g).
+
+    A prediction is a compromise between what the features say and the usual effects, whose spread is that of the outputs. The
+    sparse prior takes the place of the latter, so that its precision is taken out: where features say nothing, nothing
+    is left. Errors cannot exceed the spread of the outputs; estimates of both can.
+    """
+    root = torch.linalg.inv(torch.linalg.cholesky(errors))
+    ratio, vectors = torch.linalg.eigh(root @ outputs @ root.T)
+    loading = root.T @ vectors
+    usual = (loading * (_PRIOR_SHARE / ratio.clamp_min(1.0))) @ loading.T
+    return loading @ loading.T, usual
 
 
 def _square_distances(a: Tensor, b: Tensor) -> Tensor:

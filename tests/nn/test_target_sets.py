@@ -1,0 +1,91 @@
+"""Averages over sets of targets against sums over all of them."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+
+from scgim.nn._target_sets import TargetAverages, average_over_targets
+
+
+def problem(g: int, q: int, seed: int = 0, strength: float = 3.0) -> dict[str, torch.Tensor]:
+    rng = np.random.default_rng(seed)
+    root = rng.normal(size=(g * q, g * q)) / np.sqrt(g * q)
+    slab = rng.normal(size=(q, q))
+    values = {
+        "precision": strength * root @ root.T,
+        "linear": strength * rng.normal(size=g * q),
+        "log_odds": rng.normal(-2.0, 0.5, g),
+        "slab_mean": 0.3 * rng.normal(size=(g, q)),
+        "slab_cov": slab @ slab.T + 0.5 * np.eye(q),
+    }
+    return {name: torch.as_tensor(value) for name, value in values.items()}
+
+
+def by_enumeration(precision, linear, log_odds, slab_mean, slab_cov) -> TargetAverages:
+    """Sum over all sets, each effect integrated out as a multivariate normal."""
+    g, q = slab_mean.shape
+    own = np.linalg.inv(slab_cov)
+    logs, firsts, seconds, members = [], [], [], []
+    for size in range(g + 1):
+        for chosen in combinations(range(g), size):
+            c = [i * q + a for i in chosen for a in range(q)]
+            prior = np.kron(np.eye(size), own)
+            mean = slab_mean[list(chosen)].reshape(-1)
+            total = precision[np.ix_(c, c)] + prior
+            pull = linear[c] + prior @ mean
+            effect = np.linalg.solve(total, pull)
+            log = 0.5 * (pull @ effect - mean @ prior @ mean)
+            log += 0.5 * (np.linalg.slogdet(prior)[1] - np.linalg.slogdet(total)[1]) + log_odds[list(chosen)].sum()
+            cov = np.linalg.inv(total).reshape(size, q, size, q)
+            first, second, on = np.zeros((g, q)), np.zeros((g, q, q)), np.zeros(g)
+            for place, gene in enumerate(chosen):
+                e = effect.reshape(size, q)[place]
+                first[gene], second[gene], on[gene] = e, cov[place, :, place] + np.outer(e, e), 1
+            logs.append(log), firsts.append(first), seconds.append(second), members.append(on)
+    weight = np.exp(np.array(logs) - max(logs))
+    weight /= weight.sum()
+    probs, first, second = (np.tensordot(weight, np.array(a), 1) for a in (members, firsts, seconds))
+    effect = first / probs[:, None]
+    return TargetAverages(probs, effect, second / probs[:, None, None] - effect[:, :, None] * effect[:, None])
+
+
+@pytest.mark.parametrize(("g", "q"), [(1, 1), (5, 1), (5, 2), (4, 3)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_averages_are_those_over_all_sets(g, q, seed):
+    arguments = problem(g, q, seed)
+    found = average_over_targets(**arguments)
+    expected = by_enumeration(**{name: value.numpy() for name, value in arguments.items()})
+    np.testing.assert_allclose(found.probs, expected.probs, atol=1e-5)
+    clear = expected.probs > 0.05
+    np.testing.assert_allclose(found.effect[clear], expected.effect[clear], atol=1e-3)
+    np.testing.assert_allclose(found.cov[clear], expected.cov[clear], atol=1e-3)
+
+
+def test_nothing_known_leaves_the_prior():
+    arguments = problem(6, 2)
+    arguments["precision"], arguments["linear"] = torch.zeros(12, 12).double(), torch.zeros(12).double()
+    found = average_over_targets(**arguments)
+    torch.testing.assert_close(found.probs, torch.sigmoid(arguments["log_odds"]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(found.effect, arguments["slab_mean"], atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.cov, arguments["slab_cov"].expand(6, 2, 2), atol=1e-6, rtol=0)
+
+
+def test_of_two_genes_that_explain_the_same_one_is_a_target():
+    """Only the sum of two effects is seen: either gene, not both, and which is not known."""
+    precision = torch.full((2, 2), 100.0, dtype=torch.float64)
+    linear = torch.full((2,), 200.0, dtype=torch.float64)
+    odds, mean, cov = torch.full((2,), -4.0).double(), torch.zeros(2, 1).double(), torch.full((1, 1), 4.0).double()
+    found = average_over_targets(precision, linear, odds, mean, cov)
+    np.testing.assert_allclose(found.probs, 0.5, atol=0.03)
+    np.testing.assert_allclose(found.effect, 2.0, atol=0.1)
+
+
+def test_no_genes():
+    found = average_over_targets(
+        *(torch.zeros(s).double() for s in ((0, 0), (0,), (0,), (0, 2))), torch.eye(2).double()
+    )
+    assert [tuple(part.shape) for part in found] == [(0,), (0, 2), (0, 2, 2)]
