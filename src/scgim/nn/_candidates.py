@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 def candidate_parents(statistics: ContextStatistics, max_candidates: int) -> NDArray[np.bool_]:
     """Genes that may be parents of each gene, boolean (d, d): all, or the most correlated where genes are many.
 
-    Half are chosen by partial correlation within contexts and half by correlation between context means.
+    Half are chosen by partial correlation within contexts and half by correlation between context means. Genes that are chosen for
+    one another in one direction are so in both.
     """
     d = statistics.n_genes
     if d <= max_candidates + 1:
@@ -31,4 +32,4 @@ def candidate_parents(statistics: ContextStatistics, max_candidates: int) -> NDA
         np.fill_diagonal(strength, -1.0)
         best = np.argsort(-strength, axis=0)[: max_candidates // 2]
         np.put_along_axis(candidates, best, True, axis=0)
-    return candidates
+    return candidates | candidates.T  # so that edges can turn round

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _TOLERANCE = 1e-6
 _BATCH_ELEMENTS = 2_000_000
 _MAX_OPTIONS = 10
+_N_WIDENED, _MAX_WIDENINGS = 5, 3  # candidates that are added to a gene at a time, and times
 
 Parents = tuple[int, ...]
 
@@ -315,6 +316,39 @@ class StructureSearch:
         for k in range(n_perturbations):
             yield partial(self.reverse_at_random, 2 + 2 * (k % 2))
 
+    def widen(self) -> bool:
+        """Make candidates of genes that could explain what the parents leave, and climb; returns whether there were any."""
+        help_ = np.where(self.candidates, -np.inf, self._score_test() - self.edge_cost)
+        np.fill_diagonal(help_, -np.inf)
+        best = np.argsort(-help_, axis=0)[:_N_WIDENED]
+        new = np.zeros_like(self.candidates)
+        np.put_along_axis(new, best, np.take_along_axis(help_, best, axis=0) > 0, axis=0)
+        new |= new.T & ~np.eye(self.n_genes, dtype=bool)  # so that edges can turn round
+        self.candidates |= new
+        self.refresh(np.flatnonzero(new.any(0)))
+        self.climb()
+        return bool(new.any())
+
+    def _score_test(self) -> NDArray[np.float64]:
+        """About how much the evidence of each gene j would gain by each further parent i, all else as it is, shape (d, d).
+
+        From slope and curvature in the weight of the new parent where that is zero: of the scatter within contexts and of
+        context means. For hard interventions the scatter of targets is not left out, which is near enough.
+        """
+        s, d = self.statistics, self.n_genes
+        fit = self.fit([(j, self.parents(j)) for j in range(d)])
+        weight = torch.zeros(s.means.shape[1], d, dtype=s.means.dtype)
+        for j in range(d):
+            columns = s.columns(torch.tensor(self.parents(j), dtype=torch.long))
+            weight[columns, j] = fit.weights[j, : len(columns)]
+        on = torch.nn.functional.pad(fit.target_probs, (0, 1))[:, s.group % (s.n_groups + 1)]  # (d, K)
+        v0 = fit.noise_var[:, None] / s.n_cells + self.prior.spike_var
+        precision = (1 - on) / v0 + on / (v0 + self.prior.slab_var)
+        x = s.means[:, :d] - s.means[:, :d].mean(0)
+        slope = (s.gram[:d, :d] - s.gram[:d] @ weight) / fit.noise_var + x.T @ (precision * fit.residuals).T
+        curvature = s.gram.diagonal()[:d, None] / fit.noise_var + x.square().T @ precision.T
+        return (slope.square() / (2 * curvature.clamp_min(1e-9))).numpy()
+
     def update_prior(self) -> ShiftPrior:
         """Fit the prior of the direct effects to the current graph (empirical Bayes)."""
         fit = self.fit([(j, self.parents(j)) for j in range(self.n_genes)])
@@ -401,6 +435,11 @@ def search_structure(
         search.update_prior()
     search.refresh(range(search.n_genes))
     search.climb()
-
+    for _ in range(_MAX_WIDENINGS):
+        if not search.widen():
+            break
     trace += search.escape(n_perturbations, max_evaluations)
+    score = search.score
+    if search.widen() and search.score > score + _TOLERANCE:
+        trace += search.escape(n_perturbations, max_evaluations)
     return StructureResult(search.adjacency.copy(), search.edge_probs(), search.score, search.prior, trace)
