@@ -233,8 +233,16 @@ def test_interrupted_training_keeps_the_model(make, edges_are_cut, step):
     assert_usable(model)
 
 
-def test_ctrl_c_keeps_the_model(make):
-    model, handler = make(), signal.getsignal(signal.SIGINT)
+@pytest.fixture
+def ctrl_c():
+    """Python's own answer to Ctrl-C; processes that a shell starts in the background have none."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_keeps_the_model(make, ctrl_c):
+    model, handler = make(), ctrl_c
     with pytest.warns(UserWarning, match="Training was interrupted"):
         model.train(N_EPOCHS, callbacks=[At(4, lambda: os.kill(os.getpid(), signal.SIGINT))], **OPTIONS)
     assert_usable(model)
