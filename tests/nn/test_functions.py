@@ -113,6 +113,16 @@ def test_better_start_is_taken_and_kept():
     assert result.trace[0] == result.trace[-1]  # no move was better
 
 
+def test_a_wrong_edge_is_removed_though_the_sample_had_not_named_it(monkeypatch):
+    cells, wrong = screen(), TRUE.copy()
+    wrong[1, 0] = True
+    monkeypatch.setattr("scgim.nn._search.candidate_parents", lambda statistics, most: np.zeros((4, 4), dtype=bool))
+    monkeypatch.setattr("scgim.nn._functions._MAX_EVALUATIONS", 0)  # by the climb, not by luck of a larger move
+    result = refine_structure(cells, additive(cells), [start(wrong)], intervention="shift", edge_log_odds=-2.0)
+    np.testing.assert_array_equal(result.adjacency, TRUE)
+    assert result.edge_probs[1, 0] < 0.5
+
+
 def test_covariates_are_no_common_cause():
     """A batch that moves all genes joins them unless it is given."""
     cells = screen("nb", batch=2.0)

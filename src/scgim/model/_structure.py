@@ -78,7 +78,7 @@ def gather_statistics(module: GIMModule, loader: BatchLoader) -> ContextStatisti
 
 @torch.no_grad()
 def sample_cells(module: GIMModule, loader: BatchLoader) -> SampledCells:
-    """Training cells that regressions can go through one by one; of each context with cells, at least one."""
+    """Random training cells that regressions can go through; contexts of which none is drawn are left out."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randperm(loader.n, generator=generator)[:_MAX_SAMPLED_CELLS]
     cells = {name: value.to(module.device) for name, value in loader.take(rows).items()}
@@ -104,9 +104,12 @@ def learn_structure(
     on_move: Callable[[float], None] | None = None,
 ) -> StructureResult:
     """Search for the graph and start the module from what was found."""
-    log_odds = module.edge_log_odds.cpu().numpy()
-    options: dict[str, Any] = {"intervention": module.intervention, "edge_log_odds": log_odds}
-    options |= {"seed": seed, "on_move": on_move}
+    options: dict[str, Any] = {
+        "intervention": module.intervention,
+        "edge_log_odds": module.edge_log_odds.cpu().numpy(),
+        "seed": seed,
+        "on_move": on_move,
+    }
     known = module.known_targets()
     result = search_structure(statistics, known_targets=known, **options)
     if statistics.n_basis > 1:

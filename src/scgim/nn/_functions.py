@@ -189,15 +189,20 @@ def refine_structure(
     intervention, edge_log_odds, seed, on_move
         As for :func:`~scgim.nn._search.search_structure`.
     """
-    options: dict[str, Any] = {"intervention": intervention, "edge_log_odds": edge_log_odds}
-    options |= {"seed": seed, "on_move": on_move}
+    options: dict[str, Any] = {
+        "intervention": intervention,
+        "edge_log_odds": edge_log_odds,
+        "seed": seed,
+        "on_move": on_move,
+    }
     search = FunctionSearch(cells, starts[0].prior, **options)
     d = search.n_genes
     total = [sum(search.scores([(j, search.parents(j, s.adjacency)) for j in range(d)])) for s in starts]
     start = starts[int(np.argmax(total))]
     search.adjacency = start.adjacency.copy()
     required = search.edge_cost <= 0
-    search.candidates &= worth_a_look(statistics, starts, **options) | required
+    # edges of the first graphs stay candidates whatever the sample says: one that is none could not be removed
+    search.candidates = (worth_a_look(statistics, starts, **options) | required) & ~np.eye(d, dtype=bool)
     search.update_prior()
     search.refresh(range(d))
     trace = [search.score, search.climb()]

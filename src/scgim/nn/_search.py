@@ -75,7 +75,7 @@ class StructureSearch:
     edge_log_odds
         Log prior odds of an edge, shape (d, d) or one number; added to the Bayesian information criterion.
     max_candidates
-        Largest number of candidate parents of a gene.
+        Candidate parents of a gene to start with; there may be more, as candidates are mutual.
     seed
         Seed of the random moves.
     on_move
@@ -406,7 +406,7 @@ def search_structure(
     known_targets
         Log prior odds of single targets, NaN for those of which nothing is known, shape (U, d).
     max_candidates
-        Largest number of candidate parents of a gene.
+        Candidate parents of a gene to start with; what these leave unexplained names further ones.
     n_perturbations
         Random moves tried in each round.
     max_evaluations
