@@ -28,6 +28,7 @@ _MAX_CURVES = 2
 _MAX_ACTIVE_GENES = 300
 _MAX_CHOOSING = 1000  # drugs
 _PRIOR_SHARE = 0.8  # of the spread of the outputs that is taken out; less than all, since it is an estimate
+_MAX_SEARCHED = 2000  # genes times drugs
 _MIN_TARGET_PROB = 0.02  # of the likeliest drug; genes below it are never drawn as targets of a new drug
 
 
@@ -222,20 +223,23 @@ class FeatureGenerator:
         `mean` (Q, g, q) is the prediction of the features and `scale` (Q, q) its error variance relative to that of the
         drugs left out: a drug far from all others says less of its effects.
         """
-        n, g, q = mean.shape
+        precision, usual = self.error_precision, self.prior_precision  # (q, g, g)
+        told = torch.einsum("nga,agh->nah", mean, precision) - torch.einsum("ga,agh->ah", self.outputs_mean, usual)
+        linear = told / scale[..., None]  # (n, q, g)
         # curves do not share errors: entries of different curves are zero
-        same = torch.eye(q, dtype=torch.float64)
-        spread = lambda matrices: torch.einsum("qgh,qr->gqhr", matrices, same).reshape(g * q, g * q)
-        errors, usual = spread(self.error_precision), spread(self.prior_precision)
-        by_column = scale.repeat(1, g)  # (Q, g q)
-        linear = (mean.flatten(1) @ errors - self.outputs_mean.flatten() @ usual) / by_column
-        log_odds = torch.logit(self.prior_probs)
-        probs, effect, cov = mean.new_zeros(n, g), mean.new_zeros(n, g, q), mean.new_zeros(n, g, q, q)
-        for i in range(n):
-            probs[i], effect[i], cov[i] = average_over_targets(
-                (errors - usual) / by_column[i], linear[i], log_odds, self.slab_mean, self.slab_cov
+        left = torch.diag_embed((precision - usual).movedim(0, -1)).permute(2, 0, 3, 1)  # (q, g, q, g)
+        found = [
+            average_over_targets(
+                left / s[:, :, None, None, None], x, torch.logit(self.prior_probs), self.slab_mean, self.slab_cov
             )
+            for x, s in zip(*(part.split(self._n_at_once()) for part in (linear, scale)), strict=True)
+        ]
+        probs, effect, cov = (torch.cat(part) for part in zip(*found, strict=True))
         return self._to_hill(effect, cov, probs)
+
+    def _n_at_once(self) -> int:
+        """Drugs that share a search, so that what it holds stays near the processor."""
+        return max(1, _MAX_SEARCHED // max(1, len(self.active)))
 
     def _to_hill(self, mean: Tensor, cov: Tensor, probs: Tensor) -> Interventions:
         """Hill curve closest to each predicted curve, given mean (Q, g, q), covariance (Q, g, q, q) and probs (Q, g)."""
