@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PRIOR = ShiftPrior(target_prob=0.1, slab_var=2.0)
+ANY = np.array(True)
 TRUE = np.array([[0, 0, 1, 1], [0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0]], dtype=bool)
 REVERSED = np.array([[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]], dtype=bool)
 
@@ -54,7 +55,7 @@ def screen(
 
 
 def evidence(cells: SampledCells, gene: int, parents: list[tuple[int, ...]], **kwargs) -> list[float]:
-    search = FunctionSearch(cells, PRIOR, edge_log_odds=0.0, **kwargs)
+    search = FunctionSearch(cells, ANY, PRIOR, edge_log_odds=0.0, **kwargs)
     return search.scores([(gene, p) for p in parents])
 
 
@@ -116,7 +117,8 @@ def test_better_start_is_taken_and_kept():
 def test_a_wrong_edge_is_removed_though_the_sample_had_not_named_it(monkeypatch):
     cells, wrong = screen(), TRUE.copy()
     wrong[1, 0] = True
-    monkeypatch.setattr("scgim.nn._search.candidate_parents", lambda statistics, most: np.zeros((4, 4), dtype=bool))
+    monkeypatch.setattr("scgim.nn._climb._FEW_GENES", 0)
+    monkeypatch.setattr("scgim.nn._climb._MIN_HELP", np.inf)  # nothing else is worth scoring
     monkeypatch.setattr("scgim.nn._functions._MAX_EVALUATIONS", 0)  # by the climb, not by luck of a larger move
     result = refine_structure(cells, additive(cells), [start(wrong)], intervention="shift", edge_log_odds=-2.0)
     np.testing.assert_array_equal(result.adjacency, TRUE)
@@ -138,7 +140,7 @@ def test_known_targets_enter_by_their_own_gene():
     cells = screen()
     known = torch.full((4, 4), torch.nan, dtype=torch.float64)
     known[0, 2] = 20.0  # perturbation 0 surely acts on gene 2
-    told = FunctionSearch(cells, ShiftPrior(0.1, 2.0, known=known), edge_log_odds=0.0)
+    told = FunctionSearch(cells, ANY, ShiftPrior(0.1, 2.0, known=known), edge_log_odds=0.0)
     fit = told.fit([(2, (0, 1)), (3, (0, 2))])
     assert fit.target_probs[0, 0] > 0.99
     assert fit.target_probs[1, 0] < 0.5

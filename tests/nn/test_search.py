@@ -9,8 +9,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scgim.nn._candidates import candidate_parents
 from scgim.nn._score import ShiftPrior
+from scgim.nn._score_test import score_test
 from scgim.nn._search import StructureSearch, search_structure
 from scgim.nn._statistics import ContextStatistics, StatisticsAccumulator
 
@@ -120,35 +120,66 @@ def test_prior_odds_of_an_edge_can_forbid_and_require_it(simulate):
     assert found.edge_probs[0, 2] > 0.999
 
 
-def test_candidates_are_all_genes_or_the_most_correlated(simulate):
-    W = np.zeros((12, 12))
-    W[0, 1] = W[1, 2] = 1.0
-    statistics = simulate(W, np.eye(12)[:4]).statistics
-    np.testing.assert_array_equal(candidate_parents(statistics, 40), ~np.eye(12, dtype=bool))
-    few = candidate_parents(statistics, 4)
-    assert few.sum() <= 2 * 4 * 12
-    np.testing.assert_array_equal(few, few.T)
-    assert not few.diagonal().any()
-    assert few[0, 1]
-    assert few[1, 0]
-    assert few[1, 2]
-
-
 @pytest.mark.parametrize("intervention", ["shift", "hard"])
-def test_a_parent_that_was_no_candidate_becomes_one(simulate, intervention):
-    W = np.array([[0, 0, 1.0, 0], [0, 0, 0.8, 0], [0, 0, 0, 0.7], [0, 0, 0, 0]])
-    screen = simulate(W, np.eye(4)[:3], hard=intervention == "hard")
-    search = StructureSearch(screen.statistics, ShiftPrior(0.2, 4.0), intervention=intervention)
-    search.candidates[0, 2] = search.candidates[2, 0] = False
+def test_of_many_genes_those_are_scored_that_could_be_parents(simulate, intervention, monkeypatch):
+    """The graph is the same as if all pairs were scored, at a fraction of the regressions."""
+    W = random_weights(12, 0)
+    statistics = simulate(W, np.eye(12), hard=intervention == "hard").statistics
+    every = search_structure(statistics, intervention=intervention, n_perturbations=3)
+    monkeypatch.setattr("scgim.nn._climb._FEW_GENES", 0)
+    monkeypatch.setattr("scgim.nn._climb._N_NEAR", 3)
+    few = search_structure(statistics, intervention=intervention, n_perturbations=3)
+    np.testing.assert_array_equal(few.adjacency, W != 0)
+    np.testing.assert_array_equal(every.adjacency, W != 0)
+    np.testing.assert_allclose(few.edge_probs[W != 0], every.edge_probs[W != 0], atol=0.02)
+
+
+def test_parents_to_score_are_those_that_are_those_required_and_those_that_help(simulate, monkeypatch):
+    monkeypatch.setattr("scgim.nn._climb._FEW_GENES", 0)
+    monkeypatch.setattr("scgim.nn._climb._N_NEAR", 1)
+    W = np.zeros((6, 6))
+    W[0, 2] = W[1, 2] = 0.9
+    odds = np.full((6, 6), -2.0)
+    odds[5, 2] = 1.0
+    search = StructureSearch(simulate(W, np.eye(6)).statistics, ShiftPrior(0.1), edge_log_odds=odds)
+    search.adjacency[4, 2] = True
+    (near,) = search.near([2]).T
+    assert near[[4, 5]].all()
+    assert near[[0, 1]].sum() == 1
+    assert not near[2]
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_score_test_is_near_the_gain_of_each_parent(simulate, hard):
+    """Against the evidence of the regressions themselves, small and large gains alike; hard interventions blur it."""
+    d = 8
+    screen = simulate(random_weights(d, 0), np.eye(d)[:5], hard=hard)
+    search = StructureSearch(screen.statistics, ShiftPrior(0.1), intervention="hard" if hard else "shift")
+    pairs = [(j, ()) for j in range(d)]
+    fit = search.fit(pairs)
+    expected = score_test(screen.statistics, search.prior, fit, pairs)
+    grown = [(j, (i,)) for j in range(d) for i in range(d) if i != j]
+    gain = np.array(search.scores(grown)) + [search.edge_cost[i, j] for j, (i,) in grown]
+    gain -= np.repeat(search.scores(pairs), d - 1)
+    told = np.array([expected[i, j] for j, (i,) in grown])
+    assert np.corrcoef(np.log1p(np.maximum(gain, 0)), np.log1p(told))[0, 1] > (0.9 if hard else 0.95)
+    small = gain < 5
+    assert np.abs(told - gain)[small].max() < (10 if hard else 3)
+
+
+def test_a_gene_with_several_children_taken_for_its_parents_is_turned_round(simulate):
+    """Each edge alone does not pay to turn: the others still explain the gene."""
+    W = np.zeros((4, 4))
+    W[3, :3] = 1.0
+    statistics = simulate(W, np.eye(4)[[3]], effect=3.0).statistics
+    search = StructureSearch(statistics, ShiftPrior(0.25, 5.0))
+    search.adjacency[:3, 3] = True
     search.refresh(range(4))
-    search.climb()
-    assert not search.adjacency[0, 2]
-    assert search.widen()
+    before = search.score
+    assert search.turn_round(3)
+    assert search.score > before
     np.testing.assert_array_equal(search.adjacency, W != 0)
-    assert search.candidates[2, 0]
-    before = search.candidates.copy()
-    assert not search.widen()
-    np.testing.assert_array_equal(search.candidates, before)
+    assert not search.turn_round(3)  # nothing to turn
 
 
 @settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

@@ -10,7 +10,7 @@ import torch
 from scvi import settings
 
 from scgim._validation import prior_log_odds
-from scgim.module._gim import EDGE_LOG_ODDS
+from scgim.module._gim import usual_edge_log_odds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +30,9 @@ class PriorsMixin:
             self.module.target_is_known.copy_(torch.as_tensor(~np.isnan(known)))
         if network is not None:
             known = prior_log_odds(network, genes, genes, "network_prior", "genes")
-            self.module.edge_log_odds.copy_(torch.as_tensor(np.where(np.isnan(known), EDGE_LOG_ODDS, known)))
+            self.module.edge_log_odds.copy_(
+                torch.as_tensor(np.where(np.isnan(known), usual_edge_log_odds(len(genes)), known))
+            )
 
     def _compare_with_priors(self) -> None:
         """Warn of what was thought likely and is not borne out by the data, so that neither overrides the other unseen."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _TINY = 1e-8
-EDGE_LOG_ODDS = -2.0  # of an edge of which nothing is known
+
+
+def usual_edge_log_odds(n_genes: int) -> float:
+    """Prior log odds of an edge of which nothing is known: among 20 genes or more, each has about two parents."""
+    return -2.0 - math.log(max(1.0, n_genes / 20))
 
 
 class SpikeAndSlab(TorchDistribution):
@@ -123,7 +128,9 @@ class GIMModule(PyroBaseModuleClass):
         # what is known beforehand: log odds of targets, where anything is known, and of edges
         self.register_buffer("target_log_odds", torch.zeros(n_groups, n_genes, dtype=torch.float64))
         self.register_buffer("target_is_known", torch.zeros(n_groups, n_genes, dtype=torch.bool))
-        self.register_buffer("edge_log_odds", torch.full((n_genes, n_genes), EDGE_LOG_ODDS, dtype=torch.float64))
+        self.register_buffer(
+            "edge_log_odds", torch.full((n_genes, n_genes), usual_edge_log_odds(n_genes), dtype=torch.float64)
+        )
         # what is known after training
         n_fields = len(Interventions.__dataclass_fields__)
         self.register_buffer("posterior", torch.zeros(n_fields, n_groups, n_genes, dtype=torch.float64))

@@ -95,18 +95,33 @@ class FunctionSearch(StructureSearch):
     ----------
     cells
         Cells that regressions go through.
+    candidates
+        Edges to score, boolean (d, d): each regression takes long.
     prior, intervention, edge_log_odds, seed, on_move
-        As for :class:`~scgim.nn._search.StructureSearch`. The caller narrows the candidates: each regression takes long.
+        As for :class:`~scgim.nn._search.StructureSearch`.
     """
 
-    def __init__(self, cells: SampledCells, prior: ShiftPrior, *, intervention: str = "shift", **kwargs):
+    def __init__(
+        self,
+        cells: SampledCells,
+        candidates: NDArray[np.bool_],
+        prior: ShiftPrior,
+        *,
+        intervention: str = "shift",
+        **kwargs,
+    ):
         self.cells, self.units, self.intervention = cells, RandomUnits(cells.h.shape[1]), intervention
         super().__init__(self._statistics(cells.h), prior, intervention=intervention, **kwargs)
+        self.candidates = (candidates | self.required) & ~np.eye(self.n_genes, dtype=bool)
         # the evidence pays for its parameters; what is left of the cost are the prior odds
         self.edge_cost = self.edge_cost - 0.5 * math.log(len(cells.h))
         self._counts_of = lru_cache(None)(
             lambda gene: CountFit(cells.x[:, gene], cells.log_size, cells.covariates, cells.likelihood)
         )
+
+    def near(self, genes: list[int]) -> NDArray[np.bool_]:
+        """Parents to score for each of the genes, boolean (d, B)."""
+        return self.candidates[:, genes]
 
     def _statistics(self, columns: Tensor) -> ContextStatistics:
         cells, width = self.cells, columns.shape[1]
@@ -195,14 +210,11 @@ def refine_structure(
         "seed": seed,
         "on_move": on_move,
     }
-    search = FunctionSearch(cells, starts[0].prior, **options)
+    search = FunctionSearch(cells, worth_a_look(statistics, starts, **options), starts[0].prior, **options)
     d = search.n_genes
     total = [sum(search.scores([(j, search.parents(j, s.adjacency)) for j in range(d)])) for s in starts]
     start = starts[int(np.argmax(total))]
     search.adjacency = start.adjacency.copy()
-    required = search.edge_cost <= 0
-    # edges of the first graphs stay candidates whatever the sample says: one that is none could not be removed
-    search.candidates = (worth_a_look(statistics, starts, **options) | required) & ~np.eye(d, dtype=bool)
     search.update_prior()
     search.refresh(range(d))
     trace = [search.score, search.climb()]

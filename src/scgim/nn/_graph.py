@@ -13,12 +13,23 @@ if TYPE_CHECKING:
 def reachability(adjacency: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """R[i, j] is True where a directed path leads from i to j; each gene reaches itself. The graph must be acyclic."""
     adjacency = np.asarray(adjacency, dtype=bool)
-    reach = np.eye(len(adjacency), dtype=bool)
+    d = len(adjacency)
+    children = _children(adjacency)
+    reach = [0] * d  # sets of genes as bits of integers: the search asks often
     for i in reversed(topological_order(adjacency)):
-        children = np.flatnonzero(adjacency[i])
-        if len(children):
-            reach[i] |= reach[children].any(0)
-    return reach
+        reach[i] = 1 << i
+        for j in children[i]:
+            reach[i] |= reach[j]
+    width = (d + 7) // 8
+    rows = np.frombuffer(b"".join(row.to_bytes(width, "little") for row in reach), dtype=np.uint8).reshape(d, width)
+    return np.unpackbits(rows, axis=1, count=d, bitorder="little").astype(bool)
+
+
+def _children(adjacency: NDArray[np.bool_]) -> list[list[int]]:
+    children: list[list[int]] = [[] for _ in adjacency]
+    for i, j in np.argwhere(adjacency).tolist():
+        children[i].append(j)
+    return children
 
 
 def descendants(adjacency: NDArray[np.bool_], gene: int) -> NDArray[np.bool_]:
@@ -36,16 +47,16 @@ def descendants(adjacency: NDArray[np.bool_], gene: int) -> NDArray[np.bool_]:
 def topological_order(adjacency: NDArray) -> list[int]:
     """Genes ordered so that parents come before children (Kahn); ValueError if there is a cycle."""
     adjacency = np.asarray(adjacency, dtype=bool)
-    n_parents = adjacency.sum(0)
-    ready = [int(j) for j in np.flatnonzero(n_parents == 0)]
+    children, n_parents = _children(adjacency), adjacency.sum(0).tolist()
+    ready = [j for j, n in enumerate(n_parents) if n == 0]
     order: list[int] = []
     while ready:
         i = ready.pop()
         order.append(i)
-        for j in np.flatnonzero(adjacency[i]):
+        for j in children[i]:
             n_parents[j] -= 1
             if n_parents[j] == 0:
-                ready.append(int(j))
+                ready.append(j)
     if len(order) < len(adjacency):
         raise ValueError("The graph has a cycle, so its genes have no topological order.")
     return order
