@@ -64,6 +64,25 @@ def density(seeds: Sequence[int]) -> list[Job]:
     ]
 
 
+def combined(seeds: Sequence[int]) -> list[Job]:
+    """100 genes and 40 drugs, with one thing more that is hard; the other suites of counts change one thing at a time.
+
+    Expected: 40 drugs have some 80 targets among 100 genes, so that half of the genes are never one. On counts their noise directs the edges
+    between those; on Gaussian data of equal scale nothing does, and errors are reversed edges. Hard interventions and more edges cost little.
+    """
+    rows = [
+        ("counts", {}, {}, "count"),
+        ("Gaussian", {}, {}, "float"),
+        ("Gaussian, 200 drugs", {"n_drugs": 200}, {}, "float"),
+        ("hard interventions", {"intervention": "hard"}, {"intervention": "hard"}, "count"),
+        ("4 edges a gene", {"edges_per_node": 4}, {}, "count"),
+    ]
+    return [
+        Job({"world": name, "graph": graph}, seed, {"d": 100, "graph": graph, **world, **_FEW}, view=view, model=model)
+        for (name, world, model, view), graph, seed in product(rows, GRAPHS, seeds)
+    ]
+
+
 def drugs(seeds: Sequence[int]) -> list[Job]:
     """10, 40 and 200 drugs.
 
@@ -176,5 +195,6 @@ def misspecification(seeds: Sequence[int]) -> list[Job]:
 
 
 SUITES: dict[str, Callable[[Sequence[int]], list[Job]]] = {
-    suite.__name__: suite for suite in (main, size, density, drugs, features, hard, mlp, noise, misspecification)
+    suite.__name__: suite
+    for suite in (main, size, density, combined, drugs, features, hard, mlp, noise, misspecification)
 }

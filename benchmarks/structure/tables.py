@@ -137,6 +137,7 @@ def _noise_figure(frame: pd.DataFrame) -> str:
 REPORTS = {
     "main": Report(("graph", "view"), EDGES | TARGETS | DECISIONS | CALIBRATION | COST, _main_goals),
     "size": Report(("genes", "graph"), EDGES | TARGETS | COST | {"memory_mb": "peak MB"}, _size_goals, _size_figure),
+    "combined": Report(("world", "graph"), EDGES | TARGETS | COST),
     "density": Report(("edges a gene", "graph", "view"), EDGES | TARGETS | COST, figure=_density_figure),
     "drugs": Report(("drugs", "graph", "view"), EDGES | TARGETS | COST, figure=_drugs_figure),
     "features": Report(

@@ -11,6 +11,7 @@ import scvi
 
 import scgim
 from scgim.model import GIM
+from scgim.module._gim import usual_edge_log_odds
 
 OPTIONS = {"max_epochs": 15, "accelerator": "cpu", "enable_progress_bar": False}
 
@@ -85,6 +86,14 @@ def test_prior_agrees_with_no_prior_where_it_says_nothing(screen, plain):
         warnings.simplefilter("error", UserWarning)
         model = fit(screen, target_prior=nothing.rename(index={"drug_0": plain.perturbations[0]}))
     pd.testing.assert_frame_equal(model.get_targets(), plain.get_targets())
+
+
+def test_an_edge_of_which_nothing_is_known_is_rarer_among_more_genes():
+    """A gene has about two parents among 20 genes and among 2,000."""
+    few, many = (usual_edge_log_odds(d) for d in (20, 2000))
+    assert few == usual_edge_log_odds(5) == -2.0
+    np.testing.assert_allclose(19 / (1 + np.exp(-few)), 2.26, atol=0.01)
+    np.testing.assert_allclose(1999 / (1 + np.exp(-many)), 2.7, atol=0.01)
 
 
 def test_priors_enter_each_step(screen):

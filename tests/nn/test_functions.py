@@ -117,8 +117,8 @@ def test_better_start_is_taken_and_kept():
 def test_a_wrong_edge_is_removed_though_the_sample_had_not_named_it(monkeypatch):
     cells, wrong = screen(), TRUE.copy()
     wrong[1, 0] = True
-    monkeypatch.setattr("scgim.nn._climb._FEW_GENES", 0)
-    monkeypatch.setattr("scgim.nn._climb._MIN_HELP", np.inf)  # nothing else is worth scoring
+    monkeypatch.setattr("scgim.nn._functions._N_NEAR", 0)
+    monkeypatch.setattr("scgim.nn._functions.worth_a_look", lambda *a, **k: np.zeros((4, 4), dtype=bool))
     monkeypatch.setattr("scgim.nn._functions._MAX_EVALUATIONS", 0)  # by the climb, not by luck of a larger move
     result = refine_structure(cells, additive(cells), [start(wrong)], intervention="shift", edge_log_odds=-2.0)
     np.testing.assert_array_equal(result.adjacency, TRUE)

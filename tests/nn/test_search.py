@@ -132,6 +132,10 @@ def test_of_many_genes_those_are_scored_that_could_be_parents(simulate, interven
     np.testing.assert_array_equal(few.adjacency, W != 0)
     np.testing.assert_array_equal(every.adjacency, W != 0)
     np.testing.assert_allclose(few.edge_probs[W != 0], every.edge_probs[W != 0], atol=0.02)
+    search = StructureSearch(statistics, ShiftPrior(0.1), intervention=intervention)
+    search.adjacency = W != 0
+    search.refresh(range(12))
+    assert search.n_evaluations < 12 * 11 * 0.7
 
 
 def test_parents_to_score_are_those_that_are_those_required_and_those_that_help(simulate, monkeypatch):
@@ -149,25 +153,49 @@ def test_parents_to_score_are_those_that_are_those_required_and_those_that_help(
     assert not near[2]
 
 
-@pytest.mark.parametrize("hard", [False, True])
-def test_score_test_is_near_the_gain_of_each_parent(simulate, hard):
-    """Against the evidence of the regressions themselves, small and large gains alike; hard interventions blur it."""
-    d = 8
-    screen = simulate(random_weights(d, 0), np.eye(d)[:5], hard=hard)
-    search = StructureSearch(screen.statistics, ShiftPrior(0.1), intervention="hard" if hard else "shift")
-    pairs = [(j, ()) for j in range(d)]
-    fit = search.fit(pairs)
-    expected = score_test(screen.statistics, search.prior, fit, pairs)
-    grown = [(j, (i,)) for j in range(d) for i in range(d) if i != j]
-    gain = np.array(search.scores(grown)) + [search.edge_cost[i, j] for j, (i,) in grown]
-    gain -= np.repeat(search.scores(pairs), d - 1)
-    told = np.array([expected[i, j] for j, (i,) in grown])
-    assert np.corrcoef(np.log1p(np.maximum(gain, 0)), np.log1p(told))[0, 1] > (0.9 if hard else 0.95)
-    small = gain < 5
-    assert np.abs(told - gain)[small].max() < (10 if hard else 3)
+@pytest.mark.parametrize("intervention", ["shift", "hard"])
+def test_score_test_is_near_the_gain_of_each_parent(simulate, intervention):
+    """Beside parents that there are, one of them nearly a copy of another gene."""
+    W = np.zeros((5, 5))
+    W[0, 1], W[0, 2], W[1, 2], W[2, 3] = 10.0, 0.7, 0.05, 0.8
+    screen = simulate(W, np.eye(5)[[0, 4]], hard=intervention == "hard")
+    search = StructureSearch(screen.statistics, ShiftPrior(0.1), intervention=intervention)
+    pairs = [(2, (0,)), (3, ()), (3, (1,))]
+    told = score_test(screen.statistics, search.prior, search.fit(pairs), pairs)
+    for b, (j, parents) in enumerate(pairs):
+        for i in {*range(5)} - {j, *parents}:
+            before, after = search.scores([(j, parents), (j, tuple(sorted((*parents, i))))])
+            gain = after - before + search.edge_cost[i, j]
+            np.testing.assert_allclose(told[i, b], gain, rtol=0.4, atol=0.5)  # of large gains, noise falls too
 
 
-def test_a_gene_with_several_children_taken_for_its_parents_is_turned_round(simulate):
+def test_score_test_adds_up_the_functions_of_a_parent(simulate):
+    """A gene that answers to the second function alone is found by it."""
+    h = np.random.default_rng(0).normal(size=(3000, 2))
+    h[:, 1] += h[:, 0] ** 2
+    context = torch.arange(3) % 3
+    accumulator = StatisticsAccumulator(torch.tensor([-1, 0, 1]), 2, 4, 0)
+    columns = torch.as_tensor(np.concatenate([h, h**2], 1))
+    accumulator.update(columns, context.repeat(1000), torch.zeros(3000, 0).double())
+    search = StructureSearch(accumulator.finalise(), ShiftPrior(0.1))
+    told = score_test(search.statistics, search.prior, search.fit([(1, ())]), [(1, ())])
+    assert told[0, 0] > 500
+
+
+def test_a_new_prior_is_a_new_search(simulate, monkeypatch):
+    monkeypatch.setattr("scgim.nn._climb._FEW_GENES", 0)
+    statistics = simulate(random_weights(6, 0), np.eye(6)).statistics
+    search = StructureSearch(statistics, ShiftPrior(0.01, 1.0))
+    search.refresh(range(6))
+    search.climb()
+    fresh = StructureSearch(statistics, search.update_prior())
+    fresh.adjacency = search.adjacency.copy()
+    for s in (search, fresh):
+        s.refresh(range(6))
+    np.testing.assert_array_equal(search.gain, fresh.gain)
+
+
+def test_a_gene_with_several_children_taken_for_its_parents_is_turned_round(simulate, monkeypatch):
     """Each edge alone does not pay to turn: the others still explain the gene."""
     W = np.zeros((4, 4))
     W[3, :3] = 1.0
@@ -175,9 +203,10 @@ def test_a_gene_with_several_children_taken_for_its_parents_is_turned_round(simu
     search = StructureSearch(statistics, ShiftPrior(0.25, 5.0))
     search.adjacency[:3, 3] = True
     search.refresh(range(4))
+    for other in ("reverse_and_reselect", "remove_and_return", "reverse_at_random"):
+        monkeypatch.setattr(search, other, lambda *arguments: False)
     before = search.score
-    assert search.turn_round(3)
-    assert search.score > before
+    assert search.escape(1, 10_000)[-1] > before
     np.testing.assert_array_equal(search.adjacency, W != 0)
     assert not search.turn_round(3)  # nothing to turn
 

@@ -91,6 +91,21 @@ def test_of_two_genes_that_explain_the_same_one_is_a_target():
     np.testing.assert_allclose(found.effect, 2.0, atol=0.1)
 
 
+def test_two_targets_that_explain_together_what_neither_does():
+    precision = torch.tensor([[100.0, -95.0], [-95.0, 100.0]]).double()
+    linear = precision @ torch.tensor([2.5, 2.5]).double()
+    arguments = (
+        precision,
+        linear,
+        torch.full((2,), -9.0).double(),
+        torch.zeros(2, 1).double(),
+        torch.eye(1).double() * 4,
+    )
+    found, expected = averages(*arguments), by_enumeration(*(value.numpy() for value in arguments))
+    assert expected.probs.min() > 0.99
+    np.testing.assert_allclose(found.probs, expected.probs, atol=1e-5)
+
+
 def test_what_is_said_of_a_drug_does_not_depend_on_the_others():
     """Drugs are searched side by side, and each ends when its own sets do."""
     g, q = 12, 2

@@ -120,8 +120,8 @@ class FunctionSearch(StructureSearch):
         )
 
     def near(self, genes: list[int]) -> NDArray[np.bool_]:
-        """Parents to score for each of the genes, boolean (d, B)."""
-        return self.candidates[:, genes]
+        """Parents to score for each of the genes, boolean (d, B); those that there are must be among them, to be removed."""
+        return self.candidates[:, genes] | self.adjacency[:, genes]
 
     def _statistics(self, columns: Tensor) -> ContextStatistics:
         cells, width = self.cells, columns.shape[1]
@@ -231,6 +231,8 @@ def worth_a_look(statistics: ContextStatistics, starts: Sequence[StructureResult
     for start in starts:
         first.adjacency = start.adjacency.copy()
         first.refresh(range(first.n_genes))
-        near = np.argsort(-np.where(start.adjacency, -np.inf, first.gain), axis=0)[:_N_NEAR]
-        np.put_along_axis(found, near, True, axis=0)
+        gain = np.where(start.adjacency, -np.inf, first.gain)
+        near = np.zeros_like(found)
+        np.put_along_axis(near, np.argsort(-gain, axis=0)[:_N_NEAR], True, axis=0)
+        found |= near & np.isfinite(gain)
     return found

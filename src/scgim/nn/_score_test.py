@@ -13,26 +13,37 @@ if TYPE_CHECKING:
     from scgim.nn._statistics import ContextStatistics
 
 
+_MIN_FREE = 1e-6  # of the curvature; a copy of a parent has none of its own
+
+
 def score_test(
     statistics: ContextStatistics, prior: ShiftPrior, fit: GeneFit, pairs: list[tuple[int, tuple[int, ...]]]
 ) -> NDArray:
-    """About how much the evidence of each (gene, parents) pair would gain by each further parent, all else as it is, shape (d, B).
+    """About how much the evidence of each (gene, parents) pair would gain by each further parent, shape (d, B).
 
     From slope and curvature in the weight of the new parent where that is zero: of the scatter within contexts and of
-    context means. Several functions of a parent are added up as if they were unrelated. For hard interventions the scatter of
-    targets is not left out, which is near enough.
+    context means. Weights of the present parents and the intercept are free, noise and targets stay as they are. Several functions
+    of a parent are added up as if they were unrelated. For hard interventions the scatter of targets is not left out, which is
+    near enough.
     """
-    s, d = statistics, statistics.n_genes
-    genes = torch.tensor([gene for gene, _ in pairs])
-    weight = torch.zeros(s.means.shape[1], len(pairs), dtype=s.means.dtype)
-    for b, (_, parents) in enumerate(pairs):
-        columns = s.columns(torch.tensor(parents, dtype=torch.long))
-        weight[columns, b] = fit.weights[b, : len(columns)]
+    s, means = statistics, statistics.means
     on = torch.nn.functional.pad(fit.target_probs, (0, 1))[:, s.group % (s.n_groups + 1)]  # (B, K)
     v0 = fit.noise_var[:, None] / s.n_cells + prior.spike_var
     precision = (1 - on) / v0 + on / (v0 + prior.slab_var)
-    x = s.means - s.means.mean(0)
-    slope = (s.gram[:, genes] - s.gram @ weight) / fit.noise_var + x.T @ (precision * fit.residuals).T
-    curvature = s.gram.diagonal()[:, None] / fit.noise_var + x.square().T @ precision.T
-    gain = slope.square() / (2 * curvature.clamp_min(1e-9))
-    return gain.reshape(s.n_basis, d, len(pairs)).sum(0).numpy()
+    curvature = s.gram.diagonal()[:, None] / fit.noise_var + means.square().T @ precision.T  # (P, B)
+    gain = torch.zeros_like(curvature)
+    for b, (gene, parents) in enumerate(pairs):
+        columns, noise_var = s.columns(torch.tensor(parents, dtype=torch.long)), fit.noise_var[b]
+        present = torch.cat([means[:, columns], torch.ones_like(means[:, :1])], 1)  # (K, q + 1)
+        shared = torch.nn.functional.pad(s.gram[:, columns] / noise_var, (0, 1))
+        shared += means.T @ (precision[b][:, None] * present)  # (P, q + 1)
+        own = torch.nn.functional.pad(s.gram[columns][:, columns] / noise_var, (0, 1, 0, 1))
+        own += present.T @ (precision[b][:, None] * present)
+        solved = torch.linalg.solve(own + 1e-8 * torch.eye(len(own), dtype=own.dtype), shared.T)  # (q + 1, P)
+        left = s.gram[:, gene] - s.gram[:, columns] @ fit.weights[b, : len(columns)]
+        weighted = precision[b] * fit.residuals[b]
+        slope = left / noise_var + means.T @ weighted
+        slope -= solved.T @ (torch.nn.functional.pad(left[columns] / noise_var, (0, 1)) + present.T @ weighted)
+        free = curvature[:, b] - (shared * solved.T).sum(1)
+        gain[:, b] = slope.square() / (2 * torch.maximum(free, _MIN_FREE * curvature[:, b]).clamp_min(1e-9))
+    return gain.reshape(s.n_basis, s.n_genes, len(pairs)).sum(0).numpy()

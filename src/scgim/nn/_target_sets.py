@@ -113,8 +113,12 @@ def average_over_targets(
         inverse = _inverse_of_members(problem, drugs, sets.members)
         follows = _what_follows(problem, drugs, sets, inverse)
         sums.add(drugs, sets.log_weight, follows)
-        going_on = sets.log_weight.amax(1) >= sums.top[drugs] - _NEGLIGIBLE
-        if size == g or not going_on.any():
+        if size == g:
+            break
+        # a gene more than these, since two may explain together what neither does
+        further = follows.log_odds.scatter(2, sets.members, -torch.inf).amax(2).clamp_min(0.0)
+        going_on = (sets.log_weight + further).amax(1) >= sums.top[drugs] - _NEGLIGIBLE
+        if not going_on.any():
             break
         drugs = drugs[going_on]
         sets = _larger(problem, drugs, sets.of(going_on), inverse[going_on], follows.log_odds[going_on])
