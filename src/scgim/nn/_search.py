@@ -210,14 +210,14 @@ def search_structure(
     n_perturbations
         Random moves tried in each round.
     max_evaluations
-        Regressions that the larger moves may cost; None for 15,000 and 400 a gene, at most 200,000.
+        Regressions that the larger moves may cost; None for 50,000 and 2,000 a gene, at most 400,000.
     seed
         Seed of the random moves.
     on_move
         Called with the score after each move.
     """
     if max_evaluations is None:
-        max_evaluations = min(15_000 + 400 * statistics.n_genes, 200_000)
+        max_evaluations = min(50_000 + 2_000 * statistics.n_genes, 400_000)
     prior = ShiftPrior(target_prob=min(0.08, 1.5 / statistics.n_genes), known=known_targets)
     search = StructureSearch(
         statistics,
