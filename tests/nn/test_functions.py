@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from scgim.nn._functions import FunctionSearch, RandomUnits, SampledCells, refine_structure
+from scgim.nn._functions import FunctionSearch, RandomUnits, SampledCells, refine_structure, worth_a_look
 from scgim.nn._score import ShiftPrior
 from scgim.nn._search import StructureResult
 from scgim.nn._statistics import StatisticsAccumulator
@@ -114,10 +114,16 @@ def test_better_start_is_taken_and_kept():
     assert result.trace[0] == result.trace[-1]  # no move was better
 
 
+def test_of_what_was_not_scored_nothing_is_worth_a_look(monkeypatch):
+    monkeypatch.setattr("scgim.nn._climb._FEW_GENES", 0)
+    monkeypatch.setattr("scgim.nn._climb._MIN_HELP", np.inf)  # only edges are scored
+    found = worth_a_look(additive(screen()), [start(TRUE)], intervention="shift", edge_log_odds=-2.0)
+    np.testing.assert_array_equal(found, TRUE | TRUE.T)
+
+
 def test_a_wrong_edge_is_removed_though_the_sample_had_not_named_it(monkeypatch):
     cells, wrong = screen(), TRUE.copy()
     wrong[1, 0] = True
-    monkeypatch.setattr("scgim.nn._functions._N_NEAR", 0)
     monkeypatch.setattr("scgim.nn._functions.worth_a_look", lambda *a, **k: np.zeros((4, 4), dtype=bool))
     monkeypatch.setattr("scgim.nn._functions._MAX_EVALUATIONS", 0)  # by the climb, not by luck of a larger move
     result = refine_structure(cells, additive(cells), [start(wrong)], intervention="shift", edge_log_odds=-2.0)

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-6
 _BATCH_ELEMENTS = 2_000_000
 _FEW_GENES = 41  # up to this number all are scored as parents of each
-_N_NEAR = 10
-_MIN_HELP = -7.0  # an edge that falls shorter has a probability below 0.001
+_N_NEAR = 10  # further parents that are scored where genes are more; others have edge probability 0
+_MIN_HELP = -7.0  # an edge that falls shorter has a probability of about 0.001 at most
 
 Parents = tuple[int, ...]
 

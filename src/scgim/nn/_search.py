@@ -164,9 +164,8 @@ class StructureSearch(HillClimb):
                 improved |= move()
                 if self.n_evaluations >= budget:
                     break
-            self.refresh(
-                range(self.n_genes)
-            )  # what may be a parent, and so is worth scoring, depends on the whole graph
+            # what may be a parent, and so is worth scoring, depends on the whole graph
+            self.refresh(range(self.n_genes))
             trace.append(self.climb())
         return trace
 
