@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from scgim.model._course import Course
-    from scgim.nn._generator import FeatureGenerator
+    from scgim.nn._stacking import DrugGenerator
     from scgim.train import BatchLoader
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class FittingMixin:
     """From a graph to a fitted model; part of :class:`scgim.model.GIM`."""
 
     _train_runner_cls = GIMTrainRunner
-    _generator: FeatureGenerator | None
+    _generator: DrugGenerator | None
 
     def _run(self, course: Course, loader: BatchLoader, fit: dict) -> None:
         """Go through what is left of a course; where it is stopped early, put the model in order."""
@@ -154,7 +154,7 @@ class FittingMixin:
     def _infer(self, loader: BatchLoader) -> np.ndarray:
         """Targets, dose-response curves and standard errors at the fit; returns the log evidence of each edge."""
         information = structure.gather_information(self.module, loader)
-        structure.infer_targets(self.module, information)
+        structure.infer_targets(self.module, information, self._features())
         self._generator = None
         return structure.infer_edges(self.module, information, loader.n)
 

@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from scgim.nn._effects import estimate_interventions
+from scgim.model._structure import note_responses
+from scgim.nn._effects import effects_left_out, estimate_interventions
 from scgim.nn._moments import HiddenExpression, MomentAccumulator
 from scgim.nn._score import ShiftPrior
 from scgim.nn._search import StructureResult, StructureSearch, search_structure
+from scgim.nn._stacking import measured_background
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from torch import Tensor
 
     from scgim.module import GIMModule
     from scgim.train import BatchLoader
@@ -39,7 +43,11 @@ def gather_moments(module: GIMModule, loader: BatchLoader) -> HiddenExpression:
 
 @torch.no_grad()
 def fit_hidden(
-    module: GIMModule, loader: BatchLoader, seed: int, on_move: Callable[[float], None] | None = None
+    module: GIMModule,
+    loader: BatchLoader,
+    seed: int,
+    on_move: Callable[[float], None] | None = None,
+    features: Tensor | None = None,
 ) -> StructureResult:
     """Find the graph of hidden expression and write weights, noise, targets and effects to the module."""
     hidden = gather_moments(module, loader)
@@ -67,7 +75,7 @@ def fit_hidden(
     module.intercept.copy_(hidden.centre)
     module.log_scale.copy_(-(fit.noise_var * spread.square()).log())
     module.edge_probs.copy_(torch.as_tensor(result.edge_probs))
-    _infer_targets(module, hidden, fit, result.prior)
+    _infer_targets(module, hidden, fit, result.prior, features)
     return result
 
 
@@ -75,7 +83,7 @@ def _parents(result: StructureResult, gene: int) -> tuple[int, ...]:
     return tuple(np.flatnonzero(result.adjacency[:, gene]).tolist())
 
 
-def _infer_targets(module: GIMModule, hidden: HiddenExpression, fit, prior: ShiftPrior) -> None:
+def _infer_targets(module: GIMModule, hidden: HiddenExpression, fit, prior: ShiftPrior, features: Tensor | None) -> None:
     """Targets and dose-response curves from what the network leaves of the means of contexts."""
     statistics = hidden.statistics
     treated = statistics.group >= 0
@@ -91,8 +99,17 @@ def _infer_targets(module: GIMModule, hidden: HiddenExpression, fit, prior: Shif
     measured, group = torch.unique(statistics.group[treated], return_inverse=True)
     known = None if prior.known is None else prior.known[measured]
     start = ShiftPrior(prior.target_prob, prior.slab_var * float(hidden.spread.square().median()), 1e-3, known)
-    found, fitted = estimate_interventions(shift, 1 / variance, group, dosages, module.curve_grid(), start)
+    grid = module.curve_grid()
+    found, fitted, programme = estimate_interventions(shift, 1 / variance, group, dosages, grid, start)
     module.posterior.zero_()
-    module.posterior[:, measured] = torch.stack(list(vars(found).values())).to(module.posterior)
+    module.background.zero_()
+    module.posterior[:, measured] = found.of_targets.to(module.posterior)
+    contexts = torch.zeros(len(module.group), dtype=torch.bool)
+    contexts[torch.nonzero(statistics.observed)[:, 0][treated]] = True
+    note_responses(module, contexts, shift, 1 / variance)
+    left_out = effects_left_out(shift - programme, 1 / variance, group, dosages, grid, fitted)
+    module.background[measured] = measured_background(
+        module.responses().of(measured), found, programme, left_out, None if features is None else features[measured]
+    ).to(module.background)
     module.prior.copy_(torch.tensor([fitted.target_prob, fitted.slab_var, fitted.spike_var]))
     module.shift[torch.nonzero(statistics.observed)[:, 0][treated]] = shift.to(module.shift)

@@ -172,7 +172,7 @@ class LibraryMixin(UncertaintyMixin):
         self._check_if_trained(warn=False)
         if self.drug_embedding is None:
             raise ValueError("The model was set up without drug features. Give them as `drug_embedding_key`.")
-        values = feature_sensitivity(self._feature_generator())
+        values = feature_sensitivity(self._drug_generator().sparse)
         return pd.DataFrame(values.numpy(), self.drug_embedding.columns, self.gene_names_)
 
 

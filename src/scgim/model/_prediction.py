@@ -12,8 +12,8 @@ from scipy import sparse
 from scipy.special import logsumexp
 
 from scgim._validation import check_covariates, check_query_dosage, check_query_embedding
-from scgim.nn._generator import FeatureGenerator
 from scgim.nn._intervention import Interventions
+from scgim.nn._stacking import DrugGenerator
 from scgim.train import BatchLoader
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _CHUNK_VALUES = 20_000_000  # values drawn at a time: 80 MB in single precision
 class PredictionMixin:
     """`predict` and `score` of :class:`scgim.model.GIM`."""
 
-    _generator: FeatureGenerator | None = None
+    _generator: DrugGenerator | None = None
 
     def predict(
         self,
@@ -139,21 +139,26 @@ class PredictionMixin:
             )
         if (code >= 0).all():
             return measured.rows(torch.as_tensor(code))
-        new = self._feature_generator()(torch.as_tensor(features.to_numpy(dtype=np.float64)[code < 0]))
+        new = self._drug_generator()(torch.as_tensor(features.to_numpy(dtype=np.float64)[code < 0]))
         position = np.where(code >= 0, code, len(self.perturbations) + np.cumsum(code < 0) - 1)
         return Interventions.stack([measured, new]).rows(torch.as_tensor(position))
 
-    def _feature_generator(self) -> FeatureGenerator:
+    def _drug_generator(self) -> DrugGenerator:
         """Generator of the fitted screen; made once, from what is saved."""
         if self._generator is None:
-            self._generator = FeatureGenerator(*self._generator_inputs())
+            known = torch.as_tensor(np.flatnonzero(self._is_measured))
+            self._generator = DrugGenerator(*self._generator_inputs(), self.module.responses().of(known))
         return self._generator
 
     def _generator_inputs(self) -> tuple:
         """Features and interventions of the measured perturbations, curves to choose from and range of dosages."""
         module, known = self.module, torch.as_tensor(np.flatnonzero(self._is_measured))
-        features = torch.as_tensor(self.drug_embedding.to_numpy(dtype=np.float64))
-        return features[known], module.interventions().rows(known), module.curve_grid(), module.dosage_range()
+        return self._features()[known], module.interventions().rows(known), module.curve_grid(), module.dosage_range()
+
+    def _features(self) -> torch.Tensor | None:
+        """Features of the perturbations of the screen, shape (U, p); None if it was set up without."""
+        known = self.drug_embedding
+        return None if known is None else torch.as_tensor(known.to_numpy(dtype=np.float64))
 
     @property
     def _is_measured(self) -> np.ndarray:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scgim.nn._effects import estimate_interventions
+from scgim.nn._effects import effects_left_out, estimate_interventions
 from scgim.nn._functions import SampledCells, refine_structure
 from scgim.nn._graph import parent_table
 from scgim.nn._information import FitInformation, InformationAccumulator
 from scgim.nn._likelihood import observation, parent_features, score_and_information
 from scgim.nn._mechanism import LinearMechanism, linear_part
 from scgim.nn._search import StructureResult, StructureSearch, search_structure
+from scgim.nn._stacking import measured_background
 from scgim.nn._statistics import ContextStatistics, StatisticsAccumulator
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ _MAX_SAMPLED_CELLS = 20_000
 _MIN_SPREAD = 1e-3
 _MAX_STRETCH = 5.0
 _MAX_LOG_FOLD_CHANGE = 15.0
+_NO_PRECISION = 1e-6
 
 
 def _to(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -179,29 +182,35 @@ def _cut_evidence(module: GIMModule, x: Tensor, whole: Tensor, cut: Tensor, log_
 
 
 @torch.no_grad()
-def infer_targets(module: GIMModule, information: FitInformation) -> None:
-    """Posterior of targets and dose-response curves, written to the module."""
+def note_responses(module: GIMModule, contexts: Tensor, estimates: Tensor, precision: Tensor) -> None:
+    """Write estimates of the effects of some contexts (boolean, K) to the module; of others nothing is known."""
+    contexts = contexts.to(module.device)
+    module.response.zero_()
+    module.response_precision.fill_(_NO_PRECISION)
+    module.response[contexts], module.response_precision[contexts] = estimates.to(module.response), precision.to(module.response)
+
+
+@torch.no_grad()
+def infer_targets(module: GIMModule, information: FitInformation, features: Tensor | None) -> None:
+    """Posterior of targets, dose-response curves and background, written to the module; `features` (U, p) are those of the drugs."""
     treated = module.treated.cpu()
     group = module.group.cpu()[treated]
     precision = information.information[treated].clamp_min(1e-3)
     shift = module.shift.detach().double().cpu()[treated] + information.score[treated] / precision
     if module.likelihood != "normal":  # where a context tells nothing the step has no bound
         shift = shift.clamp(-_MAX_LOG_FOLD_CHANGE, _MAX_LOG_FOLD_CHANGE)
-    found, prior = estimate_interventions(
-        shift,
-        precision,
-        group,
-        module.log_dosage.cpu()[treated],
-        module.curve_grid(),
-        module.shift_prior(),
-    )
+    log_dosage, grid = module.log_dosage.cpu()[treated], module.curve_grid()
+    found, prior, programme = estimate_interventions(shift, precision, group, log_dosage, grid, module.shift_prior())
+    note_responses(module, treated, shift, precision)
+    left_out = effects_left_out(shift - programme, precision, group, log_dosage, grid, prior)
     if module.intervention == "hard":
         cost = 0.5 * torch.log1p(precision * prior.slab_var)
         per_context = information.evidence[treated] - cost
         total = torch.zeros_like(found.target_probs).index_add_(0, group, per_context)
         odds = prior.target_log_odds(len(total), torch.arange(total.shape[1]))
-        found = type(found)(torch.sigmoid(total + odds), *list(vars(found).values())[1:])
-    module.posterior.copy_(torch.stack(list(vars(found).values())))
+        found = replace(found, target_probs=torch.sigmoid(total + odds))
+    module.posterior.copy_(found.of_targets)
+    module.background.copy_(measured_background(module.responses(), found, programme, left_out, features))
     module.prior.copy_(torch.tensor([prior.target_prob, prior.slab_var, prior.spike_var]))
 
 

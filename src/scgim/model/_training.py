@@ -229,7 +229,7 @@ class TrainingMixin(FittingMixin):
         """Fit a network of hidden expression by moments; there is no descent, so epochs and rates do not enter."""
         seed = 0 if settings.seed is None else settings.seed
         with _search_bar(progress) as show, threads_for(0):
-            result = fit_hidden(self.module, loader, seed, show)
+            result = fit_hidden(self.module, loader, seed, show, self._features())
         self.adjacency_, self.search_trace_ = result.adjacency, result.trace
         self.history_ = {"search_score": pd.DataFrame({"search_score": result.trace})}
         self.train_indices, self.validation_indices, self.test_indices = indices

@@ -154,7 +154,7 @@ class UncertaintyMixin(ArmsMixin):
 
     def _doubt_of_features(self) -> Doubt:
         """How far predictions from features go astray; found once for each fit."""
-        generator = self._feature_generator()
+        generator = self._drug_generator()
         if self._doubt is None or self._doubt[0] is not generator:
             self._doubt = generator, estimate_doubt(*self._generator_inputs())
         return self._doubt[1]

@@ -16,10 +16,12 @@ from torch.func import functional_call
 
 from scgim.nn._effects import CurveGrid
 from scgim.nn._graph import topological_layers
-from scgim.nn._intervention import Interventions, shift_log_prior
+from scgim.nn._intervention import DIRECT_FIELDS, NO_DOSE, Interventions, shift_log_prior
 from scgim.nn._likelihood import observation, parent_features, sample_observation
 from scgim.nn._mechanism import linear_part, make_mechanism
+from scgim.nn._responses import dose_grid
 from scgim.nn._score import ShiftPrior
+from scgim.nn._stacking import Responses
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -132,8 +134,12 @@ class GIMModule(PyroBaseModuleClass):
             "edge_log_odds", torch.full((n_genes, n_genes), usual_edge_log_odds(n_genes), dtype=torch.float64)
         )
         # what is known after training
-        n_fields = len(Interventions.__dataclass_fields__)
-        self.register_buffer("posterior", torch.zeros(n_fields, n_groups, n_genes, dtype=torch.float64))
+        self.register_buffer("posterior", torch.zeros(len(DIRECT_FIELDS), n_groups, n_genes, dtype=torch.float64))
+        self.register_buffer("grid", dose_grid(self.context_log_dosage()[self.treated]))
+        self.register_buffer("background", torch.zeros(n_groups, len(self.grid), n_genes, dtype=torch.float64))
+        # estimates of what each context does given the parents, and their precision; what the generator learns from
+        self.register_buffer("response", torch.zeros(n_contexts, n_genes, dtype=torch.float64))
+        self.register_buffer("response_precision", torch.ones(n_contexts, n_genes, dtype=torch.float64))
         # what drawn cells need to have the means of the training cells (:func:`scgim.model._calibration.calibrate`)
         self.register_buffer("calibration", torch.zeros(n_genes))
         self.register_buffer("edge_probs", torch.zeros(n_genes, n_genes, dtype=torch.float64))
@@ -152,6 +158,36 @@ class GIMModule(PyroBaseModuleClass):
         """Dose-response curves that this screen allows."""
         return CurveGrid.over(*self.dosage_range()) if self.has_dosage else CurveGrid.flat()
 
+    def context_log_dosage(self) -> Tensor:
+        """Log dosage of each context (K,); without doses one below any that could be asked for, so that all are alike."""
+        return self.log_dosage if self.has_dosage else torch.full_like(self.log_dosage, NO_DOSE)
+
+    @torch.no_grad()
+    def carry(self) -> Tensor:
+        """What effects do once they have gone through the network, to first order, shape (d, d); on the CPU.
+
+        `effects @ carry` are changes of the parent features in control standard deviations.
+        """
+        h = torch.randn(512, len(self.centre), generator=torch.Generator().manual_seed(0))
+        slopes = self.mechanism.slopes(h.to(self.device)).double().cpu()
+        own = torch.ones(len(slopes), dtype=torch.float64)
+        if self.likelihood != "normal":
+            mean = self.intercept_loc.double().exp().cpu()  # a change of the log mean moves log1p by less where counts are small
+            own = (1.0 if self.measurement == "latent" else mean / (1 + mean)) / self.spread.double().cpu()
+        return own[:, None] * torch.linalg.inv(torch.eye(len(slopes), dtype=torch.float64) - slopes * own)
+
+    def responses(self) -> Responses:
+        """What was measured in the treated contexts; on the CPU."""
+        treated = self.treated.cpu()
+        return Responses(
+            self.response.cpu()[treated],
+            self.response_precision.cpu()[treated],
+            self.group.cpu()[treated],
+            self.context_log_dosage().cpu()[treated],
+            self.grid.cpu(),
+            self.carry(),
+        )
+
     def dosage_range(self) -> tuple[float, float]:
         """Smallest and largest log dosage of the treated contexts."""
         dosages = self.log_dosage[self.treated]
@@ -159,7 +195,7 @@ class GIMModule(PyroBaseModuleClass):
 
     def interventions(self) -> Interventions:
         """What the measured perturbations do; on the CPU."""
-        return Interventions(*self.posterior.cpu())
+        return Interventions(*self.posterior.cpu(), background=self.background.cpu(), grid=self.grid.cpu())
 
     def shift_prior(self) -> ShiftPrior:
         """Prior of the direct effects; on the CPU."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from scgim.nn._intervention import Interventions, hill_curve
+from scgim.nn._intervention import Interventions, hill_curve, interpolation
 from scgim.nn._mechanism import linear_part
 
 if TYPE_CHECKING:
@@ -74,7 +74,13 @@ def draw_effects(
     at_top = at_top if baseline_error is None else at_top - baseline_error
     largest = targets * at_top / hill_curve(log_top, log_ec50, exponent).clamp_min(_MIN_SHARE)
     effects = largest[drug] * hill_curve(log_dosage[:, None], log_ec50[drug], exponent[drug])
-    return effects + known.rows(drug).shared(log_dosage), targets[drug]
+    rows = known.rows(drug)
+    shared = rows.shared(log_dosage)
+    if known.background_sd.any():
+        off = torch.randn(shape, generator=generator, dtype=torch.float64)
+        given = interpolation(log_dosage, known.grid).sum(1, keepdim=True)  # less where doses are smaller than any measured
+        shared = shared + off[drug] * rows.background_sd * given
+    return effects + shared, targets[drug]
 
 
 @torch.no_grad()

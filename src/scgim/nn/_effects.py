@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scgim.nn._intervention import Interventions, hill_curve
 from scgim.nn._programmes import effective_genes, initial_loadings, price, programme_of, update_loadings
+from scgim.nn._responses import groups_of
 from scgim.nn._score import ShiftPrior
 
 _EXPONENTS = (0.5, 0.8, 1.1, 1.5, 2.0, 2.7, 3.6, 5.0)
@@ -70,8 +71,10 @@ def estimate_interventions(
     log_dosage: Tensor,
     grid: CurveGrid,
     prior: ShiftPrior,
-) -> tuple[Interventions, ShiftPrior]:
+) -> tuple[Interventions, ShiftPrior, Tensor]:
     """Infer targets and dose-response curves; the prior is fitted along (empirical Bayes).
+
+    Returns what is known of direct effects, the prior, and the programmes that are taken out, at each context (K, d).
 
     Parameters
     ----------
@@ -99,15 +102,42 @@ def estimate_interventions(
             break
         fit = trial
     _, prior, programme = fit
-    curves = grid.values(log_dosage.double())
+    return _summaries(shift - programme, variance, group, log_dosage.double(), grid, prior), prior, programme
+
+
+def effects_left_out(
+    shift: Tensor, information: Tensor, group: Tensor, log_dosage: Tensor, grid: CurveGrid, prior: ShiftPrior
+) -> Tensor:
+    """Expected direct effect in each context, from the curves that the other doses of its drug give, shape (K, d).
+
+    The doses of each drug are left out in turn, several drugs at once; arguments are those of :func:`estimate_interventions`,
+    programmes taken out. NaN where a drug has one dose.
+    """
+    log_dosage, n_folds = log_dosage.double(), int(torch.bincount(group).max())
+    fold = torch.empty_like(group)
+    for rows in groups_of(group):
+        fold[rows[torch.argsort(log_dosage[rows])]] = torch.arange(len(rows))
+    several = torch.bincount(group)[group] > 1
+    expected = torch.full_like(shift, torch.nan)
+    for f in range(n_folds if several.any() else 0):
+        out = several & (fold == f)
+        rest = torch.nonzero(~out)[:, 0]
+        known = _summaries(shift[rest], 1 / information[rest], group[rest], log_dosage[rest], grid, prior)
+        expected[out] = known.rows(group[out]).direct(log_dosage[out])
+    return expected
+
+
+def _summaries(shift, variance, group, log_dosage, grid: CurveGrid, prior: ShiftPrior) -> Interventions:
+    """What is known of direct effects at a given prior."""
+    curves = grid.values(log_dosage)
     odds = prior.target_log_odds(int(group.max()) + 1, torch.arange(shift.shape[1]))
     blocks = _blocks(group, shift.shape[1] * curves.shape[1])
-    parts = []
-    for units, rows in blocks:
-        targets = _summarise(shift[rows] - programme[rows], variance[rows], curves[rows], grid, prior, odds[units])
-        parts.append(Interventions(*(*targets, *_background(programme[rows], log_dosage[rows].double(), grid))))
+    parts = [
+        Interventions(*_summarise(shift[rows], variance[rows], curves[rows], grid, prior, odds[units]))
+        for units, rows in blocks
+    ]
     order = torch.argsort(torch.cat([units for units, _ in blocks]))
-    return Interventions.stack(parts).rows(order), prior
+    return Interventions.stack(parts).rows(order)
 
 
 def _blocks(group: Tensor, values: int) -> list[tuple[Tensor, Tensor]]:
@@ -118,7 +148,7 @@ def _blocks(group: Tensor, values: int) -> list[tuple[Tensor, Tensor]]:
     counts = torch.bincount(group)
     rows = torch.argsort(group, stable=True).split(counts.tolist())
     blocks = []
-    for k in torch.unique(counts).tolist():
+    for k in torch.unique(counts[counts > 0]).tolist():
         for units in torch.nonzero(counts == k)[:, 0].split(max(1, _BLOCK_VALUES // values)):
             blocks.append((units, torch.stack([rows[u] for u in units.tolist()])))
     return blocks
@@ -230,18 +260,3 @@ def _summarise(shift, variance, curves, grid: CurveGrid, prior: ShiftPrior, odds
     log_ec50_mean = weight @ grid.log_ec50
     log_ec50_sd = (weight @ grid.log_ec50.square() - log_ec50_mean.square()).clamp_min(0.0).sqrt()
     return (probs, emax, emax_sd, grid.log_ec50[best], log_ec50_sd, grid.exponent[best])
-
-
-def _background(programme: Tensor, log_dosage: Tensor, grid: CurveGrid) -> tuple[Tensor, Tensor, Tensor]:
-    """Height, log midpoint and exponent of the curve that is closest to what is shared (G, k, d), each (G, d)."""
-    flat = CurveGrid.flat()
-    log_ec50, exponent = torch.cat([grid.log_ec50, flat.log_ec50]), torch.cat([grid.exponent, flat.exponent])
-    curves = hill_curve(log_dosage[..., None], log_ec50, exponent)  # (G, k, S)
-    norm = curves.square().sum(1)[:, None]  # (G, 1, S)
-    height = programme.mT @ curves / norm.clamp_min(1e-12)  # (G, d, S)
-    explained = (height.square() * norm).sum(1)  # (G, S)
-    usual = torch.cat([grid.log_prior.exp(), torch.zeros(1, dtype=torch.float64)])
-    best = (explained + 1e-6 * usual * explained.max(1, keepdim=True).values).argmax(1)  # (G,)
-    chosen = height.gather(-1, best[:, None, None].expand(-1, height.shape[1], 1))[..., 0]
-    ones = torch.ones_like(chosen)
-    return chosen, log_ec50[best, None] * ones, exponent[best, None] * ones

@@ -9,7 +9,7 @@ sets of targets (:mod:`scgim.nn._target_sets`). Where features tell nothing the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from scgim.nn._effects import CurveGrid
 
 _N_GRID = 8
+_LEVEL = 1e3  # prior variance of the mean, which is so fitted anew where a drug is left out
 _MAX_CURVES = 2
 _MAX_ACTIVE_GENES = 300
 _MAX_CHOOSING = 1000  # drugs
@@ -80,6 +81,8 @@ class KernelFit:
         Its product with the outputs, shape (U, D).
     unit
         Mean predictive variance of a drug left out, in units of the outputs' residual variance.
+    outputs
+        Outputs of the measured drugs, shape (U, D).
     """
 
     radial: float
@@ -90,12 +93,18 @@ class KernelFit:
     inverse: Tensor
     dual: Tensor
     unit: float
+    outputs: Tensor
+
+    def left_out(self) -> tuple[Tensor, Tensor]:
+        """Mean (U, D) for measured drugs, from the others, and variance relative to that of the residuals (U,)."""
+        precision = self.inverse.diagonal()
+        return self.outputs - self.dual / precision[:, None], 1 / (precision * self.unit)
 
     def predict(self, kernel: DrugKernel, features: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (Q, D) and variance relative to that of the residuals (Q,) for standardised features (Q, p)."""
         linear, radial = kernel.parts(features, self.width)
-        cross = (1 - self.radial) * linear + self.radial * radial
-        own = (1 - self.radial) * features.square().mean(1) + self.radial
+        cross = (1 - self.radial) * linear + self.radial * radial + _LEVEL
+        own = (1 - self.radial) * features.square().mean(1) + self.radial + _LEVEL
         variance = own - ((cross @ self.inverse) * cross).sum(1) + self.noise
         return cross @ self.dual, variance.clamp_min(1e-6) / self.unit
 
@@ -112,13 +121,13 @@ def fit_kernel(kernel: DrugKernel, outputs: Tensor) -> KernelFit:
     dual, precision = inverse @ outputs, inverse.diagonal()
     errors, unit = dual / precision[:, None], float((1 / precision).mean())
     scaled = errors * (precision * unit).sqrt()[:, None]
-    return KernelFit(share, width, noise, scaled, float(errors.square().sum()), inverse, dual, unit)
+    return KernelFit(share, width, noise, scaled, float(errors.square().sum()), inverse, dual, unit, outputs)
 
 
 def _mixture(kernel: DrugKernel, rows: Tensor | slice, share: float, width: float) -> Tensor:
     """Kernel between some of the measured drugs."""
     linear, radial = kernel.parts(kernel.features[rows], width)
-    return ((1 - share) * linear + share * radial)[:, rows]
+    return ((1 - share) * linear + share * radial)[:, rows] + _LEVEL
 
 
 def _losses(kernel: DrugKernel, outputs: Tensor, rows: Tensor) -> Iterator[tuple[float, float, float, float]]:
@@ -165,10 +174,6 @@ class FeatureGenerator:
         spread = interventions.log_ec50[interventions.target_probs > 0.5]
         self.midpoint_sd = spread.double().std() if len(spread) > 2 else self.shapes.log_ec50.std(correction=0)
         self._fit(interventions, probs[:, self.active])
-        shared = interventions.background.double()
-        self.shared_mean = shared.mean(0)
-        self.shared_curve = [getattr(interventions, f"background_{name}").median() for name in ("log_ec50", "exponent")]
-        self.shared = fit_kernel(self.kernel, shared - self.shared_mean) if shared.any() else None
 
     def _fit(self, measured: Interventions, probs: Tensor) -> None:
         emax, log_ec50, exponent = (
@@ -183,10 +188,9 @@ class FeatureGenerator:
         outputs = curves @ self.basis  # (U, g, q)
         self.outputs_mean = outputs.mean(0)
         self.fits = [fit_kernel(self.kernel, outputs[..., a] - self.outputs_mean[:, a]) for a in range(keep)]
-        pooled = float(probs.mean())
-        counts = probs.sum(0)
-        self.prior_probs = ((counts + 10 * pooled) / (u + 10)).clamp(1e-4, 0.9)
-        self.slab_mean = outputs.sum(0) / (counts + 2)[:, None]  # (g, q)
+        counts, total = probs.sum(0), outputs.sum(0)
+        self.prior_probs, self.slab_mean = _usual(counts, total, u)
+        self.usual_left_out = _usual(counts - probs, total - outputs, u - 1)
         spread = torch.einsum("ugq,ugr->qr", outputs, outputs) / probs.sum().clamp_min(1e-6)
         spread = spread - torch.einsum("g,gq,gr->qr", counts, self.slab_mean, self.slab_mean) / counts.sum().clamp_min(
             1e-6
@@ -210,29 +214,33 @@ class FeatureGenerator:
         """Interventions of drugs with the given features, shape (Q, p)."""
         x = self.kernel.standardise(features.double())
         means, scales = zip(*(fit.predict(self.kernel, x) for fit in self.fits), strict=True)
-        found = self._posterior(torch.stack(means, 2) + self.outputs_mean, torch.stack(scales, 1))
-        if self.shared is None:
-            return found
-        background = self.shared.predict(self.kernel, x)[0] + self.shared_mean
-        log_ec50, exponent = (torch.full_like(background, float(value)) for value in self.shared_curve)
-        return replace(found, background=background, background_log_ec50=log_ec50, background_exponent=exponent)
+        return self._posterior(torch.stack(means, 2) + self.outputs_mean, torch.stack(scales, 1))
 
-    def _posterior(self, mean: Tensor, scale: Tensor) -> Interventions:
+    def left_out(self) -> Interventions:
+        """Interventions of the measured drugs, each from the features of the others."""
+        means, scales = zip(*(fit.left_out() for fit in self.fits), strict=True)
+        return self._posterior(torch.stack(means, 2) + self.outputs_mean, torch.stack(scales, 1), self.usual_left_out)
+
+    def _posterior(self, mean: Tensor, scale: Tensor, usual: tuple[Tensor, Tensor] | None = None) -> Interventions:
         """Combine what the features say with the prior.
 
         `mean` (Q, g, q) is the prediction of the features and `scale` (Q, q) its error variance relative to that of the
-        drugs left out: a drug far from all others says less of its effects.
+        drugs left out: a drug far from all others says less of its effects. `usual` is what is known of any drug: probabilities
+        of targets (Q, g) and mean effects on them (Q, g, q); None for those of all measured drugs.
         """
-        precision, usual = self.error_precision, self.prior_precision  # (q, g, g)
-        told = torch.einsum("nga,agh->nah", mean, precision) - torch.einsum("ga,agh->ah", self.outputs_mean, usual)
+        n = len(mean)
+        probs, effects = (self.prior_probs.expand(n, -1), self.slab_mean.expand(n, -1, -1)) if usual is None else usual
+        log_odds = torch.logit(probs)
+        precision, known = self.error_precision, self.prior_precision  # (q, g, g)
+        told = torch.einsum("nga,agh->nah", mean, precision) - torch.einsum("ga,agh->ah", self.outputs_mean, known)
         linear = told / scale[..., None]  # (n, q, g)
         # curves do not share errors: entries of different curves are zero
-        left = torch.diag_embed((precision - usual).movedim(0, -1)).permute(2, 0, 3, 1)  # (q, g, q, g)
+        left = torch.diag_embed((precision - known).movedim(0, -1)).permute(2, 0, 3, 1)  # (q, g, q, g)
         found = [
-            average_over_targets(
-                left / s[:, :, None, None, None], x, torch.logit(self.prior_probs), self.slab_mean, self.slab_cov
+            average_over_targets(left / s[:, :, None, None, None], x, odds, slab, self.slab_cov)
+            for x, s, odds, slab in zip(
+                *(part.split(self._n_at_once()) for part in (linear, scale, log_odds, effects)), strict=True
             )
-            for x, s in zip(*(part.split(self._n_at_once()) for part in (linear, scale)), strict=True)
         ]
         probs, effect, cov = (torch.cat(part) for part in zip(*found, strict=True))
         return self._to_hill(effect, cov, probs)
@@ -263,6 +271,13 @@ class FeatureGenerator:
         out = torch.full((len(value), self.n_genes), default, dtype=torch.float64)
         out[:, self.active] = value
         return out
+
+
+def _usual(counts: Tensor, outputs: Tensor, n_drugs: int) -> tuple[Tensor, Tensor]:
+    """Probability that a gene is a target of any drug, and the mean effect if so, from sums over drugs (..., g) and (..., g, q)."""
+    pooled = counts.mean(-1, keepdim=True) / max(1, n_drugs)
+    probs = ((counts.clamp_min(0) + 10 * pooled) / (n_drugs + 10)).clamp(1e-4, 0.9)
+    return probs, outputs / (counts.clamp_min(0) + 2)[..., None]
 
 
 def _precisions(errors: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+NO_DOSE = -50.0  # log dosage of screens without doses
+
 
 def hill_curve(log_dosage: Tensor | float, log_ec50: Tensor, exponent: Tensor) -> Tensor:
     """c^n / (EC50^n + c^n), between 0 and 1; 0 where `log_dosage` is -inf."""
@@ -42,9 +44,28 @@ def shift_log_prior(shift: Tensor, group: Tensor, target_prob: Tensor, spike_sd:
     return torch.logaddexp(off + torch.log1p(-target_prob), on + target_prob.log()).sum()
 
 
+def interpolation(log_dosage: Tensor, grid: Tensor) -> Tensor:
+    """Weights of the points of a grid (m,) at log dosages (Q,): linear between points, shape (Q, m).
+
+    What was measured at some doses is carried no further: above the grid its last point holds, below it the first, in proportion
+    to the dosage.
+    """
+    log_dosage = log_dosage.to(grid).reshape(-1, 1)
+    inside = log_dosage.clamp(grid[0], grid[-1])
+    weights = torch.zeros(len(log_dosage), len(grid), dtype=grid.dtype)
+    upper = torch.searchsorted(grid, inside).clamp(1, max(1, len(grid) - 1))
+    if len(grid) == 1:
+        weights[:] = 1.0
+    else:
+        low, high = grid[upper - 1], grid[upper]
+        share = (inside - low) / (high - low)
+        weights.scatter_(1, upper - 1, 1 - share).scatter_(1, upper, share)
+    return weights * torch.exp((log_dosage - grid[0]).clamp_max(0.0))
+
+
 @dataclass(frozen=True)
 class Interventions:
-    """Distribution over direct targets and effects, for Q drugs and d genes; every tensor is (Q, d).
+    """Distribution over direct targets and effects, for Q drugs and d genes; tensors are (Q, d) where nothing else is said.
 
     Parameters
     ----------
@@ -61,10 +82,12 @@ class Interventions:
     exponent
         Hill exponent.
     background
-        What perturbations share because they act through unmeasured regulators (:mod:`scgim.nn._programmes`), at full
-        height; None for nothing.
-    background_log_ec50, background_exponent
-        Its dose-response curve; None for that of the direct effect.
+        What the drug does beside its direct effects, at the doses of `grid`, shape (Q, m, d): shared programmes, and what
+        alike drugs and doses do (:mod:`scgim.nn._responses`). None for nothing.
+    background_sd
+        Standard deviation of that, (Q, d); None for zero.
+    grid
+        Log dosages of `background`, increasing, shape (m,).
     """
 
     target_probs: Tensor
@@ -74,25 +97,32 @@ class Interventions:
     log_ec50_sd: Tensor
     exponent: Tensor
     background: Tensor = None  # type: ignore[assignment]  # these are set below
-    background_log_ec50: Tensor = None  # type: ignore[assignment]
-    background_exponent: Tensor = None  # type: ignore[assignment]
+    background_sd: Tensor = None  # type: ignore[assignment]
+    grid: Tensor = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        q, d = self.emax.shape
+        if self.grid is None:
+            object.__setattr__(self, "grid", self.emax.new_zeros(1))
         if self.background is None:
-            object.__setattr__(self, "background", torch.zeros_like(self.emax))
-        if self.background_log_ec50 is None:
-            object.__setattr__(self, "background_log_ec50", self.log_ec50)
-            object.__setattr__(self, "background_exponent", self.exponent)
+            object.__setattr__(self, "background", self.emax.new_zeros(q, len(self.grid), d))
+        if self.background_sd is None:
+            object.__setattr__(self, "background_sd", self.emax.new_zeros(q, d))
+
+    @property
+    def of_targets(self) -> Tensor:
+        """All that is known of direct effects, shape (6, Q, d)."""
+        return torch.stack([getattr(self, name) for name in DIRECT_FIELDS])
 
     def rows(self, index: Tensor) -> Interventions:
         """Chosen drugs."""
-        return Interventions(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+        return Interventions(*(getattr(self, name)[index] for name in _BY_DRUG), grid=self.grid)
 
     @staticmethod
     def stack(parts: list[Interventions]) -> Interventions:
-        """Drugs of several distributions, one after the other."""
-        names = Interventions.__dataclass_fields__
-        return Interventions(*(torch.cat([getattr(part, name).double() for part in parts]) for name in names))
+        """Drugs of several distributions with the same grid, one after the other."""
+        together = (torch.cat([getattr(part, name).double() for part in parts]) for name in _BY_DRUG)
+        return Interventions(*together, grid=parts[0].grid)
 
     def curve(self, log_dosage: Tensor) -> Tensor:
         """Share of the largest effect at each drug's log dosage (Q,), shape (Q, d)."""
@@ -103,12 +133,11 @@ class Interventions:
         return self.target_probs * self.emax * self.curve(log_dosage)
 
     def shared(self, log_dosage: Tensor) -> Tensor:
-        """What perturbations share at each drug's log dosage, (Q, d)."""
-        curve = hill_curve(log_dosage.reshape(-1, 1), self.background_log_ec50, self.background_exponent)
-        return self.background * curve
+        """Background at each drug's log dosage, (Q, d)."""
+        return torch.einsum("qm,qmd->qd", interpolation(log_dosage, self.grid), self.background)
 
     def mean(self, log_dosage: Tensor) -> Tensor:
-        """Expected effect given the parents, direct and shared, (Q, d)."""
+        """Expected effect given the parents, direct effects and background, (Q, d)."""
         return self.direct(log_dosage) + self.shared(log_dosage)
 
     def sd(self, log_dosage: Tensor) -> Tensor:
@@ -124,3 +153,7 @@ class Interventions:
         noise = torch.randn(shape, generator=generator, dtype=self.emax.dtype)
         effects = targets * (self.emax[:, None] + self.emax_sd[:, None] * noise) * self.curve(log_dosage)[:, None]
         return effects + self.shared(log_dosage)[:, None], targets
+
+
+_BY_DRUG = tuple(name for name in Interventions.__dataclass_fields__ if name != "grid")
+DIRECT_FIELDS = _BY_DRUG[:6]

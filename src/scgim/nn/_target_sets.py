@@ -43,7 +43,7 @@ class TargetAverages(NamedTuple):
 class _Problem(NamedTuple):
     """Likelihood times prior of effects if all genes were targets, and what it takes for a gene to be one.
 
-    Precision (n, q, g, q, g), its product with the mean (n, q, g), and log odds without the share of the effects (g,). Genes come last,
+    Precision (n, q, g, q, g), its product with the mean (n, q, g), and log odds without the share of the effects (n, g). Genes come last,
     here and below, so that arithmetic runs over long rows.
     """
 
@@ -96,15 +96,16 @@ def average_over_targets(
     precision, linear
         The log likelihood of effects e of a drug is linear' e - e' precision e / 2; shapes (n, q, g, q, g) and (n, q, g).
     log_odds
-        Prior log odds that each gene is a target, shape (g,).
+        Prior log odds that each gene is a target, shape (g,), or (n, g) where they differ between drugs.
     slab_mean, slab_cov
-        Mean (g, q) and covariance (q, q) of the effect on a target.
+        Mean (g, q), or (n, g, q), and covariance (q, q) of the effect on a target.
     """
     n, q, g = linear.shape
+    log_odds, slab_mean = log_odds.expand(n, g), slab_mean.expand(n, g, q)
     own = torch.linalg.inv(slab_cov)
-    base = log_odds + 0.5 * torch.logdet(own) - 0.5 * torch.einsum("gq,qr,gr->g", slab_mean, own, slab_mean)
+    base = log_odds + 0.5 * torch.logdet(own) - 0.5 * torch.einsum("ngq,qr,ngr->ng", slab_mean, own, slab_mean)
     total = precision + own[:, None, :, None] * torch.eye(g, dtype=own.dtype)[:, None]
-    problem = _Problem(total, linear + own @ slab_mean.T, base)
+    problem = _Problem(total, linear + own @ slab_mean.mT, base)
     drugs = torch.arange(n)
     empty = torch.zeros(n, 1, 0, dtype=torch.long)
     sets = _Sets(empty, linear.new_zeros(n, 1), total.diagonal(dim1=2, dim2=4)[:, None], problem.pull[:, None])
@@ -157,7 +158,7 @@ def _what_follows(problem: _Problem, drugs: Tensor, sets: _Sets, inverse: Tensor
     twice = twice.scatter(2, members, square + log_det)
     cov = cov.scatter(4, members[:, :, None, None].expand(-1, -1, q, q, -1), blocks)
     effect = effect.scatter(3, members[:, :, None].expand(-1, -1, q, -1), solved)
-    return _Follows(problem.base + 0.5 * twice, effect, cov)
+    return _Follows(problem.base[drugs][:, None] + 0.5 * twice, effect, cov)
 
 
 def _small_inverses(matrices: Tensor) -> tuple[Tensor, Tensor]:
