@@ -1,4 +1,4 @@
-"""Baselines under which drawn cells have the means of the training cells.
+"""Baselines under which drawn cells have the mean expression of the training cells.
 
 Each gene is fitted given the observed values of its parents. Drawn cells have drawn parents, and where the model is not
 quite right small errors add up along the network.
@@ -18,23 +18,30 @@ if TYPE_CHECKING:
     from scgim.module import GIMModule
     from scgim.train import BatchLoader
 
-_MAX_CELLS, _MAX_VALUES = 10_000, 1_000_000
-_N_ROUNDS = 4
+_N_CELLS = 20_000
+_N_ROUNDS = 6
 _MAX_STEP = 0.5
-_NEGLIGIBLE = 0.05  # difference of means, in standard deviations of the cells
+_FEW_CONTROLS = 100  # fewer, as on a plate, are too noisy to be matched by themselves
+_TOLERANCE = 0.04  # difference of log means that is let pass, or two standard errors if that is less
+_HALF_A_COUNT = 0.5
 
 
 @torch.no_grad()
 def calibrate(module: GIMModule, loader: BatchLoader) -> None:
-    """Find the baselines, on a sample of the training cells; for counts, whose mechanisms are not linear in them."""
+    """Find the baselines, for counts, whose mechanisms are not linear in them: control cells, where there are many, have their means."""
     module.calibration.zero_()
     if module.likelihood == "normal" or module.measurement == "latent":
         return
-    n = min(_MAX_CELLS, max(1000, _MAX_VALUES // len(module.centre)))
-    order = torch.randperm(loader.n, generator=torch.Generator().manual_seed(0))
-    cells = loader.take(order.repeat(-(-n // loader.n))[:n])  # of few cells, each several times
+    control = torch.nonzero(~module.treated.cpu()[loader.context.cpu()])[:, 0]
+    rows = control if len(control) >= _FEW_CONTROLS else torch.arange(loader.n)
+    order = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
+    cells = loader.take(order.repeat(-(-_N_CELLS // len(order)))[:_N_CELLS])  # of few cells, each several times
     x, context, covariates, log_size = (cells[k].to(module.device) for k in ("x", "context", "covariates", "log_size"))
-    observed = parent_features(x, log_size, module.likelihood).mean(0)
+    enough = _HALF_A_COUNT / min(len(rows), _N_CELLS)  # so that a gene without counts is not driven to nothing
+    depth = log_size.exp().double().sum()
+    observed = torch.log(x.double().sum(0) / depth + enough)
+    error = x.double().std(0) / (x.double().mean(0) + enough) / min(len(rows), _N_CELLS) ** 0.5
+    tolerance = (2 * error).clamp_max(_TOLERANCE)
     shift, targets = _draw_effects(module, context.cpu())
     base = module.intercept + covariates @ module.covariate_effect + shift
     h, generator = torch.zeros_like(shift), torch.Generator(module.device).manual_seed(0)
@@ -42,10 +49,14 @@ def calibrate(module: GIMModule, loader: BatchLoader) -> None:
         genes = torch.tensor(layer, device=module.device)
         for _ in range(_N_ROUNDS):
             own = base[:, genes] + module.calibration[genes]
-            values, *_ = module.draw_genes(genes, own, h, targets, log_size, generator)
+            values, mean, _ = module.draw_genes(genes, own, h, targets, log_size, generator)
             drawn = parent_features(values, log_size, module.likelihood)
             h[:, genes] = (drawn - module.centre[genes]) / module.spread[genes]
-            module.calibration[genes] += _step(observed[genes], drawn)
+            step = observed[genes] - torch.log(mean.double().sum(0) / depth + enough)
+            step = step - step.clamp(-tolerance[genes], tolerance[genes])
+            if not step.any():
+                break
+            module.calibration[genes] += step.clamp(-_MAX_STEP, _MAX_STEP).to(module.calibration)
 
 
 def _draw_effects(module: GIMModule, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,11 +71,3 @@ def _draw_effects(module: GIMModule, context: Tensor) -> tuple[Tensor, Tensor]:
             effects, on = known.rows(group[k : k + 1]).sample(log_dosage[k : k + 1], len(cells), generator)
             shift[cells], targets[cells] = effects[0], on[0]
     return shift.float().to(module.device), targets.to(module.device)
-
-
-def _step(observed: Tensor, drawn: Tensor) -> Tensor:
-    """Change of the log means that brings the mean of log1p to the one observed; none where it is nearly there."""
-    difference, spread = observed - drawn.mean(0), drawn.std(0)
-    clear = (1 - (_NEGLIGIBLE * spread / difference.abs().clamp_min(1e-12)).square()).clamp_min(0.0)
-    slope = (1 - torch.exp(-drawn)).mean(0).clamp_min(0.05)  # of log1p(x) in log x
-    return (clear * difference / slope).clamp(-_MAX_STEP, _MAX_STEP)

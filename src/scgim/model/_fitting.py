@@ -102,6 +102,7 @@ class FittingMixin:
         """Find what is known of targets and edges at the parameters as they are."""
         evidence = self._infer(loader)
         self._set_edge_probs(course.edge_probs, evidence if course.evidence is None else course.evidence)
+        structure.note_ranges(self.module, loader)
         calibrate(self.module, loader)
         self._compare_with_priors()
         self.is_trained_ = True

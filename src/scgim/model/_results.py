@@ -136,11 +136,10 @@ class ResultsMixin:
         difference of means in control standard deviations).
         """
         index, interventions, log_dosage = self._contexts_asked(drug_embedding, dosage)
-        generator = torch.Generator().manual_seed(seed)
-        n_control = max(n_samples, 2000)
-        reference = self._mean_under(None, None, n_control, generator)[0]
+        # the same random numbers for controls and all drugs, so that a difference is one of effects
+        reference = self._mean_under(None, None, n_samples, seed)[0]
         means = [
-            self._mean_under(interventions.rows(torch.tensor([k])), log_dosage[k : k + 1], n_samples, generator)[0]
+            self._mean_under(interventions.rows(torch.tensor([k])), log_dosage[k : k + 1], n_samples, seed)[0]
             for k in range(len(index))
         ]
         if self._likelihood == "normal":
@@ -149,17 +148,22 @@ class ResultsMixin:
             values = np.log(np.stack(means) + 1e-6) - np.log(reference + 1e-6)
         return pd.DataFrame(values, index, self.gene_names_)
 
-    def _mean_under(self, interventions, log_dosage, n_samples: int, generator: torch.Generator) -> np.ndarray:
+    def _mean_under(self, interventions, log_dosage, n_samples: int, seed: int) -> np.ndarray:
         """Mean expression per unit of size factor under one intervention, None for control, shape (1, d)."""
         d, device = len(self.gene_names_), self.module.device
+        design, log_size = self._background(n_samples, None, None, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed + 1)
         if interventions is None:
             shift, targets = torch.zeros(n_samples, d), torch.zeros(n_samples, d, dtype=torch.bool)
         else:
             shift, targets = (t[0] for t in interventions.sample(log_dosage, n_samples, generator))
-        design, log_size = self._background(n_samples, None, None, generator)
-        draws = generator if device.type == "cpu" else torch.Generator(device).manual_seed(generator.initial_seed())
         _, expected = self.module.sample_cells(
-            shift.float().to(device), targets.to(device), design.to(device), log_size[:, None].to(device), draws
+            shift.float().to(device),
+            targets.to(device),
+            design.to(device),
+            log_size[:, None].to(device),
+            torch.Generator(device).manual_seed(seed),
+            coupled=True,
         )
         if self._likelihood != "normal":
             expected = expected * torch.exp(-log_size[:, None]).to(device)

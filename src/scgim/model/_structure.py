@@ -32,6 +32,7 @@ _MIN_SPREAD = 1e-3
 _MAX_STRETCH = 5.0
 _MAX_LOG_FOLD_CHANGE = 15.0
 _NO_PRECISION = 1e-6
+_ODD_CELLS = 5e-3
 
 
 def _to(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -57,6 +58,34 @@ def set_scales(module: GIMModule, loader: BatchLoader) -> None:
     if module.likelihood != "normal":
         module.intercept_loc.copy_(((values + 0.5) / sizes).log())
     module.intercept.copy_(module.intercept_loc)
+
+
+@torch.no_grad()
+def note_ranges(module: GIMModule, loader: BatchLoader) -> None:
+    """Write to the module how far values went, and parents acted, in the training cells.
+
+    Parents of counts act on the log scale, where one odd cell reaches far: cells beyond the outer half
+    percent do not count, means of contexts do.
+    """
+    d, k = len(module.centre), len(module.group)
+    values = torch.tensor([[math.inf], [-math.inf]]).repeat(1, d)
+    sums, n_cells, kept = torch.zeros(k, d), torch.zeros(k), []
+    every = max(1, loader.n // _MAX_SAMPLED_CELLS)
+    for raw in loader:
+        batch = _to(raw, module.device)
+        size = 1.0 if module.likelihood == "normal" else torch.exp(batch["log_size"])
+        rate = (batch["x"] / size).cpu()
+        values[0], values[1] = torch.minimum(values[0], rate.amin(0)), torch.maximum(values[1], rate.amax(0))
+        action = module.mechanism(module.features(batch["x"], batch["log_size"])).cpu()
+        context = batch["context"].cpu()
+        sums.index_add_(0, context, action)
+        n_cells += torch.bincount(context, minlength=k)
+        kept.append(action[::every])
+    cells, contexts = torch.cat(kept).sort(0).values, (sums / n_cells[:, None])[n_cells > 0]
+    odd = 0 if module.likelihood == "normal" else int(len(cells) * _ODD_CELLS)
+    reach = [torch.minimum(cells[odd], contexts.amin(0)), torch.maximum(cells[-1 - odd], contexts.amax(0))]
+    module.reach.copy_(torch.stack(reach))
+    module.value_range.copy_(values)
 
 
 @torch.no_grad()

@@ -142,6 +142,10 @@ class GIMModule(PyroBaseModuleClass):
         self.register_buffer("response_precision", torch.ones(n_contexts, n_genes, dtype=torch.float64))
         # what drawn cells need to have the means of the training cells (:func:`scgim.model._calibration.calibrate`)
         self.register_buffer("calibration", torch.zeros(n_genes))
+        # least and largest that the parents of each gene did in a training cell, and values of the genes themselves
+        unlimited = torch.tensor([[-math.inf], [math.inf]]).expand(2, n_genes)
+        self.register_buffer("reach", unlimited.clone())
+        self.register_buffer("value_range", unlimited.clone())
         self.register_buffer("edge_probs", torch.zeros(n_genes, n_genes, dtype=torch.float64))
         self.register_buffer("weight_sd", torch.zeros(n_genes, n_genes, dtype=torch.float64))
 
@@ -321,8 +325,12 @@ class GIMModule(PyroBaseModuleClass):
         log_size: Tensor,
         generator: torch.Generator,
         fixed: dict[int, float | Tensor] | None = None,
+        coupled: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Draw cells gene by gene in topological order, so that effects are carried down the network.
+
+        The parents of a gene act on it no further than they did in any training cell: beyond, nothing is known of the mechanism, and
+        errors would grow along the network without limit.
 
         Parameters
         ----------
@@ -336,6 +344,8 @@ class GIMModule(PyroBaseModuleClass):
             Source of randomness, on the module's device.
         fixed
             Values that genes are set to, whatever their parents, by index; one, or one a cell (B,).
+        coupled
+            Draw as with the same generator under other effects (:func:`~scgim.nn._likelihood.sample_observation`).
 
         Returns
         -------
@@ -346,7 +356,7 @@ class GIMModule(PyroBaseModuleClass):
         base = self.intercept + self.calibration + covariates @ self.covariate_effect + shift
         for layer in self.layers():
             genes = torch.tensor(layer, device=shift.device)
-            value, m, hidden = self.draw_genes(genes, base[:, genes], h, targets, log_size, generator)
+            value, m, hidden = self.draw_genes(genes, base[:, genes], h, targets, log_size, generator, coupled)
             for column, gene in enumerate(layer):
                 if gene in fixed:
                     value[:, column] = m[:, column] = fixed[gene]
@@ -363,13 +373,20 @@ class GIMModule(PyroBaseModuleClass):
 
     @torch.no_grad()
     def draw_genes(
-        self, genes: Tensor, base: Tensor, h: Tensor, targets: Tensor, log_size: Tensor, generator: torch.Generator
+        self,
+        genes: Tensor,
+        base: Tensor,
+        h: Tensor,
+        targets: Tensor,
+        log_size: Tensor,
+        generator: torch.Generator,
+        coupled: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Values of genes G, their means given the parents and the predictor, hidden noise included, each (B, G).
 
         `base` (B, G) is what the predictor has beside parents, whose features are `h` (B, d).
         """
-        parents = self.mechanism(h, genes)
+        parents = self.mechanism(h, genes).clamp(self.reach[0, genes], self.reach[1, genes])
         if self.intervention == "hard":
             parents = parents * ~targets[:, genes]
         scale = self.log_scale[genes]
@@ -377,7 +394,9 @@ class GIMModule(PyroBaseModuleClass):
         if self.measurement == "latent":
             noise = torch.randn(predictor.shape, generator=generator, device=predictor.device)
             predictor = predictor + torch.exp(-0.5 * scale) * noise
-        value, mean = sample_observation(self.likelihood, predictor, log_size, scale, generator)
+        value, mean = sample_observation(
+            self.likelihood, predictor, log_size, scale, generator, coupled=coupled
+        )
         if self.likelihood == "normal":
             value, mean = (v * self.spread[genes] + self.centre[genes] for v in (value, mean))
         return value, mean, predictor

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 LIKELIHOODS = ("nb", "poisson", "normal")
 MIN_LOG_MEAN, MAX_LOG_MEAN = -15.0, 14.0  # exp(14) is a million counts; beyond it float32 loses the likelihood
 
+_LARGE_RATE, _MAX_SMALL_COUNT = 30.0, 150
+
 
 def parent_features(x: Tensor, log_size: Tensor, likelihood: str) -> Tensor:
     """What parents show their children, before it is standardised: log1p(x / s) for counts, x itself for "normal"."""
@@ -46,9 +48,19 @@ def observation(likelihood: str, predictor: Tensor, log_size: Tensor, log_scale:
 
 
 def sample_observation(
-    likelihood: str, predictor: Tensor, log_size: Tensor, log_scale: Tensor, generator: torch.Generator
+    likelihood: str,
+    predictor: Tensor,
+    log_size: Tensor,
+    log_scale: Tensor,
+    generator: torch.Generator,
+    *,
+    coupled: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Draw observed values and return them with their mean, both (B, G); reproducible by the generator."""
+    """Draw observed values and return them with their mean, both (B, G); reproducible by the generator.
+
+    `coupled` draws use up as many random numbers whatever the means, so that draws of the same generator at other means differ
+    by no more than the means do (common random numbers).
+    """
     if likelihood == "normal":
         noise = torch.randn(predictor.shape, generator=generator, device=predictor.device)
         return predictor + torch.exp(-0.5 * log_scale) * noise, predictor
@@ -57,7 +69,27 @@ def sample_observation(
     if likelihood == "nb":
         r = log_scale.exp().expand_as(mean)
         rate = mean * torch._standard_gamma(r.contiguous(), generator) / r
+    if coupled:
+        uniform = torch.rand(rate.shape, generator=generator, device=rate.device, dtype=torch.float64)
+        return poisson_quantile(rate, uniform), mean
     return torch.poisson(rate, generator), mean
+
+
+def poisson_quantile(rate: Tensor, uniform: Tensor) -> Tensor:
+    """Smallest count whose distribution function reaches `uniform`; from 30 up by Cornish and Fisher's expansion."""
+    small = torch.where(rate < _LARGE_RATE, rate, 0.0).double()
+    term = torch.exp(-small)
+    reached, count = term.clone(), torch.zeros_like(small)
+    for k in range(1, _MAX_SMALL_COUNT):
+        below = uniform > reached
+        if not below.any():
+            break
+        count += below
+        term = term * small / k
+        reached += term
+    z = torch.special.ndtri(uniform.clamp(1e-12, 1 - 1e-12))
+    large = torch.round(rate.double() + rate.double().sqrt() * z + (z.square() - 1) / 6).clamp_min(0.0)
+    return torch.where(rate < _LARGE_RATE, count, large).to(rate)
 
 
 def score_and_information(

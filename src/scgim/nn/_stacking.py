@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from scgim.nn._effects import CurveGrid
     from scgim.nn._intervention import Interventions
 
+_MIN_DOSES = 4  # three that are left determine a curve of three numbers; judged on fewer, curves look worse than they are
 _MIN_DRUGS = 4  # fewer tell nothing of how a drug differs from others
 _CLEAR = 3.0  # standard errors: a gain without doubt
 _SHARES = torch.linspace(0.0, 1.0, 11, dtype=torch.float64)
-_LEEWAY = 0.5  # sparse effects that features predict well may be larger than any measured; by this share of their range at most
+_LEEWAY = 1.0  # effects that features predict well may lie beyond those measured, by at most this share of their range
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,15 @@ class Responses:
         return self.estimates @ self.carry
 
     @cached_property
+    def error(self) -> Tensor:
+        """Variance of the error of each of these, (K, d)."""
+        return (1 / self.precision) @ self.carry.square()
+
+    @cached_property
     def weight(self) -> Tensor:
         """Weight of each of these by its error, between 0 and 1, (K, d)."""
-        error = (1 / self.precision) @ self.carry.square()
-        spread = (self.totals.square() - error).mean(0).clamp_min(1e-6)
-        return spread / (spread + error)
+        spread = (self.totals.square() - self.error).mean(0).clamp_min(1e-6)
+        return spread / (spread + self.error)
 
     def loss(self, predicted: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
         """Squared error of predicted changes in each of some contexts, weighted, summed over genes."""
@@ -242,7 +247,7 @@ def _more_than_programmes(
 ) -> Tensor:
     """What dense responses add at all drugs and doses of the grid, as far as they are trusted, (U m, d)."""
     group, log_dosage, grid, n_drugs = responses.group, responses.log_dosage, responses.grid, len(direct) // len(responses.grid)
-    several = ~direct_left_out.isnan().any(1)
+    several = torch.bincount(group)[group] >= _MIN_DOSES
     if not several.any():
         return torch.zeros_like(shared)
     kernel = None if features is None else DrugKernel(features.double())
