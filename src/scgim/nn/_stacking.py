@@ -61,10 +61,13 @@ class Responses:
 
     @cached_property
     def effects(self) -> Tensor:
-        """Estimates shrunk by their errors and the spread of each gene, (K, d): where nothing is known, nothing is done."""
-        error = 1 / self.precision
-        spread = (self.estimates.square() - error).mean(0).clamp_min(0.0)
-        return self.estimates * spread / (spread + error)
+        """Estimates shrunk by their errors, (K, d): those of each gene to their mean, and that to zero."""
+        error, of_mean = 1 / self.precision, 1 / self.precision.sum(0)
+        mean = (self.precision * self.estimates).sum(0) * of_mean
+        mean = mean * (1 - of_mean / mean.square().clamp_min(1e-12)).clamp_min(0.0)
+        left = self.estimates - mean
+        spread = (left.square() - error).mean(0).clamp_min(0.0)
+        return mean + left * spread / (spread + error)
 
     @cached_property
     def totals(self) -> Tensor:
