@@ -116,6 +116,17 @@ def test_sizes_of_the_split(adata, fit):
     np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(adata.n_obs))
 
 
+def test_single_wells_are_trained_on(adata, fit):
+    """Of treated cells one a context: none is held out, and nothing is left to validate on."""
+    single = ~adata.obs.duplicated(["perturbation", "dosage"])
+    plate = adata[(adata.obs["perturbation"] == "control") | single].copy()
+    assert not plate.obs[plate.obs["perturbation"] != "control"].duplicated(["perturbation", "dosage"]).any()
+    model = fit(plate, epochs=2)
+    assert (model.n_cells_ == 3).all()  # wells of each drug: one a dose
+    np.testing.assert_array_equal(model.train_indices, np.arange(plate.n_obs))
+    assert "elbo_validation" not in model.history
+
+
 @pytest.mark.parametrize("intervention", ["shift", "hard"])
 def test_split_by_column(adata, fit, intervention):
     """A drug, the last one, and a dose of another are left out; the drug is then known by its features only."""

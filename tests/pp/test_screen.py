@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse
 
 from scgim import pp
-from scgim.pp._screen import cramers_v
+from scgim.pp._confounding import cramers_v, inseparable
 
 
 @pytest.fixture
@@ -126,8 +126,6 @@ def test_batches_of_their_own(adata):
 
 def test_separability_equals_the_rank_of_the_design():
     rng = np.random.default_rng(0)
-    from scgim.pp._screen import _unconnected
-
     for _ in range(30):
         table = pd.DataFrame(rng.random((4, 6)) < 0.3, columns=["control", *"abcde"]).astype(int)
         table = table.loc[table.sum(axis=1) > 0, table.sum(axis=0) > 0]
@@ -136,7 +134,8 @@ def test_separability_equals_the_rank_of_the_design():
         batch, drug = np.nonzero(table.to_numpy())
         onehot = np.hstack([np.eye(table.shape[0])[batch], np.eye(table.shape[1])[drug]])
         free = onehot.shape[1] - 1 - np.linalg.matrix_rank(onehot)
-        assert (free == 0) == (not _unconnected(table, "control"))
+        groups, batches = table.columns[drug].to_numpy(), pd.DataFrame({"batch": batch})
+        assert (free == 0) == (not inseparable(groups, "control", batches))
 
 
 def test_cramers_v():

@@ -11,7 +11,7 @@ from scipy import sparse
 
 from scgim._stored import StoredMatrix
 from scgim.train import BatchLoader, Cells, CellsDataModule
-from scgim.train._data import Shard, split_cells
+from scgim.train._data import Shard, keep_contexts, split_cells
 
 N = 23
 
@@ -133,6 +133,29 @@ def test_split_is_reproducible_and_can_be_in_order():
     np.testing.assert_array_equal(split_cells(50, 0.8, None, True, 1)[0], split_cells(50, 0.8, None, True, 1)[0])
     assert (split_cells(50, 0.8, None, True, 1)[0] != split_cells(50, 0.8, None, True, 2)[0]).any()
     np.testing.assert_array_equal(split_cells(50, 0.8, None, False, 1)[0], np.arange(40))
+
+
+def test_a_split_that_leaves_every_context_cells_is_untouched():
+    parts = split_cells(200, 0.7, 0.2, True, 0)
+    for kept, part in zip(keep_contexts(parts, np.arange(200) % 4), parts, strict=True):
+        np.testing.assert_array_equal(kept, part)
+
+
+def test_a_context_never_loses_all_its_training_cells():
+    """Contexts 0 and 1 have ten cells, context 2 has two, both held out, and context 3 one, to be left alone."""
+    context = np.array([0] * 10 + [1] * 10 + [2, 2, 3])
+    parts = [np.r_[0:7, 10:17], np.array([7, 8, 17, 18, 20, 21]), np.array([9, 19, 22])]
+    train, validation, test = keep_contexts(parts, context)
+    np.testing.assert_array_equal(train, [*range(7), *range(10, 17), 20, 21, 22])
+    np.testing.assert_array_equal(validation, [7, 8, 17, 18])
+    np.testing.assert_array_equal(test, [9, 19])
+
+
+def test_a_plate_with_one_well_a_context_is_trained_on_whole():
+    context = np.r_[np.zeros(20, dtype=int), 1:181]
+    train, validation, test = keep_contexts(split_cells(200, 0.9, None, True, 0), context)
+    np.testing.assert_array_equal(train, np.arange(200))
+    assert len(validation) == len(test) == 0
 
 
 @pytest.mark.parametrize(("train", "validation"), [(0.0, None), (1.2, None), (-0.1, None), (0.9, 0.2), (0.5, -0.1)])

@@ -18,7 +18,7 @@ from scgim.model._covariates import centre_and_scale
 from scgim.model._fitting import FittingMixin
 from scgim.model._latent import fit_hidden
 from scgim.train import BatchLoader, Cells, CellsDataModule, GIMTrainingPlan
-from scgim.train._data import split_cells
+from scgim.train._data import keep_contexts, split_cells
 from scgim.train._guard import explained_failures
 from scgim.train._plan import default_max_epochs
 from scgim.train._threads import threads_for
@@ -96,7 +96,8 @@ class TrainingMixin(FittingMixin):
         accelerator, device
             As in scvi-tools: `"auto"`, `"cpu"`, `"gpu"`; device number.
         train_size
-            Share of the cells to train on.
+            Share of the cells to train on. Contexts of which none would be left are trained on whole, so that a plate with
+            one well a context is, and then nothing is validated on; `split_key` holds out contexts.
         validation_size
             Share to validate on; None for the rest. Cells beyond both are left alone.
         shuffle_set_split
@@ -203,7 +204,14 @@ class TrainingMixin(FittingMixin):
                 raise ValueError(
                     "No control cell is among the training cells. Raise `train_size` or shuffle the cells."
                 )
-            return indices
+            kept = keep_contexts(indices, cells.context)
+            if len(kept[0]) > len(indices[0]):
+                logger.info(
+                    "%d held-out cells are trained on after all, since their contexts had no others or too few were left "
+                    "to validate on.",
+                    len(kept[0]) - len(indices[0]),
+                )
+            return kept
         if split_key not in self.adata.obs:
             raise ValueError(f"`split_key` {split_key!r} is not a column of `adata.obs`: {list(self.adata.obs)}.")
         values = self.adata.obs[split_key].astype(str).to_numpy()

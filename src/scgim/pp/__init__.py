@@ -6,6 +6,15 @@ from scgim.pp._chem import drug_descriptors, drug_fingerprints
 from scgim.pp._features import pca_features
 from scgim.pp._genes import select_genes
 from scgim.pp._guides import guide_targets
+from scgim.pp._plate import plate_position
 from scgim.pp._screen import check_screen
 
-__all__ = ["check_screen", "drug_descriptors", "drug_fingerprints", "guide_targets", "pca_features", "select_genes"]
+__all__ = [
+    "check_screen",
+    "drug_descriptors",
+    "drug_fingerprints",
+    "guide_targets",
+    "pca_features",
+    "plate_position",
+    "select_genes",
+]

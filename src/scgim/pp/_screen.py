@@ -2,57 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy import sparse, stats
-from scipy.sparse.csgraph import connected_components
 
 from scgim._stored import readable
 from scgim._validation import (
+    check_continuous,
     check_counts,
     check_dosage,
     check_key,
     check_matrix_type,
     check_nonempty,
     check_perturbations,
+    iterate_blocks,
     matrix_name,
     quote_some,
     resolve_embedding,
 )
+from scgim.pp._confounding import batches, covariates, positions
+from scgim.pp._plate import find_position
+from scgim.pp._report import FAIL, Row, Screen, attempt, passes, row
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from anndata import AnnData
 
-OK, WARN, FAIL = "ok", "warn", "fail"
-_ROW = tuple[str, Any, str, str]  # name of the check, what was found, verdict, advice
-
-
-@dataclass
-class _Screen:
-    """The screen and its keys, with labels, doses and features once they have passed their checks."""
-
-    adata: AnnData
-    perturbation_key: str
-    control: str
-    dosage_key: str | None
-    drug_embedding_key: str | None
-    batch_key: str | None
-    layer: str | None
-    labels: pd.Categorical
-    dosage: np.ndarray | None = None
-
-    @property
-    def is_control(self) -> np.ndarray:
-        return np.asarray(self.labels == self.control)
-
-    @property
-    def counts(self) -> Any:
-        return self.adata.X if self.layer is None else self.adata.layers[self.layer]
+_MANY_COUNTS = 500  # of an observation that may be a well
+_LARGEST_LOG = 50  # larger values are not logarithms of expression
 
 
 def check_screen(
@@ -63,6 +42,7 @@ def check_screen(
     dosage_key: str | None = "dosage",
     drug_embedding_key: str | None = "drug_embedding",
     batch_key: str | None = None,
+    categorical_covariate_keys: Sequence[str] | None = None,
     layer: str | None = None,
 ) -> pd.DataFrame:
     """Table of what in a screen's design helps or hinders a fit, with advice.
@@ -70,7 +50,7 @@ def check_screen(
     Parameters
     ----------
     adata
-        Raw counts with the columns below.
+        Raw counts, or continuous values of a bulk plate, with the columns below.
     perturbation_key
         Column of `adata.obs` with the perturbations.
     control
@@ -81,6 +61,8 @@ def check_screen(
         Entry of `adata.uns` or `adata.obsm` with the drug features; None for none.
     batch_key
         Column of `adata.obs` with the batch or plate.
+    categorical_covariate_keys
+        Columns of `adata.obs` that are to be covariates of the model.
     layer
         Layer with the counts, in place of `adata.X`.
 
@@ -93,7 +75,9 @@ def check_screen(
     Raises
     ------
     KeyError
-        There is no column `perturbation_key` or `batch_key`.
+        There is no column `perturbation_key` or `batch_key`, or none of a covariate.
+    TypeError
+        `categorical_covariate_keys` is one name in place of a list.
     ValueError
         There are no labels or no control cells, so that nothing else can be checked.
 
@@ -102,13 +86,37 @@ def check_screen(
     Thresholds for a warning are rules of thumb: 20 cells a context, 100 controls, 3 doses a drug, 10 drugs with
     features, half the controls' counts a cell, Cramer's V of 0.5 between batch and perturbation. Cramer's V is
     corrected for chance (Bergsma 2013): 0 is a balanced design and 1 a batch for each perturbation.
+
+    A screen is taken for a bulk plate where at least half of its contexts (drug and dose) have the same number of
+    observations, at most four, and these have continuous values, 500 counts or more (the median), or a position on a
+    plate (columns such as `well`, or `row` and `column`). Then 32 control wells and 3 wells a context are asked for, and
+    the report tells whether doses or drugs go along rows or columns of the plate.
+
+    Effects cannot be told from those of covariates where the design leaves a sum of effects of covariates free that
+    is constant within all contexts and differs between a context and the controls.
     """
     labels = _labels(adata, perturbation_key, control)
     if batch_key is not None:
         check_key(batch_key, adata.obs.columns, where="adata.obs", argument="batch_key")
-    screen = _Screen(adata, perturbation_key, control, dosage_key, drug_embedding_key, batch_key, layer, labels)
-    rows: list[_ROW] = []
-    checks: list[Callable[[_Screen], Iterator[_ROW]]] = [_counts, _cells, _doses, _features, _batches]
+    keys = categorical_covariate_keys or []
+    if isinstance(keys, str):
+        raise TypeError(f"`categorical_covariate_keys` is the text {keys!r}. Expected a list: `[{keys!r}]`.")
+    for key in keys:
+        check_key(key, adata.obs.columns, where="adata.obs", argument="categorical_covariate_keys")
+    screen = Screen(
+        adata, perturbation_key, control, dosage_key, drug_embedding_key, batch_key, layer, labels, list(keys)
+    )
+    screen.is_plate = _is_plate(screen)
+    rows: list[Row] = []
+    checks: list[Callable[[Screen], Iterator[Row]]] = [
+        _values,
+        _observations,
+        _doses,
+        _features,
+        positions,
+        batches,
+        covariates,
+    ]
     for check in checks:
         rows.extend(check(screen))
     return pd.DataFrame(rows, columns=["check", "value", "verdict", "advice"]).set_index("check")
@@ -123,53 +131,93 @@ def _labels(adata: AnnData, perturbation_key: str, control: str) -> pd.Categoric
     return pd.Categorical(column.astype(str))
 
 
-def _attempt(name: str, check: Callable[[], Any], value: Any = "") -> tuple[_ROW, Any]:
-    """Row of a check that raises when it fails, and what the check returned."""
-    try:
-        result = check()
-    except (ValueError, TypeError, KeyError) as error:
-        return (name, "", FAIL, str(error.args[0])), None
-    return (name, value, OK, ""), result
+def _is_plate(screen: Screen) -> bool:
+    """Whether observations are wells: few and equally many a context, as single cells never are, and more than a cell."""
+    obs = screen.adata.obs
+    context = [pd.Series(np.asarray(screen.labels, dtype=object), obs.index)]
+    if screen.dosage_key in obs:
+        context.append(obs[screen.dosage_key])
+    sizes = pd.concat(context, axis=1)[~screen.is_control].value_counts()
+    usual = sizes.mode().min()
+    if not (usual <= 4 and (sizes == usual).mean() >= 0.5):
+        return False
+    if find_position(obs):
+        return True
+    if not passes(lambda: check_matrix_type(screen.adata, screen.layer, allow_stored=True)):
+        return False
+    return _is_continuous(screen) or float(np.median(_totals(screen))) >= _MANY_COUNTS
 
 
-def _counts(screen: _Screen) -> Iterator[_ROW]:
-    adata, where = screen.adata, matrix_name(screen.layer)
-    kind, _ = _attempt("matrix", lambda: check_matrix_type(adata, screen.layer, allow_stored=True))
-    yield kind if kind[2] == FAIL else ("matrix", f"{adata.n_obs} cells x {adata.n_vars} genes", OK, "")
+def _is_continuous(screen: Screen) -> bool:
+    X, where = screen.values, matrix_name(screen.layer)
+    return passes(lambda: check_continuous(X, where=where)) and not passes(lambda: check_counts(X, where=where))
+
+
+def _totals(screen: Screen) -> np.ndarray:
+    return np.asarray(readable(screen.values).sum(axis=1)).ravel()
+
+
+def _values(screen: Screen) -> Iterator[Row]:
+    adata, where, unit = screen.adata, matrix_name(screen.layer), screen.unit
+    if screen.is_plate:
+        yield row("kind", "bulk plate")
+    kind, _ = attempt("matrix", lambda: check_matrix_type(adata, screen.layer, allow_stored=True))
+    yield kind if kind[2] == FAIL else row("matrix", f"{adata.n_obs} {unit}s x {adata.n_vars} genes")
     if kind[2] == FAIL:
         return
-    X = screen.counts
-    yield _attempt("counts", lambda: check_counts(X, where=where), "raw counts")[0]
-    yield _attempt("empty", lambda: check_nonempty(X, adata.var_names, adata.obs_names, where=where), "none")[0]
-    totals = pd.Series(np.asarray(readable(X).sum(axis=1)).ravel()).groupby(screen.labels, observed=True).median()
+    X = screen.values
+    nonempty = attempt("empty", lambda: check_nonempty(X, adata.var_names, adata.obs_names, where=where), "none")[0]
+    if screen.is_plate and _is_continuous(screen):
+        yield _continuous(screen)
+        yield nonempty
+        return
+    counts = _totals(screen)
+    found = f"raw counts, median {np.median(counts):g} a well" if screen.is_plate else "raw counts"
+    yield attempt("counts", lambda: check_counts(X, where=where), found)[0]
+    yield nonempty
+    totals = pd.Series(counts).groupby(screen.labels, observed=True).median()
     ratio = totals / totals[screen.control]
     poor = ratio.index[ratio < 0.5]
     advice = f"{quote_some(poor)} have less than half: dying cells or few reads. Look at them before trusting effects."
-    yield ("depth", f"{ratio.min():.2f} x control at least", WARN if len(poor) else OK, advice if len(poor) else "")
+    yield row("depth", f"{ratio.min():.2f} x control at least", advice if len(poor) else "")
 
 
-def _cells(screen: _Screen) -> Iterator[_ROW]:
-    n_controls = int(screen.is_control.sum())
-    few = "Effects are differences to controls: 100 control cells or more make them stable." if n_controls < 100 else ""
-    yield ("control cells", n_controls, WARN if few else OK, few)
+def _continuous(screen: Screen) -> Row:
+    """Row of a plate whose values are no counts: which likelihood suits them, and whether there must have been counts."""
+    blocks = [block for *_, block in iterate_blocks(screen.values)]
+    least, most = min(block.min() for block in blocks), max(block.max() for block in blocks)
+    zeros = 1 - sum(int((block != 0).sum()) for block in blocks) / (screen.adata.n_obs * screen.adata.n_vars)
+    advice = "Build the model with `likelihood='normal'`, which size factors do not enter."
+    if least >= 0 and zeros > 0.01:
+        advice += f" With {zeros:.0%} zeros they look like normalised counts: raw counts, if there are any, say more."
+    if most > _LARGEST_LOG:
+        advice += " Values this large are not logarithms: take those first."
+    return row("values", f"continuous, {least:.3g} to {most:.3g}", advice)
+
+
+def _observations(screen: Screen) -> Iterator[Row]:
+    n, unit = int(screen.is_control.sum()), screen.unit
+    few = "Effects are differences to controls: 100 control cells or more make them stable." if n < 100 else ""
+    if screen.is_plate:
+        few = (
+            f"Effects are differences to controls. The mean of {n} control wells is off by some {n**-0.5:.2f} standard "
+            "deviations of a well, in the effects of all drugs alike. Have 32 or more, spread over the plate."
+        )
+    yield row(f"control {unit}s", n, few if n < (32 if screen.is_plate else 100) else "")
     counts = pd.Series(screen.labels[~screen.is_control]).value_counts()
     counts = counts[counts > 0]
     single = sorted(counts.index[counts == 1])
-    yield (
-        "perturbations",
-        len(counts),
-        FAIL if single else OK,
-        f"{quote_some(single)} have a single cell. Leave them out." if single else "",
-    )
+    advice = f"{quote_some(single)} have a single {unit}. Leave them out."
+    yield row("perturbations", len(counts), advice if single else "", verdict=FAIL)
 
 
-def _doses(screen: _Screen) -> Iterator[_ROW]:
+def _doses(screen: Screen) -> Iterator[Row]:
     obs = screen.adata.obs
-    row, dosage = _attempt(
+    checked, dosage = attempt(
         "doses", lambda: check_dosage(obs, screen.dosage_key, screen.perturbation_key, screen.control)
     )
     if dosage is None:
-        yield row
+        yield checked
         return
     screen.dosage = dosage
     treated = pd.DataFrame({"drug": screen.labels.astype(object), "dose": dosage})[~screen.is_control]
@@ -179,91 +227,42 @@ def _doses(screen: _Screen) -> Iterator[_ROW]:
     )
     curve = n_doses.min() < 3 and screen.dosage_key is not None
     advice = "Fewer than three doses do not fix a dose-response curve: EC50 and slope then come from the prior."
-    yield ("doses", value, WARN if curve else OK, advice if curve else "")
+    yield row("doses", value, advice if curve else "")
     sizes = treated.groupby(["drug", "dose"]).size()
-    small = sizes.index[sizes < 20]
+    enough = 3 if screen.is_plate else 20
+    small = sizes.index[sizes < enough]
     shown = quote_some(f"{drug} at {dose:g}" for drug, dose in small)
-    advice = f"{len(small)} of {len(sizes)} contexts have fewer than 20 cells ({shown}): their effects are uncertain."
-    yield (
-        "cells per context",
-        f"median {sizes.median():g}, least {sizes.min()}",
-        WARN if len(small) else OK,
-        advice if len(small) else "",
+    advice = f"{len(small)} of {len(sizes)} contexts have fewer than {enough} {screen.unit}s ({shown}): "
+    advice += "their effects are uncertain."
+    if screen.is_plate:
+        advice = (
+            advice[:-1] + f" by up to {sizes.min() ** -0.5:.2f} standard deviations of a well, and weak ones remain "
+        )
+        advice += "unseen where other doses of the drug do not agree."
+    yield row(
+        f"{screen.unit}s per context", f"median {sizes.median():g}, least {sizes.min()}", advice if len(small) else ""
     )
 
 
-def _features(screen: _Screen) -> Iterator[_ROW]:
+def _features(screen: Screen) -> Iterator[Row]:
     key = screen.drug_embedding_key
     if key is None:
-        yield ("features", "none", WARN, "Without drug features, drugs that were not measured cannot be predicted.")
+        yield row("features", "none", "Without drug features, drugs that were not measured cannot be predicted.")
         return
-    row, frame = _attempt(
+    checked, frame = attempt(
         "features",
         lambda: resolve_embedding(screen.adata, key, screen.labels, control=screen.control),
     )
     if frame is None:
-        yield row
+        yield checked
         return
     few = len(frame) < 10
     advice = "With fewer than ten drugs, features say little about drugs that were not measured."
-    yield ("features", f"{frame.shape[0]} drugs x {frame.shape[1]}", WARN if few else OK, advice if few else "")
+    yield row("features", f"{frame.shape[0]} drugs x {frame.shape[1]}", advice if few else "")
     rank = int(np.linalg.matrix_rank(frame.to_numpy() - frame.to_numpy().mean(axis=0)))
     wide = frame.shape[1] > 2 * len(frame)
     advice = f"More columns than drugs can use: `scgim.pp.pca_features(adata, {rank})` tells these drugs apart as well and is faster."
-    yield (
-        "feature rank",
-        f"{rank} of {min(len(frame) - 1, frame.shape[1])}",
-        WARN if wide else OK,
-        advice if wide else "",
-    )
+    yield row("feature rank", f"{rank} of {min(len(frame) - 1, frame.shape[1])}", advice if wide else "")
     twins = frame.index[frame.duplicated(keep=False)]
-    advice = f"{quote_some(twins)} share their features with another drug, so that only their cells tell them apart."
-    yield ("equal features", len(twins), WARN if len(twins) else OK, advice if len(twins) else "")
-
-
-def _batches(screen: _Screen) -> Iterator[_ROW]:
-    if screen.batch_key is None:
-        return
-    batch = screen.adata.obs[screen.batch_key].astype(str).to_numpy()
-    table = pd.crosstab(batch, np.asarray(screen.labels, dtype=object))
-    v = cramers_v(table.to_numpy())
-    high = v > 0.5
-    advice = "Batch and perturbation go together. Give `batch_key` to the model, and keep controls in each batch."
-    yield ("batch confounding", f"Cramer's V {v:.2f}", WARN if high else OK, advice if high else "")
-    bare = table.index[table[screen.control] == 0]
-    advice = f"No controls in {quote_some(bare)}: there, effects of the batch and of the drugs are told apart only by "
-    advice += "drugs shared with other batches."
-    yield (
-        "controls per batch",
-        int(table[screen.control].min()),
-        WARN if len(bare) else OK,
-        advice if len(bare) else "",
-    )
-    lost = _unconnected(table, screen.control)
-    advice = f"Effects of {quote_some(lost)} cannot be told from those of their batches, which share neither controls "
-    advice += "nor drugs with the rest. Leave them out, or read their effects as effects of the batch."
-    yield ("separable from batch", f"{len(lost)} not", FAIL if lost else OK, advice if lost else "")
-
-
-def cramers_v(table: np.ndarray) -> float:
-    """Association of two categorical variables between 0 and 1, from their table of counts, corrected for chance."""
-    table = table[table.sum(axis=1) > 0][:, table.sum(axis=0) > 0]
-    n, (rows, columns) = table.sum(), table.shape
-    if min(rows, columns) < 2 or n < 2:
-        return 0.0
-    phi2 = stats.chi2_contingency(table, correction=False).statistic / n
-    phi2 = max(0.0, phi2 - (rows - 1) * (columns - 1) / (n - 1))
-    rows, columns = rows - (rows - 1) ** 2 / (n - 1), columns - (columns - 1) ** 2 / (n - 1)
-    return float(np.sqrt(phi2 / min(rows - 1, columns - 1)))
-
-
-def _unconnected(table: pd.DataFrame, control: str) -> list[str]:
-    """Perturbations whose batches share neither controls nor, through other drugs, a link to batches that have them.
-
-    Additive effects of batch and perturbation have as many free directions as the graph that joins batches to the
-    perturbations in them has further components.
-    """
-    links = sparse.csr_matrix(table.to_numpy() > 0)
-    _, component = connected_components(sparse.bmat([[None, links], [links.T, None]]), directed=False)
-    of_perturbation = pd.Series(component[len(table) :], index=table.columns)
-    return sorted(of_perturbation.index[of_perturbation != of_perturbation[control]])
+    advice = f"{quote_some(twins)} share their features with another drug, so that only their {screen.unit}s tell them apart."
+    yield row("equal features", len(twins), advice if len(twins) else "")

@@ -282,3 +282,20 @@ def split_cells(
     n_train = max(1, round(train_size * n_cells))
     n_val = min(round(validation_size * n_cells), n_cells - n_train)
     return [np.sort(part) for part in np.split(order, [n_train, n_train + n_val])]
+
+
+def keep_contexts(parts: Sequence[NDArray[np.int64]], context: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Split in which no context loses all its training cells: those that would are trained on whole.
+
+    Where that takes most treated cells (`context` above 0) out of validation, as on a plate with one well a context, those
+    that stay say little about drugs: they are trained on as well.
+    """
+    train, validation, test = parts
+    lost = ~np.isin(context, context[train])
+    if not lost.any():
+        return [train, validation, test]
+    held = validation[~lost[validation]]
+    if 2 * (context[held] > 0).sum() < (context[validation] > 0).sum():
+        held = held[:0]
+    spared = np.setdiff1d(test, np.flatnonzero(lost))
+    return [np.setdiff1d(np.arange(len(context)), np.concatenate([held, spared])), held, spared]
