@@ -290,6 +290,8 @@ def test_wrong_predictions(adata):
     predicted = held_out(adata)
     with pytest.raises(ValueError, match="'model' have fewer than two cells of 3 held-out contexts: 'd11 at 1'"):
         compare_baselines(adata, predicted=without(predicted, drug="d11"))
+    with pytest.raises(ValueError, match="names of baselines: 'ridge'.*other names"):
+        compare_baselines(adata, predicted={"ridge": predicted})
     with pytest.raises(ValueError, match="lacks 2 of the 6 genes"):
         compare_baselines(adata, predicted=predicted[:, :4].copy())
     predicted.obs = predicted.obs.rename(columns={"perturbation": "drug"})

@@ -40,7 +40,9 @@ class _Side(NamedTuple):
     """Standardised cells of a context by its row, cells x genes."""
 
 
-def _check_options(methods: Sequence[str] | None, intervals: float | None, *, per_context: bool) -> list[str]:
+def _check_options(
+    methods: Sequence[str] | None, models: Mapping[str, AnnData], intervals: float | None, *, per_context: bool
+) -> list[str]:
     """Names of the baselines to run."""
     if intervals is not None and not 0 < intervals < 1:
         raise ValueError(f"Expected `intervals` between 0 and 1, such as 0.95, found {intervals}.")
@@ -52,6 +54,10 @@ def _check_options(methods: Sequence[str] | None, intervals: float | None, *, pe
     unknown = [method for method in methods if method not in BASELINES]
     if unknown:
         raise ValueError(f"Unknown `methods`: {quote_some(unknown)}. Expected some of {quote_some(BASELINES, 10)}.")
+    if taken := [name for name in models if name in methods]:
+        raise ValueError(
+            f"`predicted` has the names of baselines: {quote_some(taken)}. Give its predictions other names."
+        )
     return methods
 
 
@@ -177,7 +183,7 @@ def compare_baselines(
     KeyError
         If a column, layer or embedding is missing.
     ValueError
-        If contexts lie on both sides, one side is empty, predictions lack a context, a method is unknown, none has a prediction for every
+        If contexts lie on both sides, one side is empty, predictions lack a context or have the name of a baseline, a method is unknown, none has a prediction for every
         context of a label, or `intervals` is not between 0 and 1 or wanted of single contexts.
 
     Examples
@@ -187,8 +193,8 @@ def compare_baselines(
     >>> features = adata.uns["drug_embedding"].loc[test["perturbation"]]
     >>> scgim.metrics.compare_baselines(adata, predicted=model.predict(features, test["dosage"].to_numpy())).loc["test"]
     """
-    methods = _check_options(methods, intervals, per_context=per_context)
     models = read_models(predicted, adata)
+    methods = _check_options(methods, models, intervals, per_context=per_context)
     keys = Keys(split_key, perturbation_key, control, dosage_key, drug_embedding_key, layer, size_factor_key)
     screen = read_screen(adata, keys, log1p)
     expression = {
