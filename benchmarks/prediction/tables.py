@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 REGRESSIONS = ["ridge", "krr"]
 RATIO = "scGIM over the bar"
 METRICS = {
+    "centred_correlation": "centred correlation (r)",
+    "discrimination": "discrimination",
     "energy_distance": "energy distance",
     "mmd": "MMD",
     "wasserstein1": "Wasserstein-1",
@@ -37,7 +39,7 @@ _DOSE, _DRUG = "unseen_dose", "unseen_drug"
 _BOUNDS = {"main": {_DOSE: 0.4, _DRUG: 0.7}, "drugs200": {_DOSE: 0.4, _DRUG: 0.6}}
 _NONLINEAR_BOUNDS = {40: {_DOSE: 0.4, _DRUG: 0.85}, 200: {_DOSE: 0.4, _DRUG: 0.7}}
 _WORDS = {_DOSE: "unseen doses", _DRUG: "unseen drugs"}
-_SHOWN = [OURS, "ridge", "krr", "random_forest", "trainmean"]
+_SHOWN = [OURS, "ridge", "krr", "random_forest", "trainmean", "dosemean"]
 
 
 def ratios(frame: pd.DataFrame, by: list[str], score: str = "energy_distance") -> pd.DataFrame:

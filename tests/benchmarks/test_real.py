@@ -66,8 +66,9 @@ def test_every_context_is_held_out_once(real):
 def test_bootstrap_compares_with_the_best_baseline(real):
     macseq = real("macseq")
     error = {"control": 4.0, "trainmean": 2.0, macseq.MODEL: 1.0, macseq.NOISE: 0.5}
+    scores = ["centred_correlation", "discrimination", "mean_shift_correlation"]
     rows = [
-        {"perturbation": drug, "method": method, "mean_shift_error": value, "mean_shift_correlation": 0.0}
+        {"perturbation": drug, "method": method, "mean_shift_error": value, **dict.fromkeys(scores, value / 10)}
         for method, value in error.items()
         for drug in "abc"
     ]
@@ -75,6 +76,7 @@ def test_bootstrap_compares_with_the_best_baseline(real):
     assert table.loc["scGIM", "ratio to best baseline"] == 0.5
     assert table.loc["scGIM", "of the ratio"] == "0.5 to 0.5"
     assert "trainmean (best baseline)" in table.index
+    assert table.loc["scGIM", ["centred correlation", "discrimination"]].tolist() == pytest.approx([0.1, 0.1])
 
 
 def test_consensus_graph_is_read(real, data_dir):

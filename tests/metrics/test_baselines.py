@@ -38,6 +38,47 @@ def test_control_and_trainmean():
     np.testing.assert_array_equal(_baselines.trainmean(TRAIN, test), [[1.75, 0.75], [1.75, 0.75]])
 
 
+def test_dosemean_interpolates_each_drug_in_log_dose():
+    test = contexts(["c", "a", "c", "c", "c"], [1.0, 1.0, 10**0.5, 100.0, 0.01])
+    # Drug a is at 1, 2, 4 in the first gene at doses 0.1, 1, 10; b has one dose, and contributes it everywhere.
+    expected = [[1.0, 1.5], [1.0, 1.5], [1.5, 1.5], [2.0, 1.5], [0.5, 1.5]]
+    found = _baselines.dosemean(TRAIN, test)
+    np.testing.assert_allclose(found, expected)
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_dosemean_does_not_depend_on_the_order_of_contexts_or_the_unit_of_dose():
+    train = linear_world(noise=1.0)
+    test = contexts(np.arange(4), [0.3, 0.7, 1.5, 9.0])
+    expected = _baselines.dosemean(train, test)
+    order = np.random.default_rng(0).permutation(len(train.drug))
+    mixed = Contexts(train.drug[order], 1000 * train.dosage[order], train.features[order], train.shift[order])
+    found = _baselines.dosemean(mixed, contexts(np.arange(4), [300.0, 700.0, 1500.0, 9000.0]))
+    np.testing.assert_allclose(found, expected)
+
+
+def test_dosemean_is_the_mean_at_measured_doses_and_trainmean_with_one_dose():
+    train = linear_world(noise=1.0)
+    for dose in (0.5, 1.0, 2.0):
+        found = _baselines.dosemean(train, contexts(["new"], [dose]))[0]
+        np.testing.assert_allclose(found, train.shift[train.dosage == dose].mean(axis=0))
+    one = train.dosage == 1.0
+    single = Contexts(train.drug[one], train.dosage[one], train.features[one], train.shift[one])
+    test = contexts([0, 1], [1.0, 1.0])
+    np.testing.assert_allclose(_baselines.dosemean(single, test), _baselines.trainmean(single, test))
+
+
+def test_drugmean_is_over_the_doses_of_the_drug():
+    test = contexts(["a", "c", "b"], [5.0, 1.0, 0.1])
+    expected = [[7 / 3, 0.0], [np.nan, np.nan], [0.0, 3.0]]
+    np.testing.assert_allclose(_baselines.drugmean(TRAIN, test), expected)
+
+
+def test_order_of_baselines():
+    expected = "control trainmean dosemean drugmean nearest_dose nearest_drug ridge krr random_forest"
+    assert list(_baselines.BASELINES) == expected.split()
+
+
 def test_nearest_dose_on_the_log_scale_with_ties_and_unmeasured_drugs():
     test = contexts(["a", "a", "a", "b", "c"], [0.2, 100.0, np.sqrt(10), 7.0, 1.0])
     expected = [[1.0, 0.0], [4.0, 0.0], [3.0, 0.0], [0.0, 3.0], [np.nan, np.nan]]

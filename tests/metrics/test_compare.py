@@ -6,7 +6,7 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 
-from scgim.metrics import compare_baselines, distribution_metrics
+from scgim.metrics import centred_correlation, compare_baselines, discrimination, distribution_metrics
 
 DOSES = (1.0, 2.0, 4.0)
 FAST = ["control", "trainmean", "nearest_dose", "nearest_drug", "ridge"]
@@ -45,6 +45,8 @@ def test_one_row_a_method(table):
     assert table.index.names == ["split", "method"]
     assert table.loc["test"].index.tolist() == ["control", "trainmean", "nearest_drug", "ridge"]
     assert table.columns.tolist() == [
+        "centred_correlation",
+        "discrimination",
         "energy_distance",
         "mmd",
         "wasserstein1",
@@ -72,6 +74,77 @@ def test_numbers_of_control_are_those_of_distribution_metrics(adata, table):
     np.testing.assert_allclose(found[expected.index], expected, rtol=1e-6, atol=1e-12)
 
 
+def test_what_drugs_have_in_common_earns_nothing():
+    adata = screen()
+    # Ten times as many counts of one gene under every drug.
+    treated = (adata.obs["perturbation"] != "control").to_numpy()
+    counts = adata.X.toarray()
+    counts[treated, 0] *= 10
+    adata.X = sparse.csr_matrix(counts)
+    trainmean = compare_baselines(adata, methods=["trainmean"]).loc[("test", "trainmean")]
+    assert trainmean["mean_shift_correlation"] > 0.9
+    assert trainmean["centred_correlation"] == 0
+    assert trainmean["discrimination"] == 0.5
+
+
+def test_a_response_in_common_that_grows_with_dose_is_dosemeans():
+    adata = screen()
+    counts = np.tile([100.0, 10.0, 10.0, 10.0, 10.0, 10.0], (adata.n_obs, 1))
+    counts[:, 1] += 40 * np.log2(1 + adata.obs["dosage"])
+    counts += np.random.default_rng(0).poisson(2, counts.shape)
+    adata.X = counts
+    found = compare_baselines(adata, methods=["trainmean", "dosemean"], per_context=True)
+    dosemean = found[found["method"] == "dosemean"]
+    trainmean = found[found["method"] == "trainmean"]
+    assert dosemean["mean_shift_error"].mean() < 0.1 * trainmean["mean_shift_error"].mean()
+    # Six contexts, two at each dose: four predictions are farther off, and one is the same.
+    np.testing.assert_array_equal(dosemean["discrimination"], (4 + 0.5) / 5)
+
+
+def test_centred_scores_are_those_of_plain_arrays(adata, table):
+    log = np.log1p(adata.X.toarray().astype(float))
+    obs = adata.obs
+    control = log[obs["perturbation"] == "control"]
+    profiles = (pd.DataFrame(log, obs.index) - control.mean(axis=0)) / control.std(axis=0)
+    means = profiles.groupby([obs["split"], obs["perturbation"], obs["dosage"]], observed=True).mean()
+    train = means.loc["train"].drop(index="control")
+    observed = means.loc["test"]
+    predicted = np.zeros(observed.shape)
+    expected = centred_correlation(observed, predicted, train.mean().to_numpy()).mean()
+    assert table.loc[("test", "control"), "centred_correlation"] == pytest.approx(expected)
+    assert table.loc[("test", "control"), "discrimination"] == discrimination(observed, predicted).mean() == 0.5
+    assert table.loc[("test", "ridge"), "centred_correlation"] > 0.9
+    assert table.loc[("test", "ridge"), "discrimination"] > 0.8
+
+
+def test_contexts_are_told_apart_within_their_label(adata):
+    adata = adata.copy()
+    adata.obs.loc[adata.obs["perturbation"] == "d10", "split"] = "other"
+    one = (adata.obs["split"] != "other") | (adata.obs["dosage"] == 1.0)
+    found = compare_baselines(adata[one].copy(), methods=["trainmean", "ridge"], intervals=0.9)
+    assert found["n_contexts"].tolist() == [1, 1, 3, 3]
+    assert np.isnan(found.loc["other", "discrimination"]).all()
+    assert found.loc[("test", "trainmean"), "discrimination"] == 0.5
+    assert found.filter(like="_lower").isna().all(axis=None)  # one drug in either
+
+
+def test_intervals_follow_their_means_and_are_wider_with_fewer_drugs():
+    many = screen(n_drugs=28, held_out=[f"d{i}" for i in range(12, 28)])
+    few = many[~many.obs["perturbation"].isin([f"d{i}" for i in range(15, 28)])].copy()
+    methods = ["trainmean", "ridge"]
+    plain, found = compare_baselines(many, methods=methods), compare_baselines(many, methods=methods, intervals=0.95)
+    names = plain.columns.drop("n_contexts")
+    assert found.columns.tolist() == [*(f"{n}{end}" for n in names for end in ("", "_lower", "_upper")), "n_contexts"]
+    pd.testing.assert_frame_equal(found[plain.columns], plain)
+    for name in names:
+        assert found[name].between(found[f"{name}_lower"], found[f"{name}_upper"]).all()
+    pd.testing.assert_frame_equal(found, compare_baselines(many, methods=methods, intervals=0.95))
+    wide = compare_baselines(few, methods=methods, intervals=0.95)
+    error = [table.loc[("test", "trainmean")].filter(like="mean_shift_error_") for table in (found, wide)]
+    assert np.ptp(error[0]) < np.ptp(error[1])
+    assert found.loc[("test", "trainmean")].filter(like="discrimination").tolist() == [0.5] * 3
+
+
 def test_nearest_dose_for_measured_drugs_and_rows_by_label(adata):
     adata = adata.copy()
     adata.obs["split"] = "train"
@@ -82,6 +155,10 @@ def test_nearest_dose_for_measured_drugs_and_rows_by_label(adata):
     assert table.index.get_level_values("split").unique().tolist() == ["unseen_dose", "unseen_drug"]
     assert table.loc["unseen_dose", "n_contexts"].tolist() == [3] * 5
     assert "nearest_dose" not in table.loc["unseen_drug"].index
+    both = compare_baselines(adata, methods=["drugmean", "nearest_dose"])
+    assert both.index.tolist() == [("unseen_dose", "drugmean"), ("unseen_dose", "nearest_dose")]
+    # Two training doses, equally far on the log scale.
+    np.testing.assert_allclose(both.iloc[0], both.iloc[1])
     # The middle dose lies half way between the others, on the log scale and in effect.
     assert table.loc[("unseen_dose", "nearest_dose"), "energy_distance"] < 0.06
 
@@ -98,6 +175,8 @@ def test_model_is_compared_on_the_same_contexts(adata, table):
     assert model["mean_shift_error"] == pytest.approx(0, abs=1e-12)
     assert model["mean_shift_correlation"] == pytest.approx(1)
     assert model["wasserstein1"] == pytest.approx(0, abs=1e-12)
+    assert model["centred_correlation"] == pytest.approx(1)
+    assert model["discrimination"] == 1
     assert model["energy_distance"] < 0
     gap = found.loc[("test", "none"), "energy_distance"] / table.loc[("test", "control"), "energy_distance"]
     assert gap == pytest.approx(1, abs=0.1)
@@ -119,6 +198,7 @@ def test_predictions_with_default_names_and_single_precision_doses(adata):
 def test_contexts_one_by_one(adata, table):
     found = compare_baselines(adata, methods=FAST, per_context=True)
     assert len(found) == 4 * 6
+    assert found.columns[:5].tolist() == ["split", "method", "perturbation", "dosage", "n_cells"]
     assert (found["n_cells"] == 40).all()
     assert set(found["dosage"]) == set(DOSES)
     ridge = found[found["method"] == "ridge"]
@@ -160,7 +240,9 @@ def test_all_baselines_run_and_embeddings_may_be_per_cell(adata):
     labels = cells.obs["perturbation"].replace("control", "d0")
     cells.obsm["drug_embedding"] = features.loc[labels].to_numpy()
     found, expected = compare_baselines(cells), compare_baselines(adata)
-    assert found.loc["test"].index.tolist() == [*FAST[:2], "nearest_drug", "ridge", "krr", "random_forest"]
+    assert found.loc["test"].index.tolist() == [
+        *("control", "trainmean", "dosemean", "nearest_drug", "ridge", "krr", "random_forest")
+    ]
     pd.testing.assert_frame_equal(found, expected)
 
 
@@ -173,6 +255,14 @@ def without(adata, *, drug) -> AnnData:
     [
         (None, {"split_key": "fold"}, KeyError, "fold"),
         (None, {"methods": ["lasso"]}, ValueError, "Unknown `methods`: 'lasso'"),
+        (
+            None,
+            {"methods": ["nearest_dose", "drugmean"]},
+            ValueError,
+            "'nearest_dose', 'drugmean' predict.*'trainmean'",
+        ),
+        (None, {"intervals": 95}, ValueError, "`intervals` between 0 and 1, such as 0.95, found 95"),
+        (None, {"intervals": 0.95, "per_context": True}, ValueError, "one of `intervals` and `per_context`"),
         (None, {"drug_embedding_key": "fingerprint"}, KeyError, "fingerprint"),
         (None, {"layer": "raw"}, KeyError, "raw"),
         (None, {"size_factor_key": "size"}, KeyError, "size"),
@@ -200,6 +290,8 @@ def test_wrong_predictions(adata):
     predicted = held_out(adata)
     with pytest.raises(ValueError, match="'model' have fewer than two cells of 3 held-out contexts: 'd11 at 1'"):
         compare_baselines(adata, predicted=without(predicted, drug="d11"))
+    with pytest.raises(ValueError, match="names of baselines: 'ridge'.*other names"):
+        compare_baselines(adata, predicted={"ridge": predicted})
     with pytest.raises(ValueError, match="lacks 2 of the 6 genes"):
         compare_baselines(adata, predicted=predicted[:, :4].copy())
     predicted.obs = predicted.obs.rename(columns={"perturbation": "drug"})

@@ -47,7 +47,15 @@ def test_demo_writes_what_it_promises_and_runs_twice(tmp_path, capsys, monkeypat
     monkeypatch.setattr(demo, "draw", lambda *args: None)  # slow, and files are simply written again
     demo.main(output, seed=0)
     printed = capsys.readouterr().out
-    for text in ("Doses held out", "Drugs held out", "ridge regression", "nearest dose", "direct targets", "SHD"):
+    for text in (
+        "Doses held out",
+        "Drugs held out",
+        "discrimination",
+        "mean of drugs",
+        "nearest dose",
+        "direct targets",
+        "SHD",
+    ):
         assert text in printed
     for pattern in demo.FILES:
         assert list(output.glob(pattern.rstrip("/"))), pattern

@@ -12,10 +12,13 @@ from ._prediction import (
     r2_scores,
     wasserstein1,
 )
+from ._profiles import centred_correlation, discrimination
 from ._structure import edge_metrics, expected_calibration_error, structural_hamming_distance, target_metrics
 
 __all__ = [
+    "centred_correlation",
     "compare_baselines",
+    "discrimination",
     "distribution_metrics",
     "edge_metrics",
     "energy_distance",

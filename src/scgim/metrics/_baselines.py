@@ -54,6 +54,35 @@ def trainmean(train: Contexts, test: Contexts) -> np.ndarray:
     return np.tile(train.shift.mean(0), (len(test.drug), 1))
 
 
+def _at_dose(train: Contexts, drug: str, log_dose: float) -> np.ndarray:
+    """Shift of a training drug at a dose: linear in the logarithm between its doses, that of the nearest one beyond them."""
+    own = np.flatnonzero(train.drug == drug)
+    doses = _log_dose(train.dosage[own])
+    own, doses = own[doses.argsort()], np.sort(doses)
+    position = np.interp(log_dose, doses, np.arange(len(own)))
+    below = int(position)
+    above = min(below + 1, len(own) - 1)
+    share = position - below
+    return (1 - share) * train.shift[own[below]] + share * train.shift[own[above]]
+
+
+def dosemean(train: Contexts, test: Contexts) -> np.ndarray:
+    """Mean over training drugs of their shifts at the dose, each drug alike; the response that drugs have in common at it."""
+    drugs = np.unique(train.drug)
+    # Once for each dose, so that contexts of one dose get the same prediction to the last bit and tie where they are ranked.
+    doses, dose_of = np.unique(_log_dose(test.dosage), return_inverse=True)
+    means = [np.mean([_at_dose(train, drug, dose) for drug in drugs], axis=0) for dose in doses]
+    return np.stack(means)[dose_of]
+
+
+def drugmean(train: Contexts, test: Contexts) -> np.ndarray:
+    """Mean shift over the training doses of the same drug; NaN for drugs that were never measured."""
+    shift = np.full((len(test.drug), train.shift.shape[1]), np.nan)
+    for drug in np.intersect1d(test.drug, train.drug):
+        shift[test.drug == drug] = train.shift[train.drug == drug].mean(0)
+    return shift
+
+
 def nearest_dose(train: Contexts, test: Contexts) -> np.ndarray:
     """Shift of the same drug at the nearest dose on the log scale, the mean of both where two are equally near.
 
@@ -146,6 +175,8 @@ def random_forest(train: Contexts, test: Contexts) -> np.ndarray:
 BASELINES: dict[str, Callable[[Contexts, Contexts], np.ndarray]] = {
     "control": control,
     "trainmean": trainmean,
+    "dosemean": dosemean,
+    "drugmean": drugmean,
     "nearest_dose": nearest_dose,
     "nearest_drug": nearest_drug,
     "ridge": ridge,

@@ -2,177 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
-from scgim._constants import REGISTRY
-from scgim._stored import is_stored
-from scgim._validation import (
-    check_continuous,
-    check_dosage,
-    check_gene_names,
-    check_key,
-    check_perturbations,
-    check_size_factors,
-    quote_some,
-    resolve_embedding,
-)
-from scgim.metrics._baselines import BASELINES, Contexts
+from scgim._validation import quote_some
+from scgim.metrics._baselines import BASELINES
+from scgim.metrics._intervals import mean_limits
 from scgim.metrics._prediction import scaled_metrics
+from scgim.metrics._profiles import centred_correlation, discrimination
 from scgim.metrics._scale import ControlScale, subsample
+from scgim.metrics._screen import (
+    CONTEXT,
+    Keys,
+    context_arrays,
+    predicted_cells,
+    read_expression,
+    read_models,
+    read_screen,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from anndata import AnnData
 
-_CONTEXT = ["perturbation", "dosage"]
+_LABELS = ["split", "method", *CONTEXT, "n_cells"]
 
 
-class _Keys(NamedTuple):
-    """Where things are in an AnnData."""
+class _Side(NamedTuple):
+    """What was observed in the held-out contexts, or what a method predicts there."""
 
-    split: str
-    perturbation: str
-    control: str
-    dosage: str | None
-    drug_embedding: str | None
-    layer: str | None
-    size_factor: str | None
+    shift: np.ndarray
+    """Mean shift, contexts x genes; NaN where a method has no prediction."""
+    draw: Callable[[int], np.ndarray]
+    """Standardised cells of a context by its row, cells x genes."""
 
 
-class _Screen(NamedTuple):
-    """What the comparison needs of an AnnData."""
-
-    X: Any
-    """Expression, cells x genes."""
-    contexts: pd.DataFrame
-    """One row a treated context: perturbation, dosage, split, and the positions of its cells."""
-    control: np.ndarray
-    """Positions of control cells."""
-    features: pd.DataFrame
-    """Features of every drug."""
-
-
-def _expression(adata: AnnData, keys: _Keys, log1p: bool, name: str) -> Any:
-    """Counts with fast access to rows, divided by size factors if there are any."""
-    if keys.layer is not None:
-        check_key(keys.layer, adata.layers.keys(), where="adata.layers", argument="layer")
-    X = adata.X if keys.layer is None else adata.layers[keys.layer]
-    if is_stored(X):
-        raise ValueError(f"X of {name!r} lies in a file. Load it first: `adata = adata.to_memory()`.")
-    X = X.tocsr() if sparse.issparse(X) else np.asarray(X)
-    check_continuous(X, where=f"X of {name!r}")
-    if log1p and X.min() < 0:
-        raise ValueError(f"Found negative values in {name!r}. Give raw counts, or `log1p=False` for continuous data.")
-    if keys.size_factor is None:
-        return X
-    inverse = 1 / check_size_factors(adata.obs, keys.size_factor)
-    return sparse.diags(inverse).tocsr() @ X if sparse.issparse(X) else X * inverse[:, None]
-
-
-def _context_table(cells: pd.DataFrame, where: str) -> pd.DataFrame:
-    groups = cells.groupby(_CONTEXT, observed=True, sort=True)
-    mixed = groups["split"].nunique()
-    mixed = mixed[mixed > 1]
-    if len(mixed):
-        names = quote_some([f"{drug} at {dose:g}" for drug, dose in mixed.index])
+def _check_options(
+    methods: Sequence[str] | None, models: Mapping[str, AnnData], intervals: float | None, *, per_context: bool
+) -> list[str]:
+    """Names of the baselines to run."""
+    if intervals is not None and not 0 < intervals < 1:
+        raise ValueError(f"Expected `intervals` between 0 and 1, such as 0.95, found {intervals}.")
+    if intervals is not None and per_context:
         raise ValueError(
-            f"{len(mixed)} contexts have cells on several sides of `{where}`: {names}. Split whole contexts: "
-            "`scgim.data.split_by_context(adata)`."
+            "`intervals` are those of means over contexts. Leave out one of `intervals` and `per_context`."
         )
-    table = groups["split"].first().reset_index()
-    table["cells"] = list(groups.indices.values())
-    return table
-
-
-def _features(adata: AnnData, perturbations: pd.Categorical, control: str, key: str | None) -> pd.DataFrame:
-    """Features of every drug; one-hot if there are none."""
-    if key is not None:
-        return resolve_embedding(adata, key, perturbations, control=control)
-    drugs = [name for name in perturbations.categories if name != control]
-    return pd.DataFrame(np.eye(len(drugs)), index=drugs)
-
-
-def _read(adata: AnnData, keys: _Keys, log1p: bool) -> _Screen:
-    perturbations = check_perturbations(adata.obs, keys.perturbation, keys.control)
-    dosage = check_dosage(adata.obs, keys.dosage, keys.perturbation, keys.control)
-    check_key(keys.split, adata.obs.columns, where="adata.obs", argument="split_key")
-    where = f"adata.obs[{keys.split!r}]"
-    split = adata.obs[keys.split].astype(object).to_numpy()
-    cells = pd.DataFrame({"perturbation": perturbations.astype(object), "dosage": dosage, "split": split})
-    is_control = cells["perturbation"] == keys.control
-    training_controls = np.flatnonzero(is_control & (cells["split"] == "train"))
-    if len(training_controls) < 2:
+    methods = list(BASELINES) if methods is None else list(methods)
+    unknown = [method for method in methods if method not in BASELINES]
+    if unknown:
+        raise ValueError(f"Unknown `methods`: {quote_some(unknown)}. Expected some of {quote_some(BASELINES, 10)}.")
+    if taken := [name for name in models if name in methods]:
         raise ValueError(
-            f"`{where}` has {len(training_controls)} {keys.control!r} cells marked 'train'. Mark controls so."
+            f"`predicted` has the names of baselines: {quote_some(taken)}. Give its predictions other names."
         )
-    # Groups leave out cells without a label, and the rest keep their positions.
-    cells.loc[is_control | cells["split"].isna(), "perturbation"] = None
-    contexts = _context_table(cells, where)
-    if contexts["split"].nunique() < 2 or "train" not in set(contexts["split"]):
-        raise ValueError(
-            f"`{where}` marks perturbed cells as {quote_some(contexts['split'].unique())}. Expected 'train' and at least one "
-            "other label: `scgim.data.split_by_context(adata)`."
-        )
-    features = _features(adata, perturbations, keys.control, keys.drug_embedding)
-    X = _expression(adata, keys, log1p, "adata")
-    return _Screen(X, contexts, training_controls, features)
+    return methods
 
 
-def _arrays(screen: _Screen, table: pd.DataFrame, scale: ControlScale) -> Contexts:
-    """Contexts of a table with their features and mean shifts."""
-    drug = table["perturbation"].to_numpy()
-    shift = np.stack([scale.mean(screen.X[cells]) for cells in table["cells"]])
-    return Contexts(drug, table["dosage"].to_numpy(), screen.features.loc[drug].to_numpy(dtype=float), shift)
+def _profile_scores(observed: np.ndarray, predicted: np.ndarray, reference: np.ndarray) -> list[dict[str, Any]]:
+    """Scores of mean shifts beside those of other contexts, for each context."""
+    centred, rank = centred_correlation(observed, predicted, reference), discrimination(observed, predicted)
+    return [{"centred_correlation": r, "discrimination": d} for r, d in zip(centred, rank, strict=True)]
 
 
-def _predicted_cells(predicted: AnnData, table: pd.DataFrame, keys: _Keys, name: str) -> list[np.ndarray]:
-    """Positions of the predicted cells of every context."""
-    obs, where = predicted.obs, f"predictions {name!r}, obs"
-    perturbation = keys.perturbation if keys.perturbation in obs else REGISTRY.PERTURBATION
-    check_key(perturbation, obs.columns, where=where, argument="perturbation_key")
-    same_drug = obs[perturbation].astype(str).to_numpy() == table["perturbation"].to_numpy()[:, None]
-    same_dose = np.ones_like(same_drug)
-    if keys.dosage is not None:
-        dosage = keys.dosage if keys.dosage in obs else REGISTRY.DOSAGE
-        check_key(dosage, obs.columns, where=where, argument="dosage_key")
-        same_dose = np.isclose(obs[dosage].to_numpy(dtype=float), table["dosage"].to_numpy()[:, None], rtol=1e-4)
-    rows = [np.flatnonzero(same) for same in same_drug & same_dose]
-    few = np.array([len(cells) < 2 for cells in rows])
-    if few.any():
-        missing = [f"{drug} at {dose:g}" for drug, dose in table.loc[few, _CONTEXT].itertuples(index=False)]
-        raise ValueError(
-            f"The predictions {name!r} have fewer than two cells of {len(missing)} held-out contexts: {quote_some(missing)}. "
-            "Predict every held-out drug at its doses."
-        )
-    return rows
+def _score(
+    observed: _Side, methods: Mapping[str, _Side], rows: np.ndarray, reference: np.ndarray
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Row, name and scores of every method in every context of one label."""
+    # A method without a prediction for some context would be averaged over fewer, so it is left out for this label.
+    methods = {name: side for name, side in methods.items() if not np.isnan(side.shift[rows]).any()}
+    profiles = {
+        name: _profile_scores(observed.shift[rows], side.shift[rows], reference) for name, side in methods.items()
+    }
+    for i, k in enumerate(rows):
+        cells = observed.draw(k)
+        for name, side in methods.items():
+            distances = scaled_metrics(cells, side.draw(k), observed.shift[k], side.shift[k])
+            yield k, {"method": name, **profiles[name][i], **distances}
 
 
-def _models(predicted: AnnData | Mapping[str, AnnData] | None, adata: AnnData) -> dict[str, AnnData]:
-    """Predictions by name, with genes in the order of the data."""
-    if predicted is None:
-        return {}
-    models = dict(predicted) if isinstance(predicted, Mapping) else {"model": predicted}
-    for name, model in models.items():
-        if set(model.var_names) != set(adata.var_names):
-            check_gene_names(model.var_names, adata.var_names, where=f"predictions {name!r}")
-        models[name] = model[:, adata.var_names]
-    return models
-
-
-def _summary(results: pd.DataFrame, *, per_context: bool) -> pd.DataFrame:
-    # A method without a prediction for some context would be averaged over fewer, so it is left out for that label.
-    missing = results["mean_shift_error"].isna()
-    results = results[~missing.groupby([results["split"], results["method"]]).transform("any")]
-    if per_context:
-        return results.reset_index(drop=True)
-    groups = results.drop(columns=[*_CONTEXT, "n_cells"]).groupby(["split", "method"], sort=False)
-    return groups.mean().assign(n_contexts=groups.size())
+def _summary(results: pd.DataFrame, intervals: float | None, seed: int) -> pd.DataFrame:
+    """Means over contexts, each followed by its limits if these are wanted."""
+    metrics = [column for column in results if column not in _LABELS]
+    groups = results.groupby(["split", "method"], sort=False)
+    table = groups[metrics].mean()
+    if intervals is not None:
+        # One seed for all: methods are compared on the same draws of drugs.
+        limits = [mean_limits(part[metrics], part["perturbation"], level=intervals, seed=seed) for _, part in groups]
+        table = table.join(pd.DataFrame(limits, index=table.index))
+        table = table[[f"{metric}{side}" for metric in metrics for side in ("", "_lower", "_upper")]]
+    return table.assign(n_contexts=groups.size())
 
 
 def compare_baselines(
@@ -190,14 +111,23 @@ def compare_baselines(
     log1p: bool = True,
     max_cells: int = 200,
     per_context: bool = False,
+    intervals: float | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """How well simple baselines, and a model, predict the held-out contexts of a screen.
+
+    Look at the first two columns first. `centred_correlation` (:func:`centred_correlation`) is that of mean shifts less the mean shift of the
+    training contexts, and `discrimination` (:func:`discrimination`) tells whether the prediction for a context is the nearest
+    one to it among those for all contexts of its label: 0 and 0.5 are what the response earns that all drugs have in common. The rest, plain
+    correlation above all, can be good for this response alone, so read it beside the rows `trainmean` and `dosemean`.
 
     All is compared in log1p space standardised on training controls, as :func:`distribution_metrics` does, and averaged over contexts.
     The baselines predict a mean shift, and control cells moved by it as cells:
 
     - `control`: no effect; `trainmean`: the mean shift of all training contexts
+    - `dosemean`: the mean over training drugs of their shifts at the dose, each drug alike: linear in the logarithm of the dose
+      between two doses measured, and that of the nearest dose beyond them. With one dose it is `trainmean`
+    - `drugmean`: the mean shift of the same drug over its training doses; only where every held-out drug has some
     - `nearest_dose`: the same drug at the nearest training dose (log scale); only where every held-out drug has one
     - `nearest_drug`: the training drug with the nearest features, at its nearest dose
     - `ridge`: ridge regression on features f and dose c as f, f c, f c², c, c²; `krr`: Gaussian kernel ridge regression on the same
@@ -206,13 +136,16 @@ def compare_baselines(
     The dose c is its logarithm where training doses span a factor of ten or more. Penalties and kernel width are chosen by cross-validation over drugs. Random forest and kernel ridge take minutes beyond some
     thousand training contexts; leave them out by `methods`.
 
+    Observed means are those of a context's cells and noisy where these are few, so a perfect prediction has an error above 0 and correlations below 1.
+
     Parameters
     ----------
     adata
         A screen with measured cells of training and held-out contexts, such as :func:`scgim.data.split_by_context` marks them.
     predicted
         Predictions of a model for all held-out contexts, as :meth:`scgim.model.GIM.predict` returns them, or several of them by name.
-        Doses and names must be those of `adata`; predicted counts are read from `X`.
+        Doses and names must be those of `adata`; predicted counts are read from `X`. Mean shifts are those of log1p of these counts, which is
+        not log1p of expected counts: predict more cells (`n_samples`) for less noisy means.
     split_key
         Column of obs with `"train"` and one or more labels of held-out contexts. Cells without label (NaN) are left out.
     methods
@@ -228,22 +161,30 @@ def compare_baselines(
         Cells drawn from each context for the distances between distributions.
     per_context
         Return every context by itself instead of means.
+    intervals
+        Level of intervals of the means, such as 0.95; none by default. Drugs are resampled with all their contexts, since contexts of one drug
+        are not independent. They tell how means would vary with other drugs, not with other cells or another fit, are too narrow for
+        fewer than some ten drugs, and NaN for one. Methods share the drugs, so intervals that overlap may still differ:
+        take `per_context` and compare drug by drug.
     seed
-        Seed of that draw.
+        Seed of the draws of cells and of drugs.
 
     Returns
     -------
     DataFrame
         Index (split, method): a row for each label of held-out contexts and each method; models are called `model` or by their
-        names and come last. Columns are the metrics of :func:`distribution_metrics` and `n_contexts`. With `per_context` a row for
-        each method and context, with columns `split`, `method`, `perturbation`, `dosage`, `n_cells` and the metrics.
+        names and come last. Columns are `centred_correlation`, `discrimination` (NaN where a label has one context), the metrics of
+        :func:`distribution_metrics` and `n_contexts`; with `intervals`, `<metric>_lower` and `<metric>_upper` follow each metric. With
+        `per_context` a row for each method and context, with columns `split`, `method`, `perturbation`, `dosage`, `n_cells` and
+        the metrics.
 
     Raises
     ------
     KeyError
         If a column, layer or embedding is missing.
     ValueError
-        If contexts lie on both sides, one side is empty, predictions lack a context, or a method is unknown.
+        If contexts lie on both sides, one side is empty, predictions lack a context or have the name of a baseline, a method is unknown, none has a prediction for every
+        context of a label, or `intervals` is not between 0 and 1 or wanted of single contexts.
 
     Examples
     --------
@@ -252,36 +193,45 @@ def compare_baselines(
     >>> features = adata.uns["drug_embedding"].loc[test["perturbation"]]
     >>> scgim.metrics.compare_baselines(adata, predicted=model.predict(features, test["dosage"].to_numpy())).loc["test"]
     """
-    methods = list(BASELINES) if methods is None else list(methods)
-    unknown = [method for method in methods if method not in BASELINES]
-    if unknown:
-        raise ValueError(f"Unknown `methods`: {quote_some(unknown)}. Expected some of {quote_some(BASELINES, 10)}.")
-    models = _models(predicted, adata)
-    keys = _Keys(split_key, perturbation_key, control, dosage_key, drug_embedding_key, layer, size_factor_key)
-    screen = _read(adata, keys, log1p)
-    expression = {name: _expression(model, keys._replace(layer=None), log1p, name) for name, model in models.items()}
+    models = read_models(predicted, adata)
+    methods = _check_options(methods, models, intervals, per_context=per_context)
+    keys = Keys(split_key, perturbation_key, control, dosage_key, drug_embedding_key, layer, size_factor_key)
+    screen = read_screen(adata, keys, log1p)
+    expression = {
+        name: read_expression(model, keys._replace(layer=None), log1p, name) for name, model in models.items()
+    }
     scale = ControlScale(screen.X[screen.control], log1p=log1p)
     in_training = screen.contexts["split"] == "train"
     held_out = screen.contexts[~in_training].sort_values("split", kind="stable", ignore_index=True)
-    cells = {name: _predicted_cells(model, held_out, keys, name) for name, model in models.items()}
-    train, test = (_arrays(screen, table, scale) for table in (screen.contexts[in_training], held_out))
+    cells = {name: predicted_cells(model, held_out, keys, name) for name, model in models.items()}
+    train, test = (context_arrays(screen, table, scale) for table in (screen.contexts[in_training], held_out))
     if drug_embedding_key is None:
         methods = [method for method in methods if method != "nearest_drug"]
-    shifts = {method: BASELINES[method](train, test) for method in methods}
 
     def draw(X: Any, rows: np.ndarray, *stream: int) -> np.ndarray:
         return scale.transform(subsample(X[rows], max_cells, np.random.default_rng([seed, *stream])))
 
     controls = draw(screen.X, screen.control, 0)
-    results = []
-    for k, context in enumerate(held_out.itertuples()):
-        observed = draw(screen.X, context.cells, 1, k)
-        entry = {key: getattr(context, key) for key in ("split", *_CONTEXT)} | {"n_cells": len(context.cells)}
-        for method, shift in shifts.items():
-            scores = scaled_metrics(observed, controls + shift[k], test.shift[k], shift[k])
-            results.append({"method": method, **entry, **scores})
-        for name, X in expression.items():
-            rows = cells[name][k]
-            scores = scaled_metrics(observed, draw(X, rows, 2, k), test.shift[k], scale.mean(X[rows]))
-            results.append({"method": name, **entry, **scores})
-    return _summary(pd.DataFrame(results), per_context=per_context)
+
+    def moved_controls(method: str) -> _Side:
+        shift = BASELINES[method](train, test)
+        return _Side(shift, lambda k: controls + shift[k])
+
+    def cells_of_model(name: str) -> _Side:
+        X, rows = expression[name], cells[name]
+        return _Side(np.stack([scale.mean(X[own]) for own in rows]), lambda k: draw(X, rows[k], 2, k))
+
+    observed = _Side(test.shift, lambda k: draw(screen.X, held_out["cells"][k], 1, k))
+    sides = {method: moved_controls(method) for method in methods} | {name: cells_of_model(name) for name in models}
+    contexts = held_out[["split", *CONTEXT]].assign(n_cells=held_out["cells"].str.len()).to_dict("records")
+    results = [
+        dict.fromkeys(_LABELS) | contexts[k] | scores
+        for rows in held_out.groupby("split", sort=False).indices.values()
+        for k, scores in _score(observed, sides, rows, train.shift.mean(0))
+    ]
+    if not results:
+        raise ValueError(
+            f"None of {quote_some(sides)} predicts all contexts of a label. Add methods that can, such as 'trainmean', or `predicted`."
+        )
+    table = pd.DataFrame(results)
+    return table if per_context else _summary(table, intervals, seed)

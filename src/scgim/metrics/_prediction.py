@@ -119,7 +119,8 @@ def mean_shift_correlation(observed: Any, predicted: Any, control: Any) -> float
     """Pearson correlation r, over genes, of the observed and the predicted shift of the mean from control cells.
 
     It is r and not its square, and blind to the size of the shift. 0 where one of the shifts is the same for all genes, as
-    when control cells themselves are the prediction.
+    when control cells themselves are the prediction. A response that all perturbations have in common earns it, and so does the noise of
+    the control mean, which is in both shifts: see :func:`centred_correlation`.
 
     Parameters
     ----------
