@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 import scvi
+from benchmarks.real._screens import MODEL, NOISE, bootstrap_table, drug_folds
 
 import scgim
 
@@ -36,16 +37,8 @@ if TYPE_CHECKING:
 FILE = "macseq_mcf10a_drugs.h5ad"
 N_GENES = 100
 N_FOLDS = 5
-N_BOOTSTRAP = 5000
 BASELINES = ["control", "trainmean", "dosemean", "drugmean", "nearest_dose", "nearest_drug", "ridge", "krr"]
 OF_THE_DRUG = ["drugmean", "nearest_dose"]
-CORRELATIONS = {
-    "centred_correlation": "centred correlation",
-    "discrimination": "discrimination",
-    "mean_shift_correlation": "correlation of shifts",
-}
-MODEL = "scGIM"
-NOISE = "noise"
 
 
 def load(data: Path, *, quick: bool) -> AnnData:
@@ -71,13 +64,6 @@ def dose_folds(adata: AnnData) -> Iterator[pd.Series]:
         held_out = {drug: doses[(i + fold) % len(doses)] for i, drug in enumerate(drugs)}
         test = adata.obs["dosage"] == adata.obs["perturbation"].astype(str).map(held_out)
         yield pd.Series(np.where(test, "test", "train"), adata.obs_names)
-
-
-def drug_folds(adata: AnnData, n_folds: int, seed: int) -> Iterator[pd.Series]:
-    """Splits that hold out whole drugs."""
-    drugs = np.array([name for name in adata.obs["perturbation"].cat.categories if name != "control"])
-    for held_out in np.array_split(np.random.default_rng(seed).permutation(drugs), n_folds):
-        yield pd.Series(np.where(adata.obs["perturbation"].isin(held_out), "test", "train"), adata.obs_names)
 
 
 def predict(adata: AnnData, seed: int, max_epochs: int | None) -> tuple[AnnData, float]:
@@ -144,34 +130,6 @@ def complete(predicted: AnnData, adata: AnnData) -> AnnData:
     none = ad.AnnData(np.zeros((predicted.n_obs, len(missing))), predicted.obs, pd.DataFrame(index=missing))
     both = ad.concat([ad.AnnData(predicted.X.toarray(), predicted.obs, predicted.var), none], axis=1, merge="same")
     return both[:, adata.var_names].copy()
-
-
-def bootstrap_table(errors: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Mean error of each method, and how it compares with the best baseline, with intervals over drugs."""
-    by_drug = errors.pivot_table(index="perturbation", columns="method", values="mean_shift_error", observed=True)
-    correlations = errors.groupby("method")[list(CORRELATIONS)].mean()
-    best = by_drug.drop(columns=[MODEL, NOISE]).mean().idxmin()
-    rng = np.random.default_rng(seed)
-    draws = by_drug.to_numpy()[rng.integers(len(by_drug), size=(N_BOOTSTRAP, len(by_drug)))].mean(axis=1)
-    draws = pd.DataFrame(draws, columns=by_drug.columns)
-    rows = []
-    for method in [NOISE, *[m for m in BASELINES if m in by_drug], MODEL]:
-        ratio = draws[method] / draws[best]
-        row = {"method": method + (" (best baseline)" if method == best else ""), "error": by_drug[method].mean()}
-        row["95 % interval"] = interval(draws[method])
-        row |= {
-            "ratio to best baseline": by_drug[method].mean() / by_drug[best].mean(),
-            "of the ratio": interval(ratio),
-        }
-        row |= {heading: correlations.loc[method, name] for name, heading in CORRELATIONS.items()}
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def interval(values: pd.Series) -> str:
-    """Central 95 % of bootstrap draws."""
-    low, high = np.quantile(values, [0.025, 0.975])
-    return f"{low:.3g} to {high:.3g}"
 
 
 def run(data: Path, *, seeds: Sequence[int] = (0,), quick: bool = False) -> dict[str, pd.DataFrame]:

@@ -1,0 +1,65 @@
+"""One fit of a kinetic world: its graph and targets, and its predictions beside the baselines'."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scanpy as sc
+from benchmarks import common
+from benchmarks.worlds import kinetic
+from scipy import stats
+
+import scgim
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from benchmarks._worlds import Job, Place
+
+OURS = "scGIM"
+BASELINES = ["control", "trainmean", "dosemean", "nearest_dose", "drugmean", "nearest_drug", "ridge", "krr"]
+_N_SAMPLES = 300
+_QUICK = {"n_genes": 12, "n_regulators": 4, "n_drugs": 8, "n_new_drugs": 2, "n_classes": 4, "n_cells": 15}
+_QUICK |= {"n_controls": 150, "n_features": 5}
+
+
+def measure(job: Job, place: Place) -> list[dict[str, float | str]]:
+    """A row for each kind of held-out contexts and each method; those of the model hold the scores of graph and targets too."""
+    options = {key: value for key, value in job.world.items() if key != "maker"}
+    small = {key: value for key, value in _QUICK.items() if place.quick and options.get(key, 0) is not None}
+    adata = kinetic.make(seed=job.seed, **{**options, **small})
+    sc.pp.filter_cells(adata, min_counts=1)
+    model, cost = common.fit(job, adata, place)
+    predicted, seconds = common.predict_held_out(model, adata, _N_SAMPLES, job.seed)
+    table = scgim.metrics.compare_baselines(
+        adata, predicted={OURS: predicted}, methods=BASELINES, size_factor_key="size_factor", seed=job.seed
+    )
+    ours = {"cpu": cost.cpu, "memory_mb": cost.memory_mb, "predict_cpu": seconds}
+    ours |= common.model_scores(model, adata) | simple_structure(adata)
+    rows = []
+    for (split, method), scores in table.iterrows():
+        rows.append({"split": split, "method": method, **scores, **(ours if method == OURS else {})})
+    return rows
+
+
+def simple_structure(adata: AnnData) -> dict[str, float]:
+    """Average precision of edges by absolute correlation in controls, and of targets by the largest t statistic over doses."""
+    train = adata[adata.obs["split"] == "train"]
+    x = np.log1p(train.X.toarray() / train.obs["size_factor"].to_numpy()[:, None])
+    control = x[(train.obs["perturbation"] == "control").to_numpy()]
+    correlation = np.nan_to_num(np.abs(np.corrcoef(control.T)))
+    drugs = [name for name in train.obs["perturbation"].cat.categories if (train.obs["perturbation"] == name).any()]
+    drugs.remove("control")
+    groups = train.obs.groupby(["perturbation", "dosage"], observed=True).indices
+    strength = np.zeros((len(drugs), adata.n_vars))
+    for (drug, _), cells in groups.items():
+        if drug != "control":
+            t = np.abs(np.nan_to_num(stats.ttest_ind(x[cells], control, equal_var=False).statistic))
+            row = strength[drugs.index(drug)]
+            np.maximum(row, t, out=row)
+    truth = adata.varm["true_targets"][drugs].T.to_numpy()
+    edges = scgim.metrics.edge_metrics(adata.varp["true_adjacency"], correlation)
+    return {
+        "edge_auprc_correlation": edges["auprc"],
+        "target_auprc_ttest": scgim.metrics.target_metrics(truth, strength)["auprc"],
+    }
