@@ -61,13 +61,22 @@ class Responses:
 
     @cached_property
     def effects(self) -> Tensor:
-        """Estimates shrunk by their errors, (K, d): those of each gene to their mean, and that to zero."""
-        error, of_mean = 1 / self.precision, 1 / self.precision.sum(0)
-        mean = (self.precision * self.estimates).sum(0) * of_mean
-        mean = mean * (1 - of_mean / mean.square().clamp_min(1e-12)).clamp_min(0.0)
-        left = self.estimates - mean
+        """Estimates shrunk by their errors, (K, d): those of each gene to their mean at that dose, and this to that at all doses."""
+        level, error = self._mean(slice(None))
+        usual = (level * _kept(level, error)).repeat(len(self.estimates), 1)
+        nearest = (self.log_dosage[:, None] - self.grid).abs().argmin(1)
+        for point in torch.unique(nearest):
+            rows = nearest == point
+            mean, error = self._mean(rows)
+            usual[rows] += (mean - usual[rows]) * _kept(mean - usual[rows], error)
+        left, error = self.estimates - usual, 1 / self.precision
         spread = (left.square() - error).mean(0).clamp_min(0.0)
-        return mean + left * spread / (spread + error)
+        return usual + left * spread / (spread + error)
+
+    def _mean(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Mean of the estimates of some contexts and the variance of its error, both (d,); contexts weigh alike, as drugs do."""
+        estimates, error = self.estimates[rows], 1 / self.precision[rows]
+        return estimates.mean(0), error.mean(0) / len(estimates)
 
     @cached_property
     def totals(self) -> Tensor:
@@ -108,6 +117,11 @@ class Responses:
         kept = group >= 0
         parts = (part[kept] for part in (self.estimates, self.precision, group, self.log_dosage))
         return Responses(*parts, self.grid, self.carry)
+
+
+def _kept(difference: Tensor, error: Tensor) -> Tensor:
+    """How much of a difference is left when it is shrunk by the variance of its error."""
+    return (1 - error / difference.square().clamp_min(1e-12)).clamp_min(0.0)
 
 
 def trust(gain: Tensor, group: Tensor) -> float:
@@ -170,17 +184,16 @@ class DrugGenerator:
     def __call__(self, features: Tensor) -> Interventions:
         """Interventions of drugs with the given features, shape (Q, p)."""
         found = self.sparse(features)
+        found = replace(found, emax=self.of_sparse * found.emax, emax_sd=self.of_sparse * found.emax_sd)
         grid, (q, d) = self.responses.grid, found.emax.shape
         x = self.sparse.kernel.standardise(features.double())
-        contexts = Contexts(
-            torch.full((q * len(grid),), -1), grid.repeat(q), x.repeat_interleave(len(grid), 0)
-        )
+        contexts = Contexts(torch.full((q * len(grid),), -1), grid.repeat(q), x.repeat_interleave(len(grid), 0))
         every = torch.arange(q).repeat_interleave(len(grid))
         direct = found.rows(every).direct(contexts.log_dosage)
         background = torch.zeros_like(direct)
         if self.of_sparse < 1:
             mean = self.mean(contexts)
-            background += (1 - self.of_sparse) * (mean - direct)
+            background += (1 - self.of_sparse) * mean
             if self.of_dense:
                 background += self.of_dense * (self.dense(contexts) - mean)
         background += self.responses.drawn_back(direct + background, self.fitted, self.of_sparse * _LEEWAY)
