@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from scgim.model._structure import note_responses
-from scgim.nn._effects import effects_left_out, estimate_interventions
+from scgim.model._structure import note_informed, note_responses
+from scgim.nn._effects import effects_left_out
+from scgim.nn._joint import Screen, estimate_jointly
 from scgim.nn._moments import HiddenExpression, MomentAccumulator
 from scgim.nn._score import ShiftPrior
 from scgim.nn._search import StructureResult, StructureSearch, search_structure
@@ -100,7 +101,10 @@ def _infer_targets(module: GIMModule, hidden: HiddenExpression, fit, prior: Shif
     known = None if prior.known is None else prior.known[measured]
     start = ShiftPrior(prior.target_prob, prior.slab_var * float(hidden.spread.square().median()), 1e-3, known)
     grid = module.curve_grid()
-    found, fitted, programme = estimate_interventions(shift, 1 / variance, group, dosages, grid, start)
+    of_drugs = None if features is None else features[measured]
+    screen = Screen(shift, 1 / variance, group, dosages, of_drugs, grid, module.dosage_range())
+    found, fitted, programme, _ = estimate_jointly(screen, start)
+    note_informed(module, fitted, measured)
     module.posterior.zero_()
     module.background.zero_()
     module.posterior[:, measured] = found.of_targets.to(module.posterior)
@@ -109,7 +113,7 @@ def _infer_targets(module: GIMModule, hidden: HiddenExpression, fit, prior: Shif
     note_responses(module, contexts, shift, 1 / variance)
     left_out = effects_left_out(shift - programme, 1 / variance, group, dosages, grid, fitted)
     module.background[measured] = measured_background(
-        module.responses().of(measured), found, programme, left_out, None if features is None else features[measured]
+        module.responses().of(measured), found, programme, left_out, of_drugs
     ).to(module.background)
     module.prior.copy_(torch.tensor([fitted.target_prob, fitted.slab_var, fitted.spike_var]))
     module.shift[torch.nonzero(statistics.observed)[:, 0][treated]] = shift.to(module.shift)

@@ -36,7 +36,7 @@ class PriorsMixin:
 
     def _compare_with_priors(self) -> None:
         """Warn of what was thought likely and is not borne out by the data, so that neither overrides the other unseen."""
-        known = self.module.known_targets()
+        known = self.module.given_targets()
         if known is not None:
             measured = torch.as_tensor(self.n_cells_.reindex(self.perturbations).to_numpy() > 0)[:, None]
             known = torch.where(measured, known, torch.nan)

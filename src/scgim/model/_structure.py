@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scgim.nn._effects import effects_left_out, estimate_interventions
+from scgim.nn._effects import effects_left_out
 from scgim.nn._functions import SampledCells, refine_structure
 from scgim.nn._graph import parent_table
 from scgim.nn._information import FitInformation, InformationAccumulator
+from scgim.nn._joint import Screen, estimate_jointly
 from scgim.nn._likelihood import observation, parent_features, score_and_information
 from scgim.nn._mechanism import LinearMechanism, linear_part
 from scgim.nn._search import StructureResult, StructureSearch, search_structure
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from scgim.module import GIMModule
-    from scgim.nn._score import ShiftPrior
+    from scgim.nn._score import GeneFit, ShiftPrior
     from scgim.train import BatchLoader
 
 _MAX_SAMPLED_CELLS = 20_000
@@ -134,8 +135,10 @@ def learn_structure(
     *,
     seed: int,
     on_move: Callable[[float], None] | None = None,
+    features: Tensor | None = None,
 ) -> StructureResult:
-    """Search for the graph and start the module from what was found."""
+    """Search for the graph and start the module from what was found; `features` (U, p) are those of the drugs."""
+    module.informed_log_odds.fill_(torch.nan)
     options: dict[str, Any] = {
         "intervention": module.intervention,
         "edge_log_odds": module.edge_log_odds.cpu().numpy(),
@@ -148,17 +151,46 @@ def learn_structure(
         # mechanisms may well be linear, and the search on more functions has more ways to go astray
         linear = search_structure(statistics.first_basis(), known_targets=known, **options)
         result = refine_structure(sample_cells(module, loader), statistics, [result, linear], **options)
+    elif features is not None and module.intervention == "shift":
+        result = _informed_search(module, statistics, result, features, options)
     module.mechanism.set_graph(result.adjacency)
     _start_from(module, statistics, result)
     return result
+
+
+def _informed_search(
+    module: GIMModule, statistics: ContextStatistics, result: StructureResult, features: Tensor, options: dict[str, Any]
+) -> StructureResult:
+    """Go on with the search under what the features say of each drug's targets, if the evidence is for it."""
+    fit = _fit_of(statistics, result, module.intervention)
+    treated = statistics.group >= 0
+    measured, group = torch.unique(statistics.group[treated], return_inverse=True)
+    log_dosage = module.log_dosage.cpu()[statistics.observed][treated]
+    precision = statistics.n_cells[treated][:, None] / fit.noise_var
+    given = module.given_targets()
+    prior = replace(result.prior, known=None if given is None else given[measured])
+    screen = Screen(
+        fit.residuals[:, treated].T, precision, group, log_dosage, features[measured], module.curve_grid(), module.dosage_range()
+    )
+    found = estimate_jointly(screen, prior)
+    if found.prior.known is prior.known:
+        return result
+    note_informed(module, found.prior, measured)
+    return search_structure(statistics, known_targets=module.known_targets(), start=result, **options)
+
+
+def _fit_of(statistics: ContextStatistics, result: StructureResult, intervention: str) -> GeneFit:
+    """Regressions of all genes on their parents in the graph that was found."""
+    search = StructureSearch(statistics, result.prior, intervention=intervention)
+    parents = [tuple(np.flatnonzero(column).tolist()) for column in result.adjacency.T]
+    return search.fit(list(enumerate(parents)))
 
 
 @torch.no_grad()
 def _start_from(module: GIMModule, statistics: ContextStatistics, result: StructureResult) -> None:
     """Weights and direct effects of the linear Gaussian fit, carried to the scale of the log mean."""
     d, device = statistics.n_genes, module.device
-    search = StructureSearch(statistics, result.prior, intervention=module.intervention)
-    fit = search.fit([(j, tuple(np.flatnonzero(result.adjacency[:, j]).tolist())) for j in range(d)])
+    fit = _fit_of(statistics, result, module.intervention)
     if module.likelihood == "normal":
         stretch = torch.ones(d, dtype=torch.float64)
         module.log_scale.copy_(-fit.noise_var.log())
@@ -211,6 +243,13 @@ def _cut_evidence(module: GIMModule, x: Tensor, whole: Tensor, cut: Tensor, log_
 
 
 @torch.no_grad()
+def note_informed(module: GIMModule, prior: ShiftPrior, perturbations: Tensor | slice = slice(None)) -> None:
+    """Write what features say of the targets of some measured drugs to the module."""
+    module.informed_log_odds.fill_(torch.nan)
+    if prior.known is not None:
+        module.informed_log_odds[perturbations] = prior.known.to(module.informed_log_odds)
+
+
 def note_responses(module: GIMModule, contexts: Tensor, estimates: Tensor, precision: Tensor) -> None:
     """Write estimates of the effects of some contexts (boolean, K) to the module; of others nothing is known."""
     contexts = contexts.to(module.device)
@@ -229,7 +268,9 @@ def infer_targets(module: GIMModule, information: FitInformation, features: Tens
     if module.likelihood != "normal":  # where a context tells nothing the step has no bound
         shift = shift.clamp(-_MAX_LOG_FOLD_CHANGE, _MAX_LOG_FOLD_CHANGE)
     log_dosage, grid = module.log_dosage.cpu()[treated], module.curve_grid()
-    found, prior, programme = estimate_interventions(shift, precision, group, log_dosage, grid, module.shift_prior())
+    screen = Screen(shift, precision, group, log_dosage, features, grid, module.dosage_range())
+    found, prior, programme, _ = estimate_jointly(screen, module.shift_prior())
+    note_informed(module, prior)
     note_responses(module, treated, shift, precision)
     left_out = effects_left_out(shift - programme, precision, group, log_dosage, grid, prior)
     if module.intervention == "hard":

@@ -228,7 +228,9 @@ class TrainingMixin(FittingMixin):
         statistics = structure.gather_statistics(self.module, loader)
         seed = 0 if settings.seed is None else settings.seed
         with _search_bar(progress) as show, threads_for(0):  # many small regressions
-            result = structure.learn_structure(self.module, statistics, loader, seed=seed, on_move=show)
+            result = structure.learn_structure(
+                self.module, statistics, loader, seed=seed, on_move=show, features=self._features()
+            )
         self.adjacency_ = result.adjacency
         self.search_trace_ = result.trace
         return result

@@ -130,6 +130,8 @@ class GIMModule(PyroBaseModuleClass):
         # what is known beforehand: log odds of targets, where anything is known, and of edges
         self.register_buffer("target_log_odds", torch.zeros(n_groups, n_genes, dtype=torch.float64))
         self.register_buffer("target_is_known", torch.zeros(n_groups, n_genes, dtype=torch.bool))
+        # what the features of the other drugs say of each (:mod:`scgim.nn._joint`); NaN for nothing
+        self.register_buffer("informed_log_odds", torch.full((n_groups, n_genes), torch.nan, dtype=torch.float64))
         self.register_buffer(
             "edge_log_odds", torch.full((n_genes, n_genes), usual_edge_log_odds(n_genes), dtype=torch.float64)
         )
@@ -202,20 +204,24 @@ class GIMModule(PyroBaseModuleClass):
         return Interventions(*self.posterior.cpu(), background=self.background.cpu(), grid=self.grid.cpu())
 
     def shift_prior(self) -> ShiftPrior:
-        """Prior of the direct effects; on the CPU."""
+        """Prior of the direct effects, features left out; on the CPU."""
         target_prob, slab_var, spike_var = self.prior.tolist()
-        return ShiftPrior(target_prob, slab_var, spike_var, self.known_targets())
+        return ShiftPrior(target_prob, slab_var, spike_var, self.given_targets())
 
     def known_targets(self) -> Tensor | None:
-        """Log odds of targets that are known beforehand, NaN where nothing is, shape (U, d); None if none is. On the CPU."""
-        if not self.target_is_known.any():
-            return None
-        return torch.where(self.target_is_known, self.target_log_odds, torch.nan).cpu()
+        """Log odds of targets known beforehand or by features, NaN where nothing is, shape (U, d); None if none is. On the CPU."""
+        known = torch.where(self.target_is_known, self.target_log_odds, self.informed_log_odds)
+        return None if known.isnan().all() else known.cpu()
+
+    def given_targets(self) -> Tensor | None:
+        """Log odds of targets that are known beforehand alone, as :meth:`known_targets`."""
+        known = torch.where(self.target_is_known, self.target_log_odds, torch.nan)
+        return None if known.isnan().all() else known.cpu()
 
     def prior_target_probs(self) -> Tensor:
         """Prior probability of each target, shape (U, d); part of every step, so it stays on the device."""
-        usual = torch.logit(self.prior[0])
-        return torch.sigmoid(torch.where(self.target_is_known, self.target_log_odds, usual)).float()
+        known = torch.where(self.target_is_known, self.target_log_odds, self.informed_log_odds)
+        return torch.sigmoid(torch.where(known.isnan(), torch.logit(self.prior[0]), known)).float()
 
     @staticmethod
     def _get_fn_args_from_batch(tensors: dict[str, Tensor]) -> tuple[tuple, dict]:

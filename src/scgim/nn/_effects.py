@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -91,6 +92,23 @@ def estimate_interventions(
     prior
         Prior to start from, on the scale of the effects.
     """
+    found = estimate(shift, information, group, log_dosage, grid, prior)
+    return found.interventions, found.prior, found.programme
+
+
+class Estimate(NamedTuple):
+    """Direct effects of the measured drugs, their prior, programmes at each context (K, d), and the log evidence."""
+
+    interventions: Interventions
+    prior: ShiftPrior
+    programme: Tensor
+    evidence: float
+
+
+def estimate(
+    shift: Tensor, information: Tensor, group: Tensor, log_dosage: Tensor, grid: CurveGrid, prior: ShiftPrior
+) -> Estimate:
+    """As :func:`estimate_interventions`, with the evidence."""
     shift, variance = shift.double(), 1 / information.double().clamp_min(1e-6)
     coarse = grid.coarse()
     curves = coarse.values(log_dosage.double())  # (K, S)
@@ -101,8 +119,9 @@ def estimate_interventions(
         if trial is None or trial[0] < fit[0] + _MARGIN:
             break
         fit = trial
-    _, prior, programme = fit
-    return _summaries(shift - programme, variance, group, log_dosage.double(), grid, prior), prior, programme
+    evidence, prior, programme = fit
+    found = _summaries(shift - programme, variance, group, log_dosage.double(), grid, prior)
+    return Estimate(found, prior, programme, evidence)
 
 
 def effects_left_out(

@@ -7,7 +7,7 @@ taking a gene out of the graph and letting it back in, and reversing a few edges
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -193,6 +193,7 @@ def search_structure(
     max_evaluations: int | None = None,
     seed: int = 0,
     on_move: Callable[[float], None] | None = None,
+    start: StructureResult | None = None,
 ) -> StructureResult:
     """Find the graph: climb, fit the prior of the direct effects, climb again and escape local optima.
 
@@ -214,6 +215,8 @@ def search_structure(
         Seed of the random moves.
     on_move
         Called with the score after each move.
+    start
+        Result of a search of the same cells under another prior of targets, to go on from.
     """
     if max_evaluations is None:
         max_evaluations = min(50_000 + 2_000 * statistics.n_genes, 400_000)
@@ -227,7 +230,10 @@ def search_structure(
         on_move=on_move,
     )
     trace: list[float] = []
-    for _ in range(2):
+    if start is not None:
+        search.adjacency, search.prior = start.adjacency.copy(), replace(start.prior, known=known_targets)
+        search.candidates |= start.edge_probs > 0
+    for _ in range(2 if start is None else 0):
         search.refresh(range(search.n_genes))
         trace.append(search.climb())
         search.update_prior()
