@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from scgim.nn._statistics import ContextStatistics
 
 _MAX_OPTIONS = 10
+_CELLS_A_GENE = 12  # with fewer the budget of the search is less
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,15 @@ class StructureSearch(HillClimb):
             yield partial(self.reverse_at_random, 2 + 2 * (k % 2))
 
 
+def usual_budget(statistics: ContextStatistics) -> int:
+    """Regressions that larger moves may cost: 50,000 and 2,000 a gene, at most 400,000; fewer where a plate has few wells a gene.
+
+    Few wells say little of a graph, and a better score little of the graph.
+    """
+    share = min(1.0, float(statistics.n_cells.sum()) / (_CELLS_A_GENE * statistics.n_genes))
+    return int(share**2 * min(50_000 + 2_000 * statistics.n_genes, 400_000))
+
+
 def search_structure(
     statistics: ContextStatistics,
     *,
@@ -210,7 +220,7 @@ def search_structure(
     n_perturbations
         Random moves tried in each round.
     max_evaluations
-        Regressions that the larger moves may cost; None for 50,000 and 2,000 a gene, at most 400,000.
+        Regressions that the larger moves may cost; None for :func:`usual_budget`, or a quarter of it to go on from `start`.
     seed
         Seed of the random moves.
     on_move
@@ -219,7 +229,7 @@ def search_structure(
         Result of a search of the same cells under another prior of targets, to go on from.
     """
     if max_evaluations is None:
-        max_evaluations = min(50_000 + 2_000 * statistics.n_genes, 400_000)
+        max_evaluations = usual_budget(statistics) // (1 if start is None else 4)
     prior = ShiftPrior(target_prob=min(0.08, 1.5 / statistics.n_genes), known=known_targets)
     search = StructureSearch(
         statistics,
