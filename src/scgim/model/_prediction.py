@@ -152,7 +152,7 @@ class PredictionMixin:
     def _generator_inputs(self) -> tuple:
         """Features and interventions of the measured perturbations, curves to choose from and range of dosages."""
         module, known = self.module, torch.as_tensor(np.flatnonzero(self._is_measured))
-        features = torch.as_tensor(self.drug_embedding.to_numpy(dtype=np.float64))
+        features = torch.tensor(self.drug_embedding.to_numpy(dtype=np.float64))
         return features[known], module.interventions().rows(known), module.curve_grid(), module.dosage_range()
 
     @property
