@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import h5py
 import numpy as np
 import pytest
@@ -46,6 +48,12 @@ def test_rows_are_read_in_the_order_asked_for(matrix, counts, rows, monkeypatch)
     np.testing.assert_array_equal(dense(chosen.read()), counts[rows])
     np.testing.assert_array_equal(np.asarray(chosen), counts[rows])
     np.testing.assert_array_equal(np.asarray(chosen[: len(rows) // 2]), counts[rows[: len(rows) // 2]])
+
+
+def test_zarr_need_not_be_installed(counts, monkeypatch):
+    monkeypatch.delitem(sys.modules, "zarr")
+    assert not is_stored(counts)
+    assert not is_stored(sparse.csr_matrix(counts))
 
 
 def test_sums_are_those_of_the_whole_matrix(matrix, counts, monkeypatch):

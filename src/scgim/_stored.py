@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
+import h5py
 import numpy as np
 from anndata.abc import CSCDataset, CSRDataset
-from anndata.compat import H5Array, ZarrArray
 from scipy import sparse
 
 if TYPE_CHECKING:
@@ -20,7 +21,13 @@ _BLOCK_VALUES = 2**24  # values of a matrix, counting zeros, that are read in on
 
 def is_stored(matrix: Any) -> bool:
     """Whether a matrix lies in a file: HDF5 or zarr, dense or sparse."""
-    return isinstance(matrix, (CSRDataset, CSCDataset, H5Array, ZarrArray))
+    return isinstance(matrix, (CSRDataset, CSCDataset, h5py.Dataset, *_zarr_arrays()))
+
+
+def _zarr_arrays() -> tuple[type, ...]:
+    """The class of zarr's arrays; anndata 0.11 works without zarr, and unless somebody imported it there are none."""
+    zarr = sys.modules.get("zarr")
+    return () if zarr is None else (zarr.Array,)
 
 
 def readable(matrix: Any) -> Any:

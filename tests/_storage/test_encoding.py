@@ -92,7 +92,7 @@ def test_frames(frame):
         pd.RangeIndex(1, 9, 3),
         pd.MultiIndex.from_tuples([("a", 0.5), ("b", 1.0)], names=["perturbation", None]),
         pd.CategoricalIndex(["u", "v"]),
-        pd.date_range("2020", periods=2),
+        pd.DatetimeIndex(["2020-01-01", "2020-01-02"]),
     ],
     ids=lambda i: type(i).__name__,
 )

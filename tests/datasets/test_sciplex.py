@@ -24,7 +24,7 @@ def as_coordinates(counts):
 
 def as_r_table(frame, *, row_names):
     """Quoted text, space-separated, the header without an entry for the row names."""
-    quoted = frame.map(lambda v: f'"{v}"' if isinstance(v, str) else ("NA" if v is None else str(v).upper()))
+    quoted = frame.map(lambda v: f'"{v}"' if isinstance(v, str) else ("NA" if pd.isna(v) else str(v).upper()))
     lines = [" ".join(f'"{name}"' for name in frame.columns)]
     for i, row in enumerate(quoted.itertuples(index=False)):
         lines.append(" ".join([f'"{i + 1}"', *row] if row_names else row))

@@ -174,7 +174,7 @@ def test_wrong_embeddings(adata, change, message, where):
         adata.uns[KEY] = table
     else:
         del adata.uns[KEY]
-        adata.obsm[KEY] = table.reindex(adata.obs["perturbation"].astype(str)).to_numpy()
+        adata.obsm[KEY] = table.reindex(adata.obs["perturbation"].astype(str)).to_numpy(copy=True)
         adata.obsm[KEY][adata.obs["perturbation"] == "control"] = 0
     with pytest.raises(ValueError, match=message):
         GIM.setup_anndata(adata)
@@ -189,7 +189,7 @@ def test_drug_without_embedding(adata):
 def test_different_embeddings_within_a_drug(adata):
     table = adata.uns.pop(KEY)
     table.loc["control"] = 0.0
-    adata.obsm[KEY] = table.loc[adata.obs["perturbation"].astype(str)].to_numpy()
+    adata.obsm[KEY] = table.loc[adata.obs["perturbation"].astype(str)].to_numpy(copy=True)
     adata.obsm[KEY][np.flatnonzero(adata.obs["perturbation"] == "drug_4")[3], 0] += 1
     with pytest.raises(ValueError, match="Cells of 'drug_4' have different rows"):
         GIM.setup_anndata(adata)

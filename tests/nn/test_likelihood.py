@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -10,6 +12,7 @@ import torch
 from scgim.nn._likelihood import (
     LIKELIHOODS,
     MAX_LOG_MEAN,
+    _standard_gamma,
     observation,
     parent_features,
     sample_observation,
@@ -61,6 +64,37 @@ def test_draws_are_reproducible(likelihood):
         return sample_observation(likelihood, PREDICTOR.float(), LOG_SIZE.float(), LOG_SCALE.float(), generator)[0]
 
     torch.testing.assert_close(draw(), draw(), rtol=0, atol=0)
+
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_gamma_draws_are_those_of_the_generator(device):
+    shared = torch.default_generator if device == "cpu" else torch.cuda.default_generators[0]
+    shape = torch.tensor([[0.01, 0.5, 30.0]], device=device).expand(400, 3)
+    torch.manual_seed(7)
+    expected = torch.distributions.Gamma(shape, 1.0).sample(torch.Size([2]))
+    torch.manual_seed(1)
+    before = shared.get_state()
+    generator = torch.Generator(device).manual_seed(7)
+    found = _standard_gamma(shape.expand(2, -1, -1), generator)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert not torch.equal(_standard_gamma(shape, generator), found[0])  # the generator went on
+    assert torch.equal(shared.get_state(), before)  # and torch's own did not
+
+
+def test_generators_of_several_threads_do_not_mix():
+    shape = torch.full((2000, 3), 0.5)
+
+    def draw(seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.stack([_standard_gamma(shape, generator) for _ in range(5)])
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(draw, range(8)))
+    for seed, found in enumerate(together):
+        torch.testing.assert_close(found, draw(seed), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)

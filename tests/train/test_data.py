@@ -54,6 +54,28 @@ def test_all_cells_come_in_order(cells, batch_size, keep_dense, monkeypatch):
     assert found["context"].dtype == np.int64
 
 
+@pytest.fixture
+def _warn_every_time():
+    """Warnings of torch that it otherwise gives once in a process."""
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(before)
+
+
+@pytest.mark.usefixtures("_warn_every_time")
+def test_arrays_may_be_read_only():
+    """As those of data frames are, from pandas 3 on."""
+    x, rest = np.ones((N, 4), np.float32), (np.zeros(N, np.int64), np.ones((N, 2), np.float32), np.ones(N, np.float32))
+    for array in (x, *rest):
+        array.flags.writeable = False
+    loader = BatchLoader(Cells(x, *rest), 5, shuffle=False)
+    gather(loader)
+    for values in (loader.x, loader.context, loader.covariates, loader.log_size):
+        values.zero_()
+    assert all(array.all() for array in (x, *rest[1:]))
+
+
 @pytest.mark.parametrize("keep_dense", [True, False])
 def test_shuffling_keeps_rows_together_and_differs_between_epochs(cells, keep_dense, monkeypatch):
     if not keep_dense:

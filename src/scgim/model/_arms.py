@@ -163,7 +163,7 @@ class ArmsMixin:
         """Largest log dosage at which each drug was measured, of any drug for those that were not."""
         with np.errstate(divide="ignore"):
             own = np.log(self.contexts.to_frame(index=False).groupby("perturbation")["dosage"].max())
-        return torch.as_tensor(own.reindex(drugs).fillna(own.max()).to_numpy(dtype=np.float64))
+        return torch.tensor(own.reindex(drugs).fillna(own.max()).to_numpy(dtype=np.float64))
 
 
 def _is_combinations(drugs: Any) -> bool:

@@ -88,7 +88,7 @@ class LibraryMixin(UncertaintyMixin):
             raise ValueError(f"`toward` wants no change of any gene, which has no direction for {metric!r}.")
         arms = self._arms(library, dosage)
         genes = torch.as_tensor(pd.Index(self.gene_names_).get_indexer(wanted.index))
-        goal = torch.as_tensor(wanted.to_numpy())
+        goal = torch.tensor(wanted.to_numpy())
         draws = self._posterior_means(arms, n_draws, n_samples, None, seed)
         scores = [_score(block.effect[..., genes], goal, metric) for block in draws]
         score = torch.cat(scores, 1).numpy()

@@ -158,7 +158,7 @@ class PredictionMixin:
     def _features(self) -> torch.Tensor | None:
         """Features of the perturbations of the screen, shape (U, p); None if it was set up without."""
         known = self.drug_embedding
-        return None if known is None else torch.as_tensor(known.to_numpy(dtype=np.float64))
+        return None if known is None else torch.tensor(known.to_numpy(dtype=np.float64))
 
     @property
     def _is_measured(self) -> np.ndarray:

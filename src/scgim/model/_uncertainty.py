@@ -213,7 +213,7 @@ class UncertaintyMixin(ArmsMixin):
 
     def _cells_without_effect(self, noise: Tensor) -> Tensor:
         """Number of control cells that the treated cells are worth, where genes are no targets, shape (d,)."""
-        treated = torch.as_tensor(self.n_cells_.reindex(self.perturbations).to_numpy(dtype=np.float64))[:, None]
+        treated = torch.tensor(self.n_cells_.reindex(self.perturbations).to_numpy(dtype=np.float64))[:, None]
         n_contexts = torch.bincount(self.module.group.cpu()[self.module.treated.cpu()])[:, None]
         spike = float(self.module.prior[2])
         # the small effects that genes have without being targets do not average out within a context

@@ -72,6 +72,7 @@ class HillClimb:
         self.candidates = self.required.copy()  # parents that were scored at one time or another
         self.random = np.random.default_rng(seed)
         self.n_evaluations = 0
+        self.n_iterations = 6
         self.adjacency = np.zeros((d, d), dtype=bool)
         self._reset()
 
@@ -89,7 +90,7 @@ class HillClimb:
         adjacency = self.adjacency if adjacency is None else adjacency
         return tuple(np.flatnonzero(adjacency[:, gene]).tolist())
 
-    def fit(self, pairs: list[tuple[int, Parents]], n_iterations: int = 6) -> GeneFit:
+    def fit(self, pairs: list[tuple[int, Parents]], n_iterations: int | None = None) -> GeneFit:
         """Fit the given (gene, parents) pairs."""
         width = max([1, *(len(p) for _, p in pairs)])
         index = torch.zeros(len(pairs), width, dtype=torch.long)
@@ -105,7 +106,7 @@ class HillClimb:
             mask,
             self.prior,
             intervention=self.intervention,
-            n_iterations=n_iterations,
+            n_iterations=n_iterations or self.n_iterations,
         )
 
     def scores(self, pairs: list[tuple[int, Parents]]) -> list[float]:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from scgim.nn._score import ShiftPrior
 
 _MIN_DRUGS = 8  # fewer have too little to say of each other
-_MAX_ROUNDS = 5
+_MAX_ROUNDS = 3
+_MAX_TARGETS = 12.0  # a drug; of more, sets are too many to go through, and effects are dense rather than sparse
 _SURPRISE = 0.1  # share of the prior that features do not touch: a drug may be unlike all others
 _MIN_GAIN = 2.0  # nats that features must bring
 
@@ -60,6 +61,8 @@ def estimate_jointly(screen: Screen, prior: ShiftPrior) -> Estimate:
     """Interventions of the measured drugs and the prior that their features give, as long as the evidence rises."""
     best = estimate(screen.shift, screen.information, screen.group, screen.log_dosage, screen.curves, prior)
     if screen.features is None or len(screen.features) < _MIN_DRUGS:
+        return best
+    if float(best.interventions.target_probs.sum(1).mean()) > _MAX_TARGETS:
         return best
     for _ in range(_MAX_ROUNDS):
         informed = informed_prior(screen, best, prior)

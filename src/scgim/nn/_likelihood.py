@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 import pyro.distributions as dist
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 LIKELIHOODS = ("nb", "poisson", "normal")
 MIN_LOG_MEAN, MAX_LOG_MEAN = -15.0, 14.0  # exp(14) is a million counts; beyond it float32 loses the likelihood
+_ONE_AT_A_TIME = threading.Lock()
 
 _LARGE_RATE, _MAX_SMALL_COUNT = 30.0, 150
 
@@ -68,7 +70,7 @@ def sample_observation(
     rate = mean
     if likelihood == "nb":
         r = log_scale.exp().expand_as(mean)
-        rate = mean * torch._standard_gamma(r.contiguous(), generator) / r
+        rate = mean * _standard_gamma(r.contiguous(), generator) / r
     if coupled:
         uniform = torch.rand(rate.shape, generator=generator, device=rate.device, dtype=torch.float64)
         return poisson_quantile(rate, uniform), mean
@@ -90,6 +92,30 @@ def poisson_quantile(rate: Tensor, uniform: Tensor) -> Tensor:
     z = torch.special.ndtri(uniform.clamp(1e-12, 1 - 1e-12))
     large = torch.round(rate.double() + rate.double().sqrt() * z + (z.square() - 1) / 6).clamp_min(0.0)
     return torch.where(rate < _LARGE_RATE, count, large).to(rate)
+
+
+def _standard_gamma(concentration: Tensor, generator: torch.Generator) -> Tensor:
+    """Gamma variables of rate 1, reproducible by the generator.
+
+    Distributions of torch draw from its global generator alone. It takes the state of ours for the draw, and then its own
+    again; a lock, because another thread may draw with a generator of its own.
+    """
+    with _ONE_AT_A_TIME:
+        shared = _global_generator(generator.device)
+        before = shared.get_state()
+        try:
+            shared.set_state(generator.get_state())
+            draws = dist.Gamma(concentration, 1.0, validate_args=False).rsample()
+            generator.set_state(shared.get_state())
+        finally:
+            shared.set_state(before)
+    return draws
+
+
+def _global_generator(device: torch.device) -> torch.Generator:
+    if device.type == "cpu":
+        return torch.default_generator
+    return getattr(torch, device.type).default_generators[device.index or 0]
 
 
 def score_and_information(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from scgim.nn._statistics import ContextStatistics
 
 _MAX_OPTIONS = 10
+_FIRST_ITERATIONS = (3, 6)  # of expectation-maximisation, in the climbs that the prior is fitted on
 _CELLS_A_GENE = 12  # with fewer the budget of the search is less
 
 
@@ -243,7 +244,8 @@ def search_structure(
     if start is not None:
         search.adjacency, search.prior = start.adjacency.copy(), replace(start.prior, known=known_targets)
         search.candidates |= start.edge_probs > 0
-    for _ in range(2 if start is None else 0):
+    for n_iterations in _FIRST_ITERATIONS if start is None else ():
+        search.n_iterations = n_iterations
         search.refresh(range(search.n_genes))
         trace.append(search.climb())
         search.update_prior()

@@ -103,9 +103,10 @@ class BatchLoader:
         elif self.device.type != "cpu" or _dense_bytes(x.shape) <= _DENSE_BYTES:
             x = _dense(x, self.device)
         self.x: Tensor | sparse.csr_matrix | StoredMatrix = x
-        self.context = torch.as_tensor(cells.context, device=self.device)
-        self.covariates = torch.as_tensor(cells.covariates, device=self.device)
-        self.log_size = torch.as_tensor(cells.log_size, device=self.device)[:, None]
+        # copies: arrays of pandas 3 are read-only, which tensors cannot be
+        self.context = torch.tensor(cells.context, device=self.device)
+        self.covariates = torch.tensor(cells.covariates, device=self.device)
+        self.log_size = torch.tensor(cells.log_size, device=self.device)[:, None]
 
     def __len__(self) -> int:
         whole, rest = divmod(self.n, self.batch_size)
@@ -180,7 +181,9 @@ class BatchLoader:
 def _tensor(values: Any) -> Tensor:
     """A matrix as a dense tensor of single precision."""
     values = np.asarray(values) if isinstance(values, StoredMatrix) else values
-    return torch.as_tensor(np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=np.float32))
+    array = np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=np.float32)
+    # no second copy of many counts, unless they are read-only (a data frame's, a memory map), which tensors cannot be
+    return torch.as_tensor(array if array.flags.writeable else array.copy())
 
 
 def _dense(x: Any, device: torch.device) -> Tensor:
