@@ -63,6 +63,13 @@ class Key:
         def hill(key: str) -> str:
             return f"{key}_hill"
 
+    class var:
+        """Columns of genes."""
+
+        @staticmethod
+        def controls_agree(key: str) -> str:
+            return f"{key}_controls_agree"
+
     class uns:
         """Entries of the dictionary `adata.uns[key]`."""
 
@@ -70,3 +77,4 @@ class Key:
         PERTURBATIONS = "perturbations"
         HISTORY = "history"
         FEATURE_IMPORTANCE = "feature_importance"
+        CONTROLS = "controls"

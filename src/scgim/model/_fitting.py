@@ -15,6 +15,7 @@ from scvi.model.base import PyroSviTrainMixin
 
 from scgim.model import _structure as structure
 from scgim.model._calibration import calibrate
+from scgim.model._controls import check_controls
 from scgim.train._guard import GIMTrainRunner, KeepGoodState
 from scgim.train._threads import threads_for
 
@@ -105,8 +106,15 @@ class FittingMixin:
         structure.note_ranges(self.module, loader)
         calibrate(self.module, loader)
         self._compare_with_priors()
+        self._finish(loader)
+
+    def _finish(self, loader: BatchLoader) -> None:
+        """Check the fit on control cells, and fit the generator to what was found."""
         self.is_trained_ = True
         self.module.eval()
+        self.control_check_ = check_controls(self, loader)
+        if self.drug_embedding is not None:
+            self._drug_generator()
 
     @contextmanager
     def _unchanged_if_stopped(self) -> Iterator[None]:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from scgim.model._structure import note_informed, note_responses
-from scgim.nn._effects import effects_left_out
-from scgim.nn._joint import Screen, estimate_jointly
+from scgim.model._structure import write_interventions
 from scgim.nn._moments import HiddenExpression, MomentAccumulator
-from scgim.nn._score import ShiftPrior
 from scgim.nn._search import StructureResult, StructureSearch, search_structure
-from scgim.nn._stacking import measured_background
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgim.module import GIMModule
+    from scgim.nn._score import ShiftPrior
     from scgim.train import BatchLoader
 
 _MIN_CELLS_WORTH = 10
@@ -51,6 +49,7 @@ def fit_hidden(
     features: Tensor | None = None,
 ) -> StructureResult:
     """Find the graph of hidden expression and write weights, noise, targets and effects to the module."""
+    module.informed_log_odds.fill_(torch.nan)
     hidden = gather_moments(module, loader)
     statistics, spread = hidden.statistics, hidden.spread
     result = search_structure(
@@ -95,25 +94,8 @@ def _infer_targets(module: GIMModule, hidden: HiddenExpression, fit, prior: Shif
     # where parents move, an error of their weights looks like a direct effect
     moved = (statistics.means[treated] - statistics.means[~treated]).square()
     variance = variance + moved @ module.weight_sd.cpu().square()
-    dosages = module.log_dosage.cpu()[statistics.observed][treated]
-    # perturbations may be without cells, all held out
-    measured, group = torch.unique(statistics.group[treated], return_inverse=True)
-    known = None if prior.known is None else prior.known[measured]
-    start = ShiftPrior(prior.target_prob, prior.slab_var * float(hidden.spread.square().median()), 1e-3, known)
-    grid = module.curve_grid()
-    of_drugs = None if features is None else features[measured]
-    screen = Screen(shift, 1 / variance, group, dosages, of_drugs, grid, module.dosage_range())
-    found, fitted, programme, _ = estimate_jointly(screen, start)
-    note_informed(module, fitted, measured)
-    module.posterior.zero_()
-    module.background.zero_()
-    module.posterior[:, measured] = found.of_targets.to(module.posterior)
-    contexts = torch.zeros(len(module.group), dtype=torch.bool)
-    contexts[torch.nonzero(statistics.observed)[:, 0][treated]] = True
-    note_responses(module, contexts, shift, 1 / variance)
-    left_out = effects_left_out(shift - programme, 1 / variance, group, dosages, grid, fitted)
-    module.background[measured] = measured_background(
-        module.responses().of(measured), found, programme, left_out, of_drugs
-    ).to(module.background)
-    module.prior.copy_(torch.tensor([fitted.target_prob, fitted.slab_var, fitted.spike_var]))
-    module.shift[torch.nonzero(statistics.observed)[:, 0][treated]] = shift.to(module.shift)
+    seen = torch.zeros(len(module.group), dtype=torch.bool)
+    seen[torch.nonzero(statistics.observed)[:, 0][treated]] = True
+    start = replace(prior, slab_var=prior.slab_var * float(hidden.spread.square().median()), spike_var=1e-3)
+    write_interventions(module, seen, shift, 1 / variance, start, features)
+    module.shift[seen.to(module.device)] = shift.to(module.shift)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 from scipy.special import logsumexp
+from scvi import settings
 
-from scgim._validation import check_covariates, check_query_dosage, check_query_embedding
+from scgim._validation import check_covariates, check_query_dosage, check_query_embedding, quote_some
 from scgim.nn._intervention import Interventions
 from scgim.nn._stacking import DrugGenerator
 from scgim.train import BatchLoader
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
+_NEGLIGIBLY_BEYOND = 0.01  # of the range
 _CHUNK_VALUES = 20_000_000  # values drawn at a time: 80 MB in single precision
 
 
@@ -94,6 +97,7 @@ class PredictionMixin:
             np.concatenate(p) if isinstance(p[0], np.ndarray) else sparse.vstack(p, format="csr")
             for p in zip(*parts, strict=True)
         )
+        self._warn_beyond_range(expected, log_size.numpy(), features.index, n_samples)
         names = np.repeat(features.index.to_numpy(dtype=str), n_samples)
         obs = pd.DataFrame(
             {
@@ -107,6 +111,26 @@ class PredictionMixin:
         if features.shape[1]:
             out.uns["drug_embedding"] = features[~features.index.duplicated()]
         return out
+
+    def _warn_beyond_range(self, expected: np.ndarray, log_size: np.ndarray, names: pd.Index, n_samples: int) -> None:
+        """Warn where the mean expression under a drug lies outside the values of all training cells."""
+        size = 1.0 if self._likelihood == "normal" else np.exp(log_size)[:, None]
+        mean = (expected / size).reshape(len(names), n_samples, -1).mean(axis=1)
+        low, high = self.module.value_range.cpu().numpy()
+        with np.errstate(invalid="ignore"):  # an unlimited range
+            beyond = np.maximum(mean - high, low - mean) / np.where(np.isfinite(high - low) & (high > low), high - low, 1.0)
+        rows, genes = np.nonzero(beyond > _NEGLIGIBLY_BEYOND)
+        if not len(rows):
+            return
+        worst = beyond[rows, genes].argmax()
+        off = dict.fromkeys(self.gene_names_[j] for j in genes)
+        warnings.warn(
+            f"Predicted means leave the range of the training cells in {len(off)} genes: {quote_some(off)}. Most of all "
+            f"{self.gene_names_[genes[worst]]!r} under {str(names[rows[worst]])!r}, by {beyond[rows[worst], genes[worst]]:.0%} of the "
+            "range. Doubt these: nothing like them was measured.",
+            UserWarning,
+            stacklevel=settings.warnings_stacklevel,
+        )
 
     def _query(self, drug_embedding, dosage) -> tuple[pd.DataFrame, Interventions, torch.Tensor]:
         """Features, interventions and log dosages of the rows asked for."""

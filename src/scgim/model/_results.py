@@ -262,7 +262,8 @@ class ResultsMixin:
         Nothing; adds `varp["gim_edge_probs"]`, `varp["gim_edge_weights"]`, data frames of genes x perturbations in
         `varm` (`"gim_targets"`, `"gim_shifts"`, `"gim_shift_sds"`, `"gim_total_effects"` at the largest measured dosage;
         `"gim_emax"`, `"gim_ec50"`, `"gim_hill"`), and `uns["gim"]` with parameters, perturbations, training history and,
-        where drugs have at most 4096 features, their importance (:meth:`get_feature_importance`).
+        where drugs have at most 4096 features, their importance (:meth:`get_feature_importance`). `var["gim_controls_agree"]`
+        marks genes in which simulated control cells are like the observed ones; `uns["gim"]["controls"]` says how they differ.
         """
         self._check_if_trained(warn=False)
         if adata is None:
@@ -297,6 +298,10 @@ class ResultsMixin:
             Key.uns.PERTURBATIONS: perturbations,
             Key.uns.HISTORY: self._history_frame(),
         }
+        check = getattr(self, "control_check_", None)
+        if check is not None:
+            adata.uns[key_added][Key.uns.CONTROLS] = check.rename_axis(None)
+            adata.var[Key.var.controls_agree(key_added)] = check["agree"].to_numpy()
         if self.drug_embedding is not None and self.drug_embedding.shape[1] <= _MAX_FEATURES:
             adata.uns[key_added][Key.uns.FEATURE_IMPORTANCE] = self.get_feature_importance()
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scgim.module._gim import NO_PRECISION
 from scgim.nn._effects import effects_left_out
 from scgim.nn._functions import SampledCells, refine_structure
 from scgim.nn._graph import parent_table
@@ -32,7 +33,6 @@ _MAX_SAMPLED_CELLS = 20_000
 _MIN_SPREAD = 1e-3
 _MAX_STRETCH = 5.0
 _MAX_LOG_FOLD_CHANGE = 15.0
-_NO_PRECISION = 1e-6
 _ODD_CELLS = 5e-3
 
 
@@ -62,8 +62,8 @@ def set_scales(module: GIMModule, loader: BatchLoader) -> None:
 
 
 @torch.no_grad()
-def note_ranges(module: GIMModule, loader: BatchLoader) -> None:
-    """Write to the module how far values went, and parents acted, in the training cells.
+def note_ranges(module: GIMModule, loader: BatchLoader, *, of_parents: bool = True) -> None:
+    """Write to the module how far values went, and parents acted (not if these are hidden), in the training cells.
 
     Parents of counts act on the log scale, where one odd cell reaches far: cells beyond the outer half
     percent do not count, means of contexts do.
@@ -85,8 +85,9 @@ def note_ranges(module: GIMModule, loader: BatchLoader) -> None:
     cells, contexts = torch.cat(kept).sort(0).values, (sums / n_cells[:, None])[n_cells > 0]
     odd = 0 if module.likelihood == "normal" else int(len(cells) * _ODD_CELLS)
     reach = [torch.minimum(cells[odd], contexts.amin(0)), torch.maximum(cells[-1 - odd], contexts.amax(0))]
-    module.reach.copy_(torch.stack(reach))
     module.value_range.copy_(values)
+    if of_parents:
+        module.reach.copy_(torch.stack(reach))
 
 
 @torch.no_grad()
@@ -254,33 +255,66 @@ def note_responses(module: GIMModule, contexts: Tensor, estimates: Tensor, preci
     """Write estimates of the effects of some contexts (boolean, K) to the module; of others nothing is known."""
     contexts = contexts.to(module.device)
     module.response.zero_()
-    module.response_precision.fill_(_NO_PRECISION)
+    module.response_precision.fill_(NO_PRECISION)
     module.response[contexts], module.response_precision[contexts] = estimates.to(module.response), precision.to(module.response)
 
 
 @torch.no_grad()
 def infer_targets(module: GIMModule, information: FitInformation, features: Tensor | None) -> None:
     """Posterior of targets, dose-response curves and background, written to the module; `features` (U, p) are those of the drugs."""
-    treated = module.treated.cpu()
-    group = module.group.cpu()[treated]
-    precision = information.information[treated].clamp_min(1e-3)
-    shift = module.shift.detach().double().cpu()[treated] + information.score[treated] / precision
+    seen = module.treated.cpu() & (information.information.amax(1) > NO_PRECISION)  # not those without training cells
+    precision = information.information[seen].clamp_min(1e-3)
+    shift = module.shift.detach().double().cpu()[seen] + information.score[seen] / precision
     if module.likelihood != "normal":  # where a context tells nothing the step has no bound
         shift = shift.clamp(-_MAX_LOG_FOLD_CHANGE, _MAX_LOG_FOLD_CHANGE)
-    log_dosage, grid = module.log_dosage.cpu()[treated], module.curve_grid()
-    screen = Screen(shift, precision, group, log_dosage, features, grid, module.dosage_range())
-    found, prior, programme, _ = estimate_jointly(screen, module.shift_prior())
-    note_informed(module, prior)
-    note_responses(module, treated, shift, precision)
-    left_out = effects_left_out(shift - programme, precision, group, log_dosage, grid, prior)
-    if module.intervention == "hard":
-        cost = 0.5 * torch.log1p(precision * prior.slab_var)
-        per_context = information.evidence[treated] - cost
+    evidence = information.evidence[seen] if module.intervention == "hard" else None
+    write_interventions(module, seen, shift, precision, module.shift_prior(), features, evidence)
+
+
+def write_interventions(
+    module: GIMModule,
+    seen: Tensor,
+    shift: Tensor,
+    precision: Tensor,
+    prior: ShiftPrior,
+    features: Tensor | None,
+    evidence: Tensor | None = None,
+) -> None:
+    """Infer interventions from estimates of effects and write all that follows to the module.
+
+    Parameters
+    ----------
+    module
+        The module.
+    seen
+        Treated contexts with training cells, boolean (K,).
+    shift, precision
+        Estimates of effects in these and their precision, both (k, d).
+    prior
+        Prior to start from; what is known of targets is that of all perturbations.
+    features
+        Features of the perturbations (U, p); None if there are none.
+    evidence
+        For hard interventions, log-likelihood with the mechanism cut less that with it whole, (k, d).
+    """
+    measured, group = torch.unique(module.group.cpu()[seen], return_inverse=True)
+    prior = replace(prior, known=None if prior.known is None else prior.known[measured])
+    of_drugs = None if features is None else features[measured]
+    log_dosage, curves = module.log_dosage.cpu()[seen], module.curve_grid()
+    screen = Screen(shift, precision, group, log_dosage, of_drugs, curves, module.dosage_range())
+    found, prior, programme, _ = estimate_jointly(screen, prior)
+    note_informed(module, prior, measured)
+    note_responses(module, seen, shift, precision)
+    left_out = effects_left_out(shift - programme, precision, group, log_dosage, curves, prior)
+    if evidence is not None:
+        per_context = evidence - 0.5 * torch.log1p(precision * prior.slab_var)
         total = torch.zeros_like(found.target_probs).index_add_(0, group, per_context)
         odds = prior.target_log_odds(len(total), torch.arange(total.shape[1]))
         found = replace(found, target_probs=torch.sigmoid(total + odds))
-    module.posterior.copy_(found.of_targets)
-    module.background.copy_(measured_background(module.responses(), found, programme, left_out, features))
+    background = measured_background(module.responses().of(measured), found, programme, left_out, of_drugs)
+    for buffer, value in ((module.posterior.movedim(1, 0), found.of_targets.movedim(1, 0)), (module.background, background)):
+        buffer.zero_()
+        buffer[measured.to(buffer.device)] = value.to(buffer)
     module.prior.copy_(torch.tensor([prior.target_prob, prior.slab_var, prior.spike_var]))
 
 

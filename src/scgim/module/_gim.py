@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _TINY = 1e-8
+NO_PRECISION = 1e-6  # of effects in contexts without training cells
 
 
 def usual_edge_log_odds(n_genes: int) -> float:
@@ -141,7 +142,7 @@ class GIMModule(PyroBaseModuleClass):
         self.register_buffer("background", torch.zeros(n_groups, len(self.grid), n_genes, dtype=torch.float64))
         # estimates of what each context does given the parents, and their precision; what the generator learns from
         self.register_buffer("response", torch.zeros(n_contexts, n_genes, dtype=torch.float64))
-        self.register_buffer("response_precision", torch.ones(n_contexts, n_genes, dtype=torch.float64))
+        self.register_buffer("response_precision", torch.full((n_contexts, n_genes), NO_PRECISION, dtype=torch.float64))
         # what drawn cells need to have the means of the training cells (:func:`scgim.model._calibration.calibrate`)
         self.register_buffer("calibration", torch.zeros(n_genes))
         # least and largest that the parents of each gene did in a training cell, and values of the genes themselves
@@ -183,16 +184,10 @@ class GIMModule(PyroBaseModuleClass):
         return own[:, None] * torch.linalg.inv(torch.eye(len(slopes), dtype=torch.float64) - slopes * own)
 
     def responses(self) -> Responses:
-        """What was measured in the treated contexts; on the CPU."""
-        treated = self.treated.cpu()
-        return Responses(
-            self.response.cpu()[treated],
-            self.response_precision.cpu()[treated],
-            self.group.cpu()[treated],
-            self.context_log_dosage().cpu()[treated],
-            self.grid.cpu(),
-            self.carry(),
-        )
+        """What was measured in the treated contexts that had training cells; on the CPU."""
+        seen = self.treated.cpu() & (self.response_precision.cpu().amax(1) > NO_PRECISION)
+        parts = (self.response, self.response_precision, self.group, self.context_log_dosage())
+        return Responses(*(part.cpu()[seen] for part in parts), self.grid.cpu(), self.carry())
 
     def dosage_range(self) -> tuple[float, float]:
         """Smallest and largest log dosage of the treated contexts."""
