@@ -8,7 +8,7 @@ import torch
 from scipy.stats import norm
 
 from scgim.nn._effects import CurveGrid, _summaries, effects_left_out, estimate_interventions
-from scgim.nn._intervention import hill_curve
+from scgim.nn._intervention import NO_DOSE, hill_curve
 from scgim.nn._score import ShiftPrior
 
 DOSES = np.array([0.1, 0.3, 1.0, 3.0, 10.0])
@@ -98,6 +98,13 @@ def test_flat_curves_give_the_closed_form():
     np.testing.assert_allclose(found.emax, spread * shift / off, rtol=1e-6)
     np.testing.assert_allclose(found.emax_sd, np.sqrt(spread), rtol=1e-6)
     np.testing.assert_allclose(found.curve(torch.zeros(12)), 1.0)
+
+
+def test_flat_curves_are_the_same_at_any_dosage():
+    """Also where responses of screens without doses are kept, so that these and direct effects are the same ones."""
+    log_dosage = torch.tensor([NO_DOSE, np.log(1e-12), 0.0, np.log(1e12)]).double()
+    np.testing.assert_allclose(CurveGrid.flat().values(log_dosage), 1.0, rtol=1e-12)
+    assert CurveGrid.flat().values(torch.tensor([-torch.inf]).double()) == 0
 
 
 def test_dose_of_a_single_level():
