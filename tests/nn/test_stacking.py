@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from scgim.nn._effects import CurveGrid
-from scgim.nn._intervention import Interventions
+from scgim.nn._intervention import NO_DOSE, Interventions
 from scgim.nn._responses import dose_grid
-from scgim.nn._stacking import DrugGenerator, Responses, measured_background, trust
+from scgim.nn._stacking import _LEEWAY, DrugGenerator, Responses, measured_background, trust
 
 N_DRUGS, N_NEW, N_GENES, N_FEATURES = 40, 40, 12, 4
 LOG_DOSES = torch.tensor([0.5, 1.0, 2.0, 4.0]).double().log()
@@ -156,6 +156,41 @@ def test_sparse_targets_that_follow_the_features_are_trusted(through_network):
     assert predicted.background_sd.max() < 0.05
     error, of_mean = world.error(predicted)
     assert error < 0.02 * of_mean
+
+
+def test_sparse_targets_of_a_screen_without_doses():
+    world = sparse_world()
+    top = on_doses(world.interventions)[:, -1:]
+    curves = CurveGrid.flat()
+    flat = torch.full_like(world.interventions.emax, float(curves.log_ec50))
+    known = replace(world.interventions, emax=top[:, 0], log_ec50=flat, exponent=torch.ones_like(flat))
+    at = torch.full((N_DRUGS,), NO_DOSE, dtype=torch.float64)
+    responses = replace(responses_of(top), log_dosage=at, grid=dose_grid(at))
+    generator = DrugGenerator(world.features, known, curves, (0.0, 0.0), responses)
+    assert generator.of_sparse > 0.75
+    predicted = generator(world.new_features)
+    assert predicted.background.abs().max() < 0.15
+    for log_dosage in (0.0, -3.0, 9.0):
+        found = predicted.mean(torch.full((N_NEW,), log_dosage, dtype=torch.float64))
+        assert (found - world.new[:, -1]).square().mean() < 0.02 * world.new[:, -1].square().mean()
+
+
+@pytest.mark.parametrize("factor", [3.0, 1e3, 1e8])
+def test_features_far_from_all_measured_lead_nowhere_else(factor):
+    """A linear map that features predict well is not carried on without end, alone or through the network."""
+    features = random(N_DRUGS + N_NEW, N_FEATURES)
+    slopes = random(N_FEATURES, N_GENES, seed=3) * (torch.arange(N_GENES) < 5)
+    known = hill((torch.arange(N_GENES) < 5).expand(len(features), -1), features @ slopes)
+    carry = torch.eye(N_GENES, dtype=torch.float64) + 0.3 * torch.triu(random(N_GENES, N_GENES, seed=7), 1)
+    world = world_of(features, on_doses(known), known, carry)
+    generator = world.generator()
+    assert generator.of_sparse > 0.3  # dense responses predict a linear map as well
+    predicted = on_doses(generator(factor * world.new_features)) @ carry
+    totals = torch.cat([world.responses.effects, generator.fitted]) @ carry
+    low, high = totals.amin(0), totals.amax(0)
+    beyond = generator.of_sparse * _LEEWAY * (high - low) + 1e-6
+    assert (predicted > high).any()
+    assert ((predicted >= low - beyond) & (predicted <= high + beyond)).all()
 
 
 @pytest.mark.parametrize("make", [sparse_world, dense_world])
