@@ -12,6 +12,7 @@ from anndata import AnnData
 
 import scgim
 from scgim.model import GIM
+from scgim.model._structure import note_responses
 from scgim.nn._search import search_structure
 
 if TYPE_CHECKING:
@@ -125,6 +126,9 @@ def known() -> Callable[..., GIM]:
             module.centre.copy_(torch.tensor([2.0, 1.5, 1.0, 2.0]))
             module.spread.copy_(torch.tensor([0.5, 0.8, 0.5, 0.4]))
             module.posterior.copy_(posterior)
+        treated = module.treated
+        effects = module.interventions().rows(module.group[treated]).mean(module.log_dosage[treated])
+        note_responses(module, treated, effects, torch.full_like(effects, 1e4))
         model.covariate_scaling_ = (np.zeros(2, np.float32), np.ones(2, np.float32))
         pool = np.tile(np.array([[1.0, 0.0]], np.float32), (400, 1))
         model.control_pool_ = {"covariates": pool, "log_size": np.zeros(400, np.float32)}

@@ -61,3 +61,35 @@ def test_continuous_data_need_none(fitted):
     calibrate(module, None)
     assert not module.calibration.any()
     module.likelihood = "nb"
+
+
+def test_ranges_are_those_of_the_training_cells(fitted):
+    """Values of each gene, and what its parents did: all but a few cells, and the means of all contexts."""
+    module = fitted.module
+    (batch,) = BatchLoader(fitted._prepare_cells(), 10_000, shuffle=False)
+    with torch.no_grad():
+        action = module.mechanism(module.features(batch["x"], batch["log_size"]))
+    rate = batch["x"] / batch["log_size"].exp()
+    np.testing.assert_allclose(module.value_range, torch.stack([rate.amin(0), rate.amax(0)]), rtol=1e-5)
+    low, high = module.reach
+    inside = (action >= low - 1e-5) & (action <= high + 1e-5)
+    assert inside.float().mean(0).min() > 0.98
+    assert ((low >= action.amin(0) - 1e-5) & (high <= action.amax(0) + 1e-5)).all()
+    for context in torch.unique(batch["context"]):
+        mean = action[batch["context"] == context].mean(0)
+        assert ((mean >= low - 1e-4) & (mean <= high + 1e-4)).all()
+    roots = ~torch.as_tensor(fitted.adjacency_).any(0)
+    assert not module.reach[:, roots].any()
+    assert (high - low)[~roots].min() > 0
+
+
+def test_reach_bounds_drawn_cells_however_large_the_effects(fitted):
+    module, n = fitted.module, 200
+    base = module.intercept + module.calibration
+    children = torch.as_tensor(fitted.adjacency_).any(0)
+    shift = torch.where(children, 0.0, 8.0).expand(n, -1)  # all roots far beyond anything measured
+    args = shift, shift.bool(), torch.zeros(n, 0), torch.zeros(n, 1), torch.Generator().manual_seed(0)
+    _, mean = module.sample_cells(*args)
+    action = (mean.log() - base)[:, children]
+    low, high = module.reach[:, children]
+    assert ((action >= low - 1e-3) & (action <= high + 1e-3)).all()

@@ -12,6 +12,7 @@ import torch
 
 from scgim.module import GIMModule
 from scgim.module._gim import SpikeAndSlab
+from scgim.nn._intervention import NO_DOSE
 
 D, GROUP = 4, np.array([-1, 0, 0, 1])
 ADJACENCY = np.zeros((D, D), dtype=bool)
@@ -232,3 +233,74 @@ def test_context_helpers():
     flat = GIMModule(D, GROUP, None, 0, "nb", "linear", "shift", 3)
     assert len(flat.curve_grid().log_ec50) == 1
     assert len(module.curve_grid().log_ec50) > 1
+
+
+def test_parents_act_no_further_than_in_training():
+    module = make()
+    whole = draw(module, torch.zeros(D), NONE)[1][:, 3] - module.intercept[3]
+    assert whole.std() > 0.2
+    with torch.no_grad():
+        module.reach[:, 3] = torch.tensor([-0.1, 0.2])
+    x, mean = draw(module, torch.tensor([0.0, 0.0, 0.0, 0.7]), NONE)
+    torch.testing.assert_close(mean[:, 3] - module.intercept[3] - 0.7, whole.clamp(-0.1, 0.2), rtol=0, atol=1e-5)
+    control, _ = draw(make(), torch.zeros(D), NONE)
+    torch.testing.assert_close(x[:, :3], control[:, :3], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "poisson"])
+def test_coupled_draws_differ_downstream_only(likelihood):
+    """Genes that a shift does not reach are drawn alike, those that it reaches never the other way."""
+    module = make(likelihood)
+    shift = torch.tensor([0.0, 1.0, 0.0, 0.0])  # of gene 1, the parent of 2, the parent of 3
+    (control, _), (treated, mean) = (draw(module, s, NONE, n=500, coupled=True) for s in (torch.zeros(D), shift))
+    torch.testing.assert_close(treated[:, 0], control[:, 0], rtol=0, atol=0)
+    assert (treated[:, 1] >= control[:, 1]).all()
+    assert (treated[:, 1] > control[:, 1]).any()
+    assert (treated[:, 3] != control[:, 3]).any()
+    leaf, _ = draw(module, torch.tensor([0.0, 0.0, 0.0, -2.0]), NONE, n=500, coupled=True)
+    torch.testing.assert_close(leaf[:, :3], control[:, :3], rtol=0, atol=0)
+    assert (leaf[:, 3] <= control[:, 3]).all()
+    assert torch.isfinite(mean).all()
+
+
+@pytest.mark.parametrize("likelihood", ["normal", "poisson"])
+@pytest.mark.parametrize("mechanism", ["linear", "mlp"])
+def test_effects_are_carried_down_all_paths(likelihood, mechanism):
+    """Gene by gene: what an effect does to a gene and then, times the slopes, to its children."""
+    module = make(likelihood, mechanism)
+    with torch.no_grad():
+        module.intercept_loc.copy_(torch.tensor([-1.0, 0.0, 1.0, 3.0]))
+        module.spread.copy_(torch.tensor([0.5, 1.0, 2.0, 0.7]))
+    h = torch.randn(512, D, generator=torch.Generator().manual_seed(0))
+    slopes = module.mechanism.slopes(h).detach().double()
+    mean = module.intercept_loc.double().exp()
+    own = torch.ones(D).double() if likelihood == "normal" else mean / (1 + mean) / module.spread.double()
+    effects = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.5, -1.0, 0.0, 2.0], [0.0, 0.0, 0.0, 0.0]]).double()
+    expected = torch.zeros_like(effects)
+    for gene in range(D):  # in topological order
+        expected[:, gene] = own[gene] * (effects[:, gene] + expected @ slopes[:, gene])
+    torch.testing.assert_close(effects @ module.carry(), expected)
+
+
+def test_responses_are_those_of_treated_contexts():
+    module = make()
+    with torch.no_grad():
+        module.response.copy_(torch.arange(len(GROUP) * D).reshape(len(GROUP), D))
+    found = module.responses()
+    np.testing.assert_array_equal(found.group, [0, 0, 1])
+    np.testing.assert_allclose(found.log_dosage, np.log([1.0, 2.0, 1.0]))
+    np.testing.assert_allclose(found.grid, np.log([1.0, 2.0]))
+    np.testing.assert_array_equal(found.estimates, np.arange(D, 4 * D).reshape(3, D))
+    assert module.background.shape == (2, 2, D)
+    without = GIMModule(D, GROUP, None, 0, "nb", "linear", "shift", 3)
+    assert without.responses().grid.tolist() == [NO_DOSE]
+    assert (without.responses().log_dosage == NO_DOSE).all()
+    # what is kept there holds at any dosage
+    with torch.no_grad():
+        without.background.fill_(0.5)
+        without.posterior[0] = without.posterior[1] = 1.0
+        without.posterior[3] = without.curve_grid().log_ec50
+        without.posterior[5] = 1.0
+    for log_dosage in (NO_DOSE, -10.0, 0.0, 10.0):
+        at = torch.full((2,), log_dosage, dtype=torch.float64)
+        np.testing.assert_allclose(without.interventions().mean(at), 1.5)

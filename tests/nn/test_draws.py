@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -62,7 +64,7 @@ def test_nothing_without_a_dosage():
 
 
 def test_dosages_of_a_drug_share_its_curve():
-    several = Interventions(*(t.repeat(2, 3) for t in vars(known()).values()))
+    several = Interventions(*known().of_targets.repeat(1, 2, 3))
     dosage = torch.tensor([0.0, 0.0, LOG_TOP, 0.0], dtype=torch.float64)
     drawn, _ = draw_effects(
         several,
@@ -74,6 +76,17 @@ def test_dosages_of_a_drug_share_its_curve():
     np.testing.assert_array_equal(drawn[0], drawn[1])
     assert (drawn[2].abs() > drawn[1].abs()).all()
     assert (drawn[3] != drawn[1]).all()
+
+
+def test_backgrounds_are_drawn_around_what_is_expected():
+    grid, background = torch.tensor([-1.0, LOG_TOP]).double(), torch.tensor([[[0.5], [2.0]]]).double()
+    sd = torch.tensor([[0.4]], dtype=torch.float64)
+    shared = replace(known(target_probs=0.0), background=background, background_sd=sd, grid=grid)
+    for dosage, mean, share in ((-1.0, 0.5, 1.0), (LOG_TOP, 2.0, 1.0), (-1 - np.log(2.0), 0.25, 0.5)):
+        drawn = effects(shared, dosage)
+        assert drawn.mean() == pytest.approx(mean, abs=0.03)
+        assert drawn.std() == pytest.approx(0.4 * share, rel=0.05)
+    assert (effects(shared, -np.inf) == 0).all()
 
 
 def test_doubt_widens_drugs_known_by_features_only():
@@ -93,10 +106,9 @@ def test_doubt_widens_drugs_known_by_features_only():
 def test_inflation_is_found(true):
     rng = np.random.default_rng(0)
     shape = (60, 5)
-    predicted = Interventions(*(t.expand(shape) for t in vars(known(emax_sd=0.2)).values()))
+    predicted = Interventions(*known(emax_sd=0.2).of_targets.expand(6, *shape))
     seen = 1.5 + np.sqrt(true) * 0.2 * rng.normal(size=shape) + 0.05 * rng.normal(size=shape)
-    measured = Interventions(*(t.expand(shape) for t in vars(known(emax_sd=0.05)).values()))
-    measured = Interventions(measured.target_probs, torch.as_tensor(seen), *list(vars(measured).values())[2:])
+    measured = replace(Interventions(*known(emax_sd=0.05).of_targets.expand(6, *shape)), emax=torch.as_tensor(seen))
     assert variance_inflation(predicted, measured, LOG_TOP) == pytest.approx(true, rel=0.25)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scgim.nn._effects import CurveGrid
-from scgim.nn._generator import DrugKernel, FeatureGenerator, fit_kernel
+from scgim.nn._generator import _LEVEL, DrugKernel, FeatureGenerator, fit_kernel
 from scgim.nn._intervention import Interventions
 
 N_DRUGS, N_NEW, N_FEATURES, N_GENES = 40, 30, 4, 10
@@ -107,13 +107,17 @@ def test_kernel_ridge_leaves_one_out_in_closed_form(linear_map):
     outputs = emax - emax.mean(0)
     fit = fit_kernel(kernel, torch.as_tensor(outputs))
     linear, radial = kernel.parts(kernel.features, fit.width)
-    K = ((1 - fit.radial) * linear + fit.radial * radial).numpy()
-    loss = 0.0
+    K = ((1 - fit.radial) * linear + fit.radial * radial).numpy() + _LEVEL
+    refitted = np.empty_like(outputs)
     for u in range(N_DRUGS):
         rest = np.delete(np.arange(N_DRUGS), u)
-        dual = np.linalg.solve(K[np.ix_(rest, rest)] + fit.noise * np.eye(N_DRUGS - 1), outputs[rest])
-        loss += ((K[u, rest] @ dual - outputs[u]) ** 2).sum()
-    np.testing.assert_allclose(fit.loss, loss, rtol=1e-6)
+        refitted[u] = K[u, rest] @ np.linalg.solve(
+            K[np.ix_(rest, rest)] + fit.noise * np.eye(N_DRUGS - 1), outputs[rest]
+        )
+    np.testing.assert_allclose(fit.loss, ((refitted - outputs) ** 2).sum(), rtol=1e-6)
+    left_out, scale = fit.left_out()
+    np.testing.assert_allclose(left_out, refitted, atol=1e-6)
+    np.testing.assert_allclose(scale.mean(), 1.0)
     mean, variance = fit.predict(kernel, kernel.features[:3])
     np.testing.assert_allclose(
         mean, K[:3] @ np.linalg.solve(K + fit.noise * np.eye(N_DRUGS), outputs), rtol=1e-6, atol=1e-8

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from scipy.special import logsumexp
 
-from scgim.nn._intervention import Interventions, hill_curve, shift_log_prior
+from scgim.nn._intervention import NO_DOSE, Interventions, hill_curve, interpolation, shift_log_prior
 
 
 def interventions(**kwargs) -> Interventions:
@@ -98,3 +99,57 @@ def test_draws_are_reproducible(seed):
     k, log_dosage = interventions(), torch.zeros(1).double()
     a, b = (k.sample(log_dosage, 50, torch.Generator().manual_seed(seed))[0] for _ in range(2))
     torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+GRID = torch.tensor([-1.0, 0.5, 2.0]).double()
+
+
+def test_interpolation_is_exact_at_the_grid_and_linear_between():
+    np.testing.assert_array_equal(interpolation(GRID, GRID), np.eye(3))
+    between = interpolation(torch.tensor([-0.25, 1.7], dtype=torch.float64), GRID)
+    np.testing.assert_allclose(between, [[0.5, 0.5, 0.0], [0.0, 0.2, 0.8]], atol=1e-12)
+
+
+def test_what_was_measured_is_not_carried_beyond_the_grid():
+    """Above it the last point holds; below it, effects are proportional to the dosage."""
+    above = interpolation(torch.tensor([2.0, 5.0, 800.0]).double(), GRID)
+    np.testing.assert_array_equal(above, [[0.0, 0.0, 1.0]] * 3)
+    share = torch.tensor([0.5, 0.01, 0.0]).double()
+    below = interpolation(GRID[0] + share.log(), GRID)
+    np.testing.assert_allclose(below, share[:, None] * torch.tensor([1.0, 0.0, 0.0]), atol=1e-15)
+
+
+def test_interpolation_of_one_point():
+    """That of a screen without doses holds at all; that of one dose in proportion below it."""
+    without = torch.tensor([NO_DOSE]).double()
+    np.testing.assert_array_equal(interpolation(torch.tensor([-20.0, 0.0, 9.0]).double(), without), np.ones((3, 1)))
+    np.testing.assert_array_equal(interpolation(torch.tensor([-torch.inf]).double(), without), [[0.0]])
+    one = interpolation(torch.tensor([0.0, 1.0, 4.0]).double(), torch.ones(1).double())
+    np.testing.assert_allclose(one[:, 0], [np.exp(-1.0), 1.0, 1.0])
+
+
+def with_background() -> Interventions:
+    background = torch.tensor([[[1.0, -2.0], [3.0, 0.0], [4.0, 6.0]]]).double()
+    return replace(interventions(), background=background, grid=GRID, background_sd=torch.ones(1, 2).double())
+
+
+def test_background_is_added_to_direct_effects():
+    k, log_dosage = with_background(), torch.tensor([-0.25]).double()
+    np.testing.assert_allclose(k.shared(log_dosage), [[2.0, -1.0]])
+    np.testing.assert_allclose(k.mean(log_dosage), k.direct(log_dosage) + k.shared(log_dosage))
+    np.testing.assert_allclose(k.direct(log_dosage), interventions().mean(log_dosage))
+    effects, targets = k.sample(log_dosage, 50, torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(effects[~targets], 2.0)  # of the first gene; the second is a target in all cells
+    assert (~targets).any()
+    np.testing.assert_array_equal(k.mean(torch.tensor([-torch.inf])), [[0.0, 0.0]])
+
+
+def test_background_goes_with_its_drug():
+    other = replace(with_background(), background=-with_background().background)
+    both = Interventions.stack([with_background(), other]).rows(torch.tensor([1, 0]))
+    np.testing.assert_array_equal(both.grid, GRID)
+    np.testing.assert_array_equal(both.background[0], -both.background[1])
+    np.testing.assert_array_equal(both.background[0], other.background[0])
+    assert both.background_sd.shape == (2, 2)
+    assert both.of_targets.shape == (6, 2, 2)
+    torch.testing.assert_close(Interventions(*both.of_targets).emax, both.emax)

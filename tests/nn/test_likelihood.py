@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,6 +16,7 @@ from scgim.nn._likelihood import (
     _standard_gamma,
     observation,
     parent_features,
+    poisson_quantile,
     sample_observation,
     score_and_information,
 )
@@ -147,3 +149,52 @@ def test_parents_show_log_counts_per_size_factor():
     for likelihood in ("nb", "poisson"):
         np.testing.assert_allclose(parent_features(x, log_size, likelihood), np.log1p([[0, 4], [5, 0.5]]), rtol=1e-6)
     np.testing.assert_array_equal(parent_features(x, log_size, "normal"), x)
+
+
+def test_quantiles_of_small_rates_are_exact():
+    rate = torch.cat([torch.tensor([0.0, 1e-6]), torch.linspace(0.01, 29.9, 60)]).double()
+    uniform = torch.linspace(1e-4, 1 - 1e-4, 181).double()
+    found = poisson_quantile(*torch.broadcast_tensors(rate[:, None], uniform[None]))
+    np.testing.assert_array_equal(found, scipy.stats.poisson.ppf(uniform[None], rate[:, None].numpy()))
+
+
+def test_quantiles_of_large_rates_are_those_of_the_expansion():
+    rate, uniform = torch.linspace(30.0, 200.0, 35).double(), torch.linspace(1e-3, 1 - 1e-3, 181).double()
+    found = poisson_quantile(*torch.broadcast_tensors(rate[:, None], uniform[None])).numpy()
+    exact = scipy.stats.poisson.ppf(uniform[None], rate[:, None].numpy())
+    assert np.abs(found - exact).max() <= 1
+    assert (found == exact).mean() > 0.98
+    assert np.abs((found - exact).mean(1)).max() < 0.03
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_coupled_draws_follow_the_mean(likelihood):
+    """Draws of one generator differ by what their means do: never the other way, and by little where means differ by little."""
+
+    def draw(shift: float, coupled: bool = True) -> torch.Tensor:
+        predictor = torch.linspace(-2.0, 5.0, 3000)[:, None] + shift
+        generator = torch.Generator().manual_seed(3)
+        args = predictor, torch.zeros(3000, 1), torch.ones(1), generator
+        x, _ = sample_observation(likelihood, *args, coupled=coupled)
+        assert torch.isfinite(x).all()
+        return torch.stack([x[:, 0], torch.rand(3000, generator=generator)])  # what is left of the generator
+
+    draws = [draw(shift) for shift in (-3.0, -0.01, 0.0, 0.01, 0.3, 3.0)]
+    for low, high in itertools.pairwise(draws):
+        assert (high[0] - low[0]).min() >= (-1e-6 if likelihood == "normal" else 0)
+        torch.testing.assert_close(low[1], high[1], rtol=0, atol=0)  # as many numbers were used
+    assert (draws[2][0] != draws[3][0]).float().mean() > 0.01
+    near = (draws[3][0] - draws[2][0]).mean()
+    expected = 0.01 if likelihood == "normal" else 0.01 * float(torch.linspace(-2.0, 5.0, 3000).exp().mean())
+    np.testing.assert_allclose(near, expected, rtol=0.15)
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_coupled_draws_have_the_moments_of_the_distribution(likelihood):
+    n, expected = 100_000, reference(likelihood)
+    for row in range(2):
+        predictor, log_size = PREDICTOR[row].expand(n, 3).float(), LOG_SIZE[row].expand(n, 1).float()
+        generator = torch.Generator().manual_seed(1)
+        x, _ = sample_observation(likelihood, predictor, log_size, LOG_SCALE.float(), generator, coupled=True)
+        assert (np.abs(x.mean(0).numpy() - expected.mean()[row]) < 5 * expected.std()[row] / np.sqrt(n)).all()
+        np.testing.assert_allclose(x.var(0), np.broadcast_to(expected.var(), (2, 3))[row], rtol=0.08)

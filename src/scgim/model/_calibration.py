@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from scgim.module import GIMModule
     from scgim.train import BatchLoader
 
-_N_CELLS = 20_000
+_N_CELLS, _N_VALUES = 40_000, 12_000_000
 _N_ROUNDS = 6
 _MAX_STEP = 0.5
 _FEW_CONTROLS = 100  # fewer, as on a plate, are too noisy to be matched by themselves
@@ -35,12 +35,13 @@ def calibrate(module: GIMModule, loader: BatchLoader) -> None:
     control = torch.nonzero(~module.treated.cpu()[loader.context.cpu()])[:, 0]
     rows = control if len(control) >= _FEW_CONTROLS else torch.arange(loader.n)
     order = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
-    cells = loader.take(order.repeat(-(-_N_CELLS // len(order)))[:_N_CELLS])  # of few cells, each several times
+    n = min(_N_CELLS, _N_VALUES // len(module.centre))
+    cells = loader.take(order.repeat(-(-n // len(order)))[:n])  # of few cells, each several times
     x, context, covariates, log_size = (cells[k].to(module.device) for k in ("x", "context", "covariates", "log_size"))
-    enough = _HALF_A_COUNT / min(len(rows), _N_CELLS)  # so that a gene without counts is not driven to nothing
+    enough = _HALF_A_COUNT / min(len(rows), n)  # so that a gene without counts is not driven to nothing
     depth = log_size.exp().double().sum()
     observed = torch.log(x.double().sum(0) / depth + enough)
-    error = x.double().std(0) / (x.double().mean(0) + enough) / min(len(rows), _N_CELLS) ** 0.5
+    error = x.double().std(0) / (x.double().mean(0) + enough) / min(len(rows), n) ** 0.5
     tolerance = (2 * error).clamp_max(_TOLERANCE)
     shift, targets = _draw_effects(module, context.cpu())
     base = module.intercept + covariates @ module.covariate_effect + shift

@@ -37,7 +37,9 @@ def compare_controls(model: GIM, loader: BatchLoader) -> pd.DataFrame:
     observed = cells["x"].cpu().double()
     nothing = torch.zeros(observed.shape)
     generator = torch.Generator().manual_seed(0)
-    simulated, _ = model._sample(nothing, nothing.bool(), cells["covariates"].cpu(), cells["log_size"].cpu()[:, 0], generator)
+    simulated, _ = model._sample(
+        nothing, nothing.bool(), cells["covariates"].cpu(), cells["log_size"].cpu()[:, 0], generator
+    )
     table = _moments(observed, "").join(_moments(torch.as_tensor(simulated).double(), "simulated_"))
     table.index = pd.Index(model.gene_names_, name="gene")
     table["agree"] = _agree(table, len(rows), counts=model._likelihood != "normal")

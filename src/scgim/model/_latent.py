@@ -83,7 +83,9 @@ def _parents(result: StructureResult, gene: int) -> tuple[int, ...]:
     return tuple(np.flatnonzero(result.adjacency[:, gene]).tolist())
 
 
-def _infer_targets(module: GIMModule, hidden: HiddenExpression, fit, prior: ShiftPrior, features: Tensor | None) -> None:
+def _infer_targets(
+    module: GIMModule, hidden: HiddenExpression, fit, prior: ShiftPrior, features: Tensor | None
+) -> None:
     """Targets and dose-response curves from what the network leaves of the means of contexts."""
     statistics = hidden.statistics
     treated = statistics.group >= 0

@@ -118,7 +118,9 @@ class PredictionMixin:
         mean = (expected / size).reshape(len(names), n_samples, -1).mean(axis=1)
         low, high = self.module.value_range.cpu().numpy()
         with np.errstate(invalid="ignore"):  # an unlimited range
-            beyond = np.maximum(mean - high, low - mean) / np.where(np.isfinite(high - low) & (high > low), high - low, 1.0)
+            beyond = np.maximum(mean - high, low - mean) / np.where(
+                np.isfinite(high - low) & (high > low), high - low, 1.0
+            )
         rows, genes = np.nonzero(beyond > _NEGLIGIBLY_BEYOND)
         if not len(rows):
             return

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import ArrayLike
 
+_TOTAL_VALUES = 3e7  # drawn for total effects
 _MAX_FEATURES = 4096  # beyond this their importance is not stored
 
 
@@ -116,7 +117,7 @@ class ResultsMixin:
         drug_embedding: pd.DataFrame | ArrayLike | str | list[str] | None = None,
         dosage: float | ArrayLike | None = None,
         *,
-        n_samples: int = 200,
+        n_samples: int | None = None,
         seed: int = 0,
     ) -> pd.DataFrame:
         """Direct and propagated effect on each gene: log fold change of its mean against control cells.
@@ -126,7 +127,8 @@ class ResultsMixin:
         drug_embedding, dosage
             Drugs and dosages as in :meth:`predict`; None for the measured contexts.
         n_samples
-            Cells drawn in each context.
+            Cells drawn in each context, the same ones but for the effects; None for 200 to 4,000, fewer where contexts and genes
+            are many.
         seed
             Seed of the draws.
 
@@ -136,6 +138,8 @@ class ResultsMixin:
         difference of means in control standard deviations).
         """
         index, interventions, log_dosage = self._contexts_asked(drug_embedding, dosage)
+        if n_samples is None:
+            n_samples = int(np.clip(_TOTAL_VALUES / ((len(index) + 1) * len(self.gene_names_)), 200, 4000))
         # the same random numbers for controls and all drugs, so that a difference is one of effects
         reference = self._mean_under(None, None, n_samples, seed)[0]
         means = [
@@ -245,7 +249,9 @@ class ResultsMixin:
         index = pd.MultiIndex.from_arrays(arrays, names=["perturbation", "dosage"])
         return index, interventions, log_dosage
 
-    def annotate(self, adata: AnnData | None = None, *, key_added: str = Key.DEFAULT, n_samples: int = 200) -> None:
+    def annotate(
+        self, adata: AnnData | None = None, *, key_added: str = Key.DEFAULT, n_samples: int | None = None
+    ) -> None:
         """Store network, targets and effects in an AnnData, where :mod:`scgim.pl` reads them.
 
         Parameters
@@ -255,7 +261,7 @@ class ResultsMixin:
         key_added
             Start of the names under which results are stored.
         n_samples
-            Cells drawn in each context for the total effects.
+            Cells drawn in each context for the total effects, as in :meth:`get_total_effects`.
 
         Returns
         -------

@@ -33,7 +33,7 @@ _MAX_SAMPLED_CELLS = 20_000
 _MIN_SPREAD = 1e-3
 _MAX_STRETCH = 5.0
 _MAX_LOG_FOLD_CHANGE = 15.0
-_ODD_CELLS = 5e-3
+_ODD_CELLS = 1e-2
 
 
 def _to(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -65,8 +65,8 @@ def set_scales(module: GIMModule, loader: BatchLoader) -> None:
 def note_ranges(module: GIMModule, loader: BatchLoader, *, of_parents: bool = True) -> None:
     """Write to the module how far values went, and parents acted (not if these are hidden), in the training cells.
 
-    Parents of counts act on the log scale, where one odd cell reaches far: cells beyond the outer half
-    percent do not count, means of contexts do.
+    Parents of counts act on the log scale, where one odd cell reaches far: the outermost
+    percent of the cells does not count, means of contexts do.
     """
     d, k = len(module.centre), len(module.group)
     values = torch.tensor([[math.inf], [-math.inf]]).repeat(1, d)
@@ -171,7 +171,13 @@ def _informed_search(
     given = module.given_targets()
     prior = replace(result.prior, known=None if given is None else given[measured])
     screen = Screen(
-        fit.residuals[:, treated].T, precision, group, log_dosage, features[measured], module.curve_grid(), module.dosage_range()
+        fit.residuals[:, treated].T,
+        precision,
+        group,
+        log_dosage,
+        features[measured],
+        module.curve_grid(),
+        module.dosage_range(),
     )
     found = estimate_jointly(screen, prior)
     if found.prior.known is prior.known:
@@ -256,7 +262,10 @@ def note_responses(module: GIMModule, contexts: Tensor, estimates: Tensor, preci
     contexts = contexts.to(module.device)
     module.response.zero_()
     module.response_precision.fill_(NO_PRECISION)
-    module.response[contexts], module.response_precision[contexts] = estimates.to(module.response), precision.to(module.response)
+    module.response[contexts], module.response_precision[contexts] = (
+        estimates.to(module.response),
+        precision.to(module.response),
+    )
 
 
 @torch.no_grad()
@@ -312,7 +321,10 @@ def write_interventions(
         odds = prior.target_log_odds(len(total), torch.arange(total.shape[1]))
         found = replace(found, target_probs=torch.sigmoid(total + odds))
     background = measured_background(module.responses().of(measured), found, programme, left_out, of_drugs)
-    for buffer, value in ((module.posterior.movedim(1, 0), found.of_targets.movedim(1, 0)), (module.background, background)):
+    for buffer, value in (
+        (module.posterior.movedim(1, 0), found.of_targets.movedim(1, 0)),
+        (module.background, background),
+    ):
         buffer.zero_()
         buffer[measured.to(buffer.device)] = value.to(buffer)
     module.prior.copy_(torch.tensor([prior.target_prob, prior.slab_var, prior.spike_var]))

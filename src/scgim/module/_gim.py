@@ -179,7 +179,9 @@ class GIMModule(PyroBaseModuleClass):
         slopes = self.mechanism.slopes(h.to(self.device)).double().cpu()
         own = torch.ones(len(slopes), dtype=torch.float64)
         if self.likelihood != "normal":
-            mean = self.intercept_loc.double().exp().cpu()  # a change of the log mean moves log1p by less where counts are small
+            mean = (
+                self.intercept_loc.double().exp().cpu()
+            )  # a change of the log mean moves log1p by less where counts are small
             own = (1.0 if self.measurement == "latent" else mean / (1 + mean)) / self.spread.double().cpu()
         return own[:, None] * torch.linalg.inv(torch.eye(len(slopes), dtype=torch.float64) - slopes * own)
 
@@ -395,9 +397,7 @@ class GIMModule(PyroBaseModuleClass):
         if self.measurement == "latent":
             noise = torch.randn(predictor.shape, generator=generator, device=predictor.device)
             predictor = predictor + torch.exp(-0.5 * scale) * noise
-        value, mean = sample_observation(
-            self.likelihood, predictor, log_size, scale, generator, coupled=coupled
-        )
+        value, mean = sample_observation(self.likelihood, predictor, log_size, scale, generator, coupled=coupled)
         if self.likelihood == "normal":
             value, mean = (v * self.spread[genes] + self.centre[genes] for v in (value, mean))
         return value, mean, predictor

@@ -78,7 +78,9 @@ def draw_effects(
     shared = rows.shared(log_dosage)
     if known.background_sd.any():
         off = torch.randn(shape, generator=generator, dtype=torch.float64)
-        given = interpolation(log_dosage, known.grid).sum(1, keepdim=True)  # less where doses are smaller than any measured
+        given = interpolation(log_dosage, known.grid).sum(
+            1, keepdim=True
+        )  # less where doses are smaller than any measured
         shared = shared + off[drug] * rows.background_sd * given
     return effects + shared, targets[drug]
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scgim.nn._intervention import Interventions, hill_curve
+from scgim.nn._intervention import NO_DOSE, Interventions, hill_curve
 from scgim.nn._programmes import effective_genes, initial_loadings, price, programme_of, update_loadings
 from scgim.nn._responses import groups_of
 from scgim.nn._score import ShiftPrior
@@ -52,7 +52,7 @@ class CurveGrid:
     def flat() -> CurveGrid:
         """The same effect at any dosage above zero: screens without doses."""
         one = torch.ones(1, dtype=torch.float64)
-        return CurveGrid(-50.0 * one, one, 0.0 * one)
+        return CurveGrid(2 * NO_DOSE * one, one, 0.0 * one)  # risen in full where responses are kept
 
     def coarse(self) -> CurveGrid:
         """A sixth of the curves, enough to fit the prior."""

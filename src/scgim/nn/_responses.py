@@ -122,7 +122,9 @@ def _feature_kernel(a: Tensor, b: Tensor, kernel: DrugKernel, width: float) -> T
     return a @ b.T / a.shape[1]
 
 
-def left_out(responses: Tensor, contexts: Contexts, kernel: DrugKernel | None, settings: Settings, by: Tensor) -> Tensor:
+def left_out(
+    responses: Tensor, contexts: Contexts, kernel: DrugKernel | None, settings: Settings, by: Tensor
+) -> Tensor:
     """Prediction of each context from those with another label in `by` (K,), in closed form, shape (K, d)."""
     own = covariance(contexts, contexts, kernel, settings) + torch.eye(len(responses), dtype=torch.float64)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(own))

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from scgim.nn._effects import CurveGrid
     from scgim.nn._intervention import Interventions
 
-_MIN_DOSES = 4  # three that are left determine a curve of three numbers; judged on fewer, curves look worse than they are
+_MIN_DOSES = (
+    4  # three that are left determine a curve of three numbers; judged on fewer, curves look worse than they are
+)
 _MIN_DRUGS = 4  # fewer tell nothing of how a drug differs from others
 _CLEAR = 3.0  # standard errors: a gain without doubt
 _SHARES = torch.linspace(0.0, 1.0, 11, dtype=torch.float64)
@@ -226,7 +228,11 @@ def _shares(mean: Tensor, sparse: Tensor, dense: Tensor, responses: Responses) -
 
 
 def measured_background(
-    responses: Responses, interventions: Interventions, programme: Tensor, direct_left_out: Tensor, features: Tensor | None
+    responses: Responses,
+    interventions: Interventions,
+    programme: Tensor,
+    direct_left_out: Tensor,
+    features: Tensor | None,
 ) -> Tensor:
     """What measured drugs do beside their direct effects, at the doses of the grid, shape (U, m, d).
 
@@ -259,10 +265,20 @@ def measured_background(
 
 
 def _more_than_programmes(
-    responses: Responses, direct: Tensor, shared: Tensor, programme: Tensor, direct_left_out: Tensor, features: Tensor | None
+    responses: Responses,
+    direct: Tensor,
+    shared: Tensor,
+    programme: Tensor,
+    direct_left_out: Tensor,
+    features: Tensor | None,
 ) -> Tensor:
     """What dense responses add at all drugs and doses of the grid, as far as they are trusted, (U m, d)."""
-    group, log_dosage, grid, n_drugs = responses.group, responses.log_dosage, responses.grid, len(direct) // len(responses.grid)
+    group, log_dosage, grid, n_drugs = (
+        responses.group,
+        responses.log_dosage,
+        responses.grid,
+        len(direct) // len(responses.grid),
+    )
     several = torch.bincount(group)[group] >= _MIN_DOSES
     if not several.any():
         return torch.zeros_like(shared)
