@@ -76,7 +76,7 @@ def test_large_file_is_never_read_as_a_whole(screen, kind, tmp_path, monkeypatch
     assert largest < adata.n_obs
     np.testing.assert_array_equal(model.adjacency_, reference.adjacency_)
     difference = model.get_effects() - reference.get_effects()
-    assert difference.abs().to_numpy().max() < 0.15  # other minibatches
+    assert difference.abs().to_numpy().max() < 0.2  # other minibatches
 
 
 @pytest.mark.parametrize("kind", KINDS)

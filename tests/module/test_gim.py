@@ -286,6 +286,7 @@ def test_responses_are_those_of_treated_contexts():
     module = make()
     with torch.no_grad():
         module.response.copy_(torch.arange(len(GROUP) * D).reshape(len(GROUP), D))
+        module.response_precision.fill_(1.0)
     found = module.responses()
     np.testing.assert_array_equal(found.group, [0, 0, 1])
     np.testing.assert_allclose(found.log_dosage, np.log([1.0, 2.0, 1.0]))
@@ -293,6 +294,8 @@ def test_responses_are_those_of_treated_contexts():
     np.testing.assert_array_equal(found.estimates, np.arange(D, 4 * D).reshape(3, D))
     assert module.background.shape == (2, 2, D)
     without = GIMModule(D, GROUP, None, 0, "nb", "linear", "shift", 3)
+    assert len(without.responses().estimates) == 0  # nothing was measured yet
+    without.response_precision.fill_(1.0)
     assert without.responses().grid.tolist() == [NO_DOSE]
     assert (without.responses().log_dosage == NO_DOSE).all()
     # what is kept there holds at any dosage

@@ -52,5 +52,5 @@ def test_two_processes_end_with_the_model_of_one(tmp_path):
     np.testing.assert_array_equal(first["effects"], second["effects"])
     np.testing.assert_array_equal(first["graph"], one["graph"])
     assert np.abs(one["effects"]).max() > 0.5
-    np.testing.assert_allclose(first["effects"], one["effects"], atol=0.1)  # other minibatches
+    np.testing.assert_allclose(first["effects"], one["effects"], atol=0.2)  # other minibatches
     assert (tmp_path / "twomodel").is_dir()

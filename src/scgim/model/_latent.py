@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from scgim.model._structure import write_interventions
+from scgim.model._structure import note_informed, write_interventions
 from scgim.nn._moments import HiddenExpression, MomentAccumulator
 from scgim.nn._search import StructureResult, StructureSearch, search_structure
 
@@ -49,7 +49,7 @@ def fit_hidden(
     features: Tensor | None = None,
 ) -> StructureResult:
     """Find the graph of hidden expression and write weights, noise, targets and effects to the module."""
-    module.informed_log_odds.fill_(torch.nan)
+    note_informed(module, None)
     hidden = gather_moments(module, loader)
     statistics, spread = hidden.statistics, hidden.spread
     result = search_structure(

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
+    from scgim.nn._effects import CurveGrid
+
 _NEGLIGIBLY_BEYOND = 0.01  # of the range
 _CHUNK_VALUES = 20_000_000  # values drawn at a time: 80 MB in single precision
 
@@ -173,13 +175,16 @@ class PredictionMixin:
         """Generator of the fitted screen; made once, from what is saved."""
         if self._generator is None:
             known = torch.as_tensor(np.flatnonzero(self._is_measured))
-            self._generator = DrugGenerator(*self._generator_inputs(), self.module.responses().of(known))
+            features, interventions, curves, log_dosages = self._generator_inputs()
+            responses = self.module.responses().of(known)
+            self._generator = DrugGenerator(features, interventions, curves, log_dosages, responses)
         return self._generator
 
-    def _generator_inputs(self) -> tuple:
+    def _generator_inputs(self) -> tuple[torch.Tensor, Interventions, CurveGrid, tuple[float, float]]:
         """Features and interventions of the measured perturbations, curves to choose from and range of dosages."""
         module, known = self.module, torch.as_tensor(np.flatnonzero(self._is_measured))
-        return self._features()[known], module.interventions().rows(known), module.curve_grid(), module.dosage_range()
+        features = torch.tensor(self.drug_embedding.to_numpy(dtype=np.float64))
+        return features[known], module.interventions().rows(known), module.curve_grid(), module.dosage_range()
 
     def _features(self) -> torch.Tensor | None:
         """Features of the perturbations of the screen, shape (U, p); None if it was set up without."""

@@ -139,7 +139,7 @@ def learn_structure(
     features: Tensor | None = None,
 ) -> StructureResult:
     """Search for the graph and start the module from what was found; `features` (U, p) are those of the drugs."""
-    module.informed_log_odds.fill_(torch.nan)
+    note_informed(module, None)
     options: dict[str, Any] = {
         "intervention": module.intervention,
         "edge_log_odds": module.edge_log_odds.cpu().numpy(),
@@ -250,11 +250,13 @@ def _cut_evidence(module: GIMModule, x: Tensor, whole: Tensor, cut: Tensor, log_
 
 
 @torch.no_grad()
-def note_informed(module: GIMModule, prior: ShiftPrior, perturbations: Tensor | slice = slice(None)) -> None:
-    """Write what features say of the targets of some measured drugs to the module."""
-    module.informed_log_odds.fill_(torch.nan)
-    if prior.known is not None:
-        module.informed_log_odds[perturbations] = prior.known.to(module.informed_log_odds)
+def note_informed(module: GIMModule, prior: ShiftPrior | None, perturbations: Tensor | slice = slice(None)) -> None:
+    """Write what features say of the targets of some measured drugs to the module; None for nothing."""
+    module.informed_log_odds.zero_()
+    module.target_is_informed.zero_()
+    if prior is not None and prior.known is not None:
+        module.informed_log_odds[perturbations] = prior.known.nan_to_num(0.0).to(module.informed_log_odds)
+        module.target_is_informed[perturbations] = ~prior.known.isnan().to(module.device)
 
 
 def note_responses(module: GIMModule, contexts: Tensor, estimates: Tensor, precision: Tensor) -> None:

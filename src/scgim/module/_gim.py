@@ -131,8 +131,9 @@ class GIMModule(PyroBaseModuleClass):
         # what is known beforehand: log odds of targets, where anything is known, and of edges
         self.register_buffer("target_log_odds", torch.zeros(n_groups, n_genes, dtype=torch.float64))
         self.register_buffer("target_is_known", torch.zeros(n_groups, n_genes, dtype=torch.bool))
-        # what the features of the other drugs say of each (:mod:`scgim.nn._joint`); NaN for nothing
-        self.register_buffer("informed_log_odds", torch.full((n_groups, n_genes), torch.nan, dtype=torch.float64))
+        # what the features of the other drugs say of each (:mod:`scgim.nn._joint`)
+        self.register_buffer("informed_log_odds", torch.zeros(n_groups, n_genes, dtype=torch.float64))
+        self.register_buffer("target_is_informed", torch.zeros(n_groups, n_genes, dtype=torch.bool))
         self.register_buffer(
             "edge_log_odds", torch.full((n_genes, n_genes), usual_edge_log_odds(n_genes), dtype=torch.float64)
         )
@@ -189,7 +190,8 @@ class GIMModule(PyroBaseModuleClass):
         """What was measured in the treated contexts that had training cells; on the CPU."""
         seen = self.treated.cpu() & (self.response_precision.cpu().amax(1) > NO_PRECISION)
         parts = (self.response, self.response_precision, self.group, self.context_log_dosage())
-        return Responses(*(part.cpu()[seen] for part in parts), self.grid.cpu(), self.carry())
+        estimates, precision, group, log_dosage = (part.cpu()[seen] for part in parts)
+        return Responses(estimates, precision, group, log_dosage, self.grid.cpu(), self.carry())
 
     def dosage_range(self) -> tuple[float, float]:
         """Smallest and largest log dosage of the treated contexts."""
@@ -198,7 +200,8 @@ class GIMModule(PyroBaseModuleClass):
 
     def interventions(self) -> Interventions:
         """What the measured perturbations do; on the CPU."""
-        return Interventions(*self.posterior.cpu(), background=self.background.cpu(), grid=self.grid.cpu())
+        direct = dict(zip(DIRECT_FIELDS, self.posterior.cpu(), strict=True))
+        return Interventions(**direct, background=self.background.cpu(), grid=self.grid.cpu())
 
     def shift_prior(self) -> ShiftPrior:
         """Prior of the direct effects, features left out; on the CPU."""
@@ -207,8 +210,12 @@ class GIMModule(PyroBaseModuleClass):
 
     def known_targets(self) -> Tensor | None:
         """Log odds of targets known beforehand or by features, NaN where nothing is, shape (U, d); None if none is. On the CPU."""
-        known = torch.where(self.target_is_known, self.target_log_odds, self.informed_log_odds)
+        known = self._known_log_odds()
         return None if known.isnan().all() else known.cpu()
+
+    def _known_log_odds(self) -> Tensor:
+        informed = torch.where(self.target_is_informed, self.informed_log_odds, torch.nan)
+        return torch.where(self.target_is_known, self.target_log_odds, informed)
 
     def given_targets(self) -> Tensor | None:
         """Log odds of targets that are known beforehand alone, as :meth:`known_targets`."""
@@ -217,7 +224,7 @@ class GIMModule(PyroBaseModuleClass):
 
     def prior_target_probs(self) -> Tensor:
         """Prior probability of each target, shape (U, d); part of every step, so it stays on the device."""
-        known = torch.where(self.target_is_known, self.target_log_odds, self.informed_log_odds)
+        known = self._known_log_odds()
         return torch.sigmoid(torch.where(known.isnan(), torch.logit(self.prior[0]), known)).float()
 
     @staticmethod

@@ -130,9 +130,9 @@ class FunctionSearch(StructureSearch):
         accumulator.update(columns, cells.context, cells.covariates)
         return accumulator.finalise()
 
-    def fit(self, pairs: list[tuple[int, Parents]], n_iterations: int = _N_ITERATIONS) -> GeneFit:
+    def fit(self, pairs: list[tuple[int, Parents]], n_iterations: int | None = None) -> GeneFit:
         """Fit the given (gene, parents) pairs; of the weights only the intercepts are kept."""
-        fits = [self._fit_one(gene, parents, n_iterations) for gene, parents in pairs]
+        fits = [self._fit_one(gene, parents, n_iterations or _N_ITERATIONS) for gene, parents in pairs]
         return GeneFit(*(torch.cat([getattr(fit, name) for fit in fits]) for name in GeneFit.__dataclass_fields__))
 
     def _fit_one(self, gene: int, parents: Parents, n_iterations: int) -> GeneFit:

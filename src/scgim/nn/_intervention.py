@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NO_DOSE = -50.0  # log dosage of screens without doses
+NO_DOSE, _UNLIMITED = -50.0, 50.0  # log dosage of screens without doses, and one that nobody gives
+_MAX_GROWTH = 2.0  # of effects beyond the measured doses
 
 
 def hill_curve(log_dosage: Tensor | float, log_ec50: Tensor, exponent: Tensor) -> Tensor:
@@ -87,7 +88,7 @@ class Interventions:
     background_sd
         Standard deviation of that, (Q, d); None for zero.
     grid
-        Log dosages of `background`, increasing, shape (m,).
+        Log dosages of `background`, increasing, to the largest that was measured, shape (m,); None for no limit.
     """
 
     target_probs: Tensor
@@ -103,7 +104,7 @@ class Interventions:
     def __post_init__(self) -> None:
         q, d = self.emax.shape
         if self.grid is None:
-            object.__setattr__(self, "grid", self.emax.new_zeros(1))
+            object.__setattr__(self, "grid", self.emax.new_full((1,), _UNLIMITED))
         if self.background is None:
             object.__setattr__(self, "background", self.emax.new_zeros(q, len(self.grid), d))
         if self.background_sd is None:
@@ -116,17 +117,22 @@ class Interventions:
 
     def rows(self, index: Tensor) -> Interventions:
         """Chosen drugs."""
-        return Interventions(*(getattr(self, name)[index] for name in _BY_DRUG), grid=self.grid)
+        return Interventions(**{name: getattr(self, name)[index] for name in _BY_DRUG}, grid=self.grid)
 
     @staticmethod
     def stack(parts: list[Interventions]) -> Interventions:
         """Drugs of several distributions with the same grid, one after the other."""
-        together = (torch.cat([getattr(part, name).double() for part in parts]) for name in _BY_DRUG)
-        return Interventions(*together, grid=parts[0].grid)
+        together = {name: torch.cat([getattr(part, name).double() for part in parts]) for name in _BY_DRUG}
+        return Interventions(**together, grid=parts[0].grid)
 
     def curve(self, log_dosage: Tensor) -> Tensor:
-        """Share of the largest effect at each drug's log dosage (Q,), shape (Q, d)."""
-        return hill_curve(log_dosage.reshape(-1, 1), self.log_ec50, self.exponent)
+        """Share of the largest effect at each drug's log dosage (Q,), shape (Q, d).
+
+        Beyond the measured doses it grows by no more than a factor of two: how far a curve goes on that had hardly begun to rise,
+        its measured part does not say.
+        """
+        at_dosage = hill_curve(log_dosage.reshape(-1, 1), self.log_ec50, self.exponent)
+        return torch.minimum(at_dosage, _MAX_GROWTH * hill_curve(self.grid[-1], self.log_ec50, self.exponent))
 
     def direct(self, log_dosage: Tensor) -> Tensor:
         """Expected effect on targets, whether target or not summed out, (Q, d)."""

@@ -107,7 +107,7 @@ def covariance(a: Contexts, b: Contexts, kernel: DrugKernel | None, settings: Se
     """Prior covariance of contexts without the noise, (A, B)."""
     distance = (a.log_dosage[:, None] - b.log_dosage[None]).square()
     drug = (1 - settings.features) * (a.drug[:, None] == b.drug[None]).double()
-    if settings.features:
+    if settings.features and kernel is not None:
         drug = drug + settings.features * _feature_kernel(a.features, b.features, kernel, settings.width)
     along = torch.exp(-distance / (2 * settings.length**2))
     return _LEVEL + _COMMON * torch.exp(-distance / (2 * _COMMON_LENGTH**2)) + settings.variance * drug * along

@@ -117,8 +117,10 @@ class Responses:
         number[perturbations] = torch.arange(len(perturbations))
         group = number[self.group]
         kept = group >= 0
-        parts = (part[kept] for part in (self.estimates, self.precision, group, self.log_dosage))
-        return Responses(*parts, self.grid, self.carry)
+        estimates, precision, group, log_dosage = (
+            part[kept] for part in (self.estimates, self.precision, group, self.log_dosage)
+        )
+        return Responses(estimates, precision, group, log_dosage, self.grid, self.carry)
 
 
 def _kept(difference: Tensor, error: Tensor) -> Tensor:
