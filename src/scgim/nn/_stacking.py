@@ -66,7 +66,7 @@ class Responses:
         mean = (self.precision * self.estimates).sum(0) * of_mean
         mean = mean * (1 - of_mean / mean.square().clamp_min(1e-12)).clamp_min(0.0)
         left = self.estimates - mean
-        spread = (left.square() - error).mean(0).clamp_min(0.0)
+        spread = _spread(left, error)
         return mean + left * spread / (spread + error)
 
     @cached_property
@@ -82,7 +82,7 @@ class Responses:
     @cached_property
     def weight(self) -> Tensor:
         """Weight of each of these by its error, between 0 and 1, (K, d)."""
-        spread = (self.totals.square() - self.error).mean(0).clamp_min(1e-6)
+        spread = _spread(self.totals, self.error).clamp_min(1e-6)
         return spread / (spread + self.error)
 
     def loss(self, predicted: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
@@ -108,6 +108,11 @@ class Responses:
         kept = group >= 0
         parts = (part[kept] for part in (self.estimates, self.precision, group, self.log_dosage))
         return Responses(*parts, self.grid, self.carry)
+
+
+def _spread(values: Tensor, error: Tensor) -> Tensor:
+    """Variance of values (K, d) beyond that of their errors, (d,); those of which little is known count little."""
+    return ((values.square() / error - 1).sum(0) / (1 / error).sum(0)).clamp_min(0.0)
 
 
 def trust(gain: Tensor, group: Tensor) -> float:
