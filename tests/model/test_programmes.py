@@ -177,6 +177,28 @@ def test_errors_of_shared_controls_are_no_programme(seed):
     assert (programme - receptor).square().mean() < 0.1 * receptor.square().mean()
 
 
+@pytest.mark.parametrize("measurement", ["direct", "latent"])
+def test_a_dose_whose_cells_are_held_out_lies_between_its_neighbours(measurement):
+    screen = simulate(STRENGTH)
+    screen.adata.obs["fold"] = np.where(screen.adata.obs["dosage"] == DOSES[1], "test", "train")
+    GIM.setup_anndata(screen.adata, size_factor_key="size_factor")
+    scvi.settings.seed = 0
+    model = GIM(screen.adata, measurement=measurement)
+    model.train(30, accelerator="cpu", enable_progress_bar=False, split_key="fold")
+    assert len(model.module.responses().group) == 2 * N_DRUGS
+    below, at, above = (slopes(changes(model, dose), screen) for dose in DOSES)
+    assert (at > below + 0.2 * (above - below)).all()
+    assert (at < below + 0.8 * (above - below)).all()
+    np.testing.assert_allclose(at.mean(), curve(DOSES[1]), atol=0.15)
+    new = screen.adata.uns["drug_embedding"].iloc[:N_BINDING].rename(index="new {}".format)
+    interventions = model._interventions(new)
+    by_dose = [
+        slopes(interventions.mean(torch.full((N_BINDING,), at, dtype=torch.float64)).numpy(), screen).mean()
+        for at in np.log(DOSES)
+    ]
+    np.testing.assert_allclose(by_dose, curve(DOSES), atol=0.15)
+
+
 def test_new_drugs_do_no_more_than_measured_ones_did(model, screen):
     table = screen.adata.uns["drug_embedding"]
     new = pd.concat([table.iloc[[0, 1, 8]], table.iloc[[0, 1]] * 50, table.iloc[[2]] * 0])

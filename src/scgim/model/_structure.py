@@ -17,7 +17,7 @@ from scgim.nn._information import FitInformation, InformationAccumulator
 from scgim.nn._likelihood import observation, parent_features, score_and_information
 from scgim.nn._mechanism import LinearMechanism, linear_part
 from scgim.nn._search import StructureResult, StructureSearch, search_structure
-from scgim.nn._stacking import measured_background
+from scgim.nn._stacking import NO_PRECISION, measured_background
 from scgim.nn._statistics import ContextStatistics, StatisticsAccumulator
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ _MAX_SAMPLED_CELLS = 20_000
 _MIN_SPREAD = 1e-3
 _MAX_STRETCH = 5.0
 _MAX_LOG_FOLD_CHANGE = 15.0
-_NO_PRECISION = 1e-6
 _ODD_CELLS = 5e-3
 
 
@@ -215,7 +214,7 @@ def note_responses(module: GIMModule, contexts: Tensor, estimates: Tensor, preci
     """Write estimates of the effects of some contexts (boolean, K) to the module; of others nothing is known."""
     contexts = contexts.to(module.device)
     module.response.zero_()
-    module.response_precision.fill_(_NO_PRECISION)
+    module.response_precision.fill_(NO_PRECISION)
     module.response[contexts], module.response_precision[contexts] = estimates.to(module.response), precision.to(module.response)
 
 
@@ -230,7 +229,10 @@ def infer_targets(module: GIMModule, information: FitInformation, features: Tens
         shift = shift.clamp(-_MAX_LOG_FOLD_CHANGE, _MAX_LOG_FOLD_CHANGE)
     log_dosage, grid = module.log_dosage.cpu()[treated], module.curve_grid()
     found, prior, programme = estimate_interventions(shift, precision, group, log_dosage, grid, module.shift_prior())
-    note_responses(module, treated, shift, precision)
+    measured = (information.information[treated] > 0).any(1)  # contexts whose cells are held out say nothing
+    contexts = torch.zeros_like(treated)
+    contexts[torch.nonzero(treated)[:, 0][measured]] = True
+    note_responses(module, contexts, shift[measured], precision[measured])
     left_out = effects_left_out(shift - programme, precision, group, log_dosage, grid, prior)
     if module.intervention == "hard":
         cost = 0.5 * torch.log1p(precision * prior.slab_var)
@@ -239,7 +241,8 @@ def infer_targets(module: GIMModule, information: FitInformation, features: Tens
         odds = prior.target_log_odds(len(total), torch.arange(total.shape[1]))
         found = replace(found, target_probs=torch.sigmoid(total + odds))
     module.posterior.copy_(found.of_targets)
-    module.background.copy_(measured_background(module.responses(), found, programme, left_out, features))
+    background = measured_background(module.responses(), found, programme[measured], left_out[measured], features)
+    module.background.copy_(background)
     module.prior.copy_(torch.tensor([prior.target_prob, prior.slab_var, prior.spike_var]))
 
 

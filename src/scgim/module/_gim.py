@@ -21,7 +21,7 @@ from scgim.nn._likelihood import observation, parent_features, sample_observatio
 from scgim.nn._mechanism import linear_part, make_mechanism
 from scgim.nn._responses import dose_grid
 from scgim.nn._score import ShiftPrior
-from scgim.nn._stacking import Responses
+from scgim.nn._stacking import NO_PRECISION, Responses
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -181,8 +181,8 @@ class GIMModule(PyroBaseModuleClass):
         return own[:, None] * torch.linalg.inv(torch.eye(len(slopes), dtype=torch.float64) - slopes * own)
 
     def responses(self) -> Responses:
-        """What was measured in the treated contexts; on the CPU."""
-        treated = self.treated.cpu()
+        """What was measured in the treated contexts that had cells to train on; on the CPU."""
+        treated = (self.treated & (self.response_precision > NO_PRECISION).any(1)).cpu()
         return Responses(
             self.response.cpu()[treated],
             self.response_precision.cpu()[treated],

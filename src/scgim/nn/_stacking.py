@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from scgim.nn._effects import CurveGrid
     from scgim.nn._intervention import Interventions
 
+NO_PRECISION = 1e-6  # of contexts of which nothing is known
 _MIN_DOSES = 4  # three that are left determine a curve of three numbers; judged on fewer, curves look worse than they are
 _MIN_DRUGS = 4  # fewer tell nothing of how a drug differs from others
 _CLEAR = 3.0  # standard errors: a gain without doubt
