@@ -85,7 +85,7 @@ def nothing() -> GIM:
     return fitted(screen)
 
 
-def changes(model: GIM, dosage: float, drugs: list[str] | None = None) -> np.ndarray:
+def changes(model: GIM, dosage: float, drugs: pd.DataFrame | None = None) -> np.ndarray:
     """Log fold changes of the means of predicted cells, (Q, d)."""
     drugs = model.perturbations if drugs is None else drugs
     mean = [
@@ -191,12 +191,8 @@ def test_a_dose_whose_cells_are_held_out_lies_between_its_neighbours(measurement
     assert (at < below + 0.8 * (above - below)).all()
     np.testing.assert_allclose(at.mean(), curve(DOSES[1]), atol=0.15)
     new = screen.adata.uns["drug_embedding"].iloc[:N_BINDING].rename(index="new {}".format)
-    interventions = model._interventions(new)
-    by_dose = [
-        slopes(interventions.mean(torch.full((N_BINDING,), at, dtype=torch.float64)).numpy(), screen).mean()
-        for at in np.log(DOSES)
-    ]
-    np.testing.assert_allclose(by_dose, curve(DOSES), atol=0.15)
+    by_dose = [slopes(changes(model, dose, new), screen).mean() for dose in DOSES]
+    np.testing.assert_allclose(by_dose, [size.mean() for size in (below, at, above)], atol=0.1)
 
 
 def test_new_drugs_do_no_more_than_measured_ones_did(model, screen):
@@ -213,8 +209,5 @@ def test_new_drugs_do_no_more_than_measured_ones_did(model, screen):
         totals = found.mean(torch.full((len(new),), log_dosage, dtype=torch.float64)) @ responses.carry
         assert ((totals >= low - beyond) & (totals <= high + beyond)).all()
     # by its binding alone a new drug is known to have the programme, or its opposite
-    features = new.iloc[:2]
-    cells = model.predict(features, 3.0, n_samples=300, seed=0).layers["expected"].reshape(2, 300, -1).mean(1)
-    control = model.predict(features, 0.0, n_samples=300, seed=0).layers["expected"].reshape(2, 300, -1).mean(1)
-    shown = np.log(cells / control)[:, :MOVED]
+    shown = changes(model, DOSES[-1], new.iloc[:2])[:, :MOVED]
     assert [np.corrcoef(shown[u], screen.effects[u, -1, :MOVED])[0, 1] > 0.9 for u in (0, 1)] == [True, True]
