@@ -85,7 +85,7 @@ def nothing() -> GIM:
     return fitted(screen)
 
 
-def changes(model: GIM, dosage: float, drugs: list[str] | None = None) -> np.ndarray:
+def changes(model: GIM, dosage: float, drugs: pd.DataFrame | None = None) -> np.ndarray:
     """Log fold changes of the means of predicted cells, (Q, d)."""
     drugs = model.perturbations if drugs is None else drugs
     mean = [
@@ -177,6 +177,24 @@ def test_errors_of_shared_controls_are_no_programme(seed):
     assert (programme - receptor).square().mean() < 0.1 * receptor.square().mean()
 
 
+@pytest.mark.parametrize("measurement", ["direct", "latent"])
+def test_a_dose_whose_cells_are_held_out_lies_between_its_neighbours(measurement):
+    screen = simulate(STRENGTH)
+    screen.adata.obs["fold"] = np.where(screen.adata.obs["dosage"] == DOSES[1], "test", "train")
+    GIM.setup_anndata(screen.adata, size_factor_key="size_factor")
+    scvi.settings.seed = 0
+    model = GIM(screen.adata, measurement=measurement)
+    model.train(30, accelerator="cpu", enable_progress_bar=False, split_key="fold")
+    assert len(model.module.responses().group) == 2 * N_DRUGS
+    below, at, above = (slopes(changes(model, dose), screen) for dose in DOSES)
+    assert (at > below + 0.2 * (above - below)).all()
+    assert (at < below + 0.8 * (above - below)).all()
+    np.testing.assert_allclose(at.mean(), curve(DOSES[1]), atol=0.15)
+    new = screen.adata.uns["drug_embedding"].iloc[:N_BINDING].rename(index="new {}".format)
+    by_dose = [slopes(changes(model, dose, new), screen).mean() for dose in DOSES]
+    np.testing.assert_allclose(by_dose, [size.mean() for size in (below, at, above)], atol=0.15)
+
+
 def test_new_drugs_do_no_more_than_measured_ones_did(model, screen):
     table = screen.adata.uns["drug_embedding"]
     new = pd.concat([table.iloc[[0, 1, 8]], table.iloc[[0, 1]] * 50, table.iloc[[2]] * 0])
@@ -191,8 +209,5 @@ def test_new_drugs_do_no_more_than_measured_ones_did(model, screen):
         totals = found.mean(torch.full((len(new),), log_dosage, dtype=torch.float64)) @ responses.carry
         assert ((totals >= low - beyond) & (totals <= high + beyond)).all()
     # by its binding alone a new drug is known to have the programme, or its opposite
-    features = new.iloc[:2]
-    cells = model.predict(features, 3.0, n_samples=300, seed=0).layers["expected"].reshape(2, 300, -1).mean(1)
-    control = model.predict(features, 0.0, n_samples=300, seed=0).layers["expected"].reshape(2, 300, -1).mean(1)
-    shown = np.log(cells / control)[:, :MOVED]
+    shown = changes(model, DOSES[-1], new.iloc[:2])[:, :MOVED]
     assert [np.corrcoef(shown[u], screen.effects[u, -1, :MOVED])[0, 1] > 0.9 for u in (0, 1)] == [True, True]

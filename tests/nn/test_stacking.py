@@ -135,6 +135,21 @@ def test_estimates_are_shrunk_to_the_mean_of_their_gene():
     np.testing.assert_array_equal(noisy.effects, torch.zeros_like(found))  # nothing is known
 
 
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_a_context_of_which_nothing_is_known_says_nothing_of_the_others(everywhere):
+    """As one whose cells are held out, or a gene that a drug silences."""
+    effects = random(30, 4, 3)
+    known = responses_of(effects)
+    genes = slice(None) if everywhere else slice(0, 1)
+    estimates, precision = known.estimates.clone(), known.precision.clone()
+    estimates[-1, genes], precision[-1, genes] = 0.0, 1e-6
+    found = replace(known, estimates=estimates, precision=precision)
+    torch.testing.assert_close(found.effects[:-1], known.effects[:-1], rtol=0.01, atol=0.01)
+    torch.testing.assert_close(found.weight[:-1], known.weight[:-1], rtol=0.01, atol=0.01)
+    assert found.effects[-1, genes].abs().max() < 0.3
+    assert found.weight[-1, genes].max() < 1e-5
+
+
 def test_contexts_of_some_perturbations_are_numbered_anew():
     responses = responses_of(random(5, 4, 3))
     some = responses.of(torch.tensor([4, 1]))

@@ -411,6 +411,7 @@ EXTREMES = (
 )
 
 
+@pytest.mark.filterwarnings("ignore:Predicted means leave the range")  # a fit of few epochs, to odd data
 @pytest.mark.parametrize("likelihood", ["nb", "poisson"])
 @pytest.mark.parametrize("spoil", EXTREMES, ids=lambda f: f.__name__)
 def test_extreme_data_train_without_nan(screen, spoil, likelihood):

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scgim.module._gim import NO_PRECISION
 from scgim.nn._effects import effects_left_out
 from scgim.nn._functions import SampledCells, refine_structure
 from scgim.nn._graph import parent_table
@@ -19,7 +18,7 @@ from scgim.nn._joint import Screen, estimate_jointly
 from scgim.nn._likelihood import observation, parent_features, score_and_information
 from scgim.nn._mechanism import LinearMechanism, linear_part
 from scgim.nn._search import StructureResult, StructureSearch, search_structure
-from scgim.nn._stacking import measured_background
+from scgim.nn._stacking import NO_PRECISION, measured_background
 from scgim.nn._statistics import ContextStatistics, StatisticsAccumulator
 
 if TYPE_CHECKING:

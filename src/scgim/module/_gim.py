@@ -21,13 +21,12 @@ from scgim.nn._likelihood import observation, parent_features, sample_observatio
 from scgim.nn._mechanism import linear_part, make_mechanism
 from scgim.nn._responses import dose_grid
 from scgim.nn._score import ShiftPrior
-from scgim.nn._stacking import Responses
+from scgim.nn._stacking import NO_PRECISION, Responses
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _TINY = 1e-8
-NO_PRECISION = 1e-6  # of effects in contexts without training cells
 
 
 def usual_edge_log_odds(n_genes: int) -> float:

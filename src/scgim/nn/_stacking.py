@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from scgim.nn._effects import CurveGrid
     from scgim.nn._intervention import Interventions
 
-_MIN_DOSES = (
-    4  # three that are left determine a curve of three numbers; judged on fewer, curves look worse than they are
-)
+NO_PRECISION = 1e-6  # of contexts of which nothing is known
+# Three doses that are left determine a curve of three numbers; judged on fewer, curves look worse than they are.
+_MIN_DOSES = 4
+_USUAL = 10.0  # times the median variance of an error is what a context may have and weigh as others
 _MIN_DRUGS = 4  # fewer tell nothing of how a drug differs from others
 _CLEAR = 3.0  # standard errors: a gain without doubt
 _SHARES = torch.linspace(0.0, 1.0, 11, dtype=torch.float64)
@@ -72,13 +73,18 @@ class Responses:
             mean, error = self._mean(rows)
             usual[rows] += (mean - usual[rows]) * _kept(mean - usual[rows], error)
         left, error = self.estimates - usual, 1 / self.precision
-        spread = (left.square() - error).mean(0).clamp_min(0.0)
+        spread = _spread(left, error)
         return usual + left * spread / (spread + error)
 
     def _mean(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Mean of the estimates of some contexts and the variance of its error, both (d,); contexts weigh alike, as drugs do."""
+        """Mean of the estimates of some contexts and the variance of its error, both (d,).
+
+        Contexts weigh alike, as drugs do, but for those of which much less is known than of most.
+        """
         estimates, error = self.estimates[rows], 1 / self.precision[rows]
-        return estimates.mean(0), error.mean(0) / len(estimates)
+        weight = 1 / (_USUAL * error.median(0).values + error)
+        weight = weight / weight.sum(0)
+        return (weight * estimates).sum(0), (weight.square() * error).sum(0)
 
     @cached_property
     def totals(self) -> Tensor:
@@ -93,7 +99,7 @@ class Responses:
     @cached_property
     def weight(self) -> Tensor:
         """Weight of each of these by its error, between 0 and 1, (K, d)."""
-        spread = (self.totals.square() - self.error).mean(0).clamp_min(1e-6)
+        spread = _spread(self.totals, self.error).clamp_min(1e-6)
         return spread / (spread + self.error)
 
     def loss(self, predicted: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
@@ -126,6 +132,11 @@ class Responses:
 def _kept(difference: Tensor, error: Tensor) -> Tensor:
     """How much of a difference is left when it is shrunk by the variance of its error."""
     return (1 - error / difference.square().clamp_min(1e-12)).clamp_min(0.0)
+
+
+def _spread(values: Tensor, error: Tensor) -> Tensor:
+    """Variance of values (K, d) beyond that of their errors, (d,); those of which little is known count little."""
+    return ((values.square() / error - 1).sum(0) / (1 / error).sum(0)).clamp_min(0.0)
 
 
 def trust(gain: Tensor, group: Tensor) -> float:
