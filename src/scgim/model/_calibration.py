@@ -1,4 +1,4 @@
-"""Baselines under which drawn cells have the mean expression of the training cells.
+"""Baselines under which drawn control cells have the mean expression of the observed ones.
 
 Each gene is fitted given the observed values of its parents. Drawn cells have drawn parents, and where the model is not
 quite right small errors add up along the network.
@@ -28,7 +28,10 @@ _HALF_A_COUNT = 0.5
 
 @torch.no_grad()
 def calibrate(module: GIMModule, loader: BatchLoader) -> None:
-    """Find the baselines, for counts, whose mechanisms are not linear in them: control cells, where there are many, have their means."""
+    """Find the baselines, for counts, whose mechanisms are not linear in them.
+
+    Drawn control cells get the means of the observed ones; with few of these, drawn cells of all contexts those of the training cells.
+    """
     module.calibration.zero_()
     if module.likelihood == "normal" or module.measurement == "latent":
         return

@@ -53,7 +53,8 @@ class PredictionMixin:
         ----------
         drug_embedding
             Features, one row a drug: a data frame (index = names, columns as in training) or an array. A row named like
-            a measured perturbation uses all that was learned about it, any other row its features alone. Names of
+            a measured perturbation uses all that was learned about it, any other row its features, as far as these tell more than
+            what the measured drugs have in common. Names of
             measured perturbations may be given in place of features.
         dosage
             One dosage, or one a row; None for the median measured dosage.

@@ -87,7 +87,8 @@ class TrainingMixin(FittingMixin):
         """Fit network, mechanisms, targets and generator.
 
         First the graph is found by search on sufficient statistics, the direct effects summed out. What the features of the other
-        drugs say of each drug is then the prior of its targets, if that raises the evidence, and the search goes on under it. Mechanisms
+        drugs say of each drug is then the prior of its targets, if that raises the evidence, and the search goes on under it (linear
+        mechanisms and shifts; of others, targets alone have this prior, found at the end). Mechanisms
         and effects are fitted on the graph by gradient descent, edges without support are cut, and the fit is refined. Targets, effects
         and generator are fitted in turn at the end, and simulated control cells are compared with the observed ones: a warning
         names genes in which they differ, and `control_check_` holds their moments.

@@ -143,9 +143,9 @@ class GIMModule(PyroBaseModuleClass):
         # estimates of what each context does given the parents, and their precision; what the generator learns from
         self.register_buffer("response", torch.zeros(n_contexts, n_genes, dtype=torch.float64))
         self.register_buffer("response_precision", torch.full((n_contexts, n_genes), NO_PRECISION, dtype=torch.float64))
-        # what drawn cells need to have the means of the training cells (:func:`scgim.model._calibration.calibrate`)
+        # what drawn control cells need to have the means of the observed ones (:func:`scgim.model._calibration.calibrate`)
         self.register_buffer("calibration", torch.zeros(n_genes))
-        # least and largest that the parents of each gene did in a training cell, and values of the genes themselves
+        # range of what the parents of each gene did in training cells (odd ones left out), and of the values of the genes themselves
         unlimited = torch.tensor([[-math.inf], [math.inf]]).expand(2, n_genes)
         self.register_buffer("reach", unlimited.clone())
         self.register_buffer("value_range", unlimited.clone())
@@ -338,8 +338,8 @@ class GIMModule(PyroBaseModuleClass):
     ) -> tuple[Tensor, Tensor]:
         """Draw cells gene by gene in topological order, so that effects are carried down the network.
 
-        The parents of a gene act on it no further than they did in any training cell: beyond, nothing is known of the mechanism, and
-        errors would grow along the network without limit.
+        The parents of a gene act on it no further than they did in the training cells, of counts without the outer half percent: beyond,
+        nothing is known of the mechanism, and errors would grow along the network without limit.
 
         Parameters
         ----------

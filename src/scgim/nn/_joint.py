@@ -4,8 +4,9 @@ What the features of the *other* drugs say of a drug is the prior of its targets
 
 .. math:: \pi_{uj} = (1 - \epsilon)\,\Pr(j \in I_u \mid \gamma_u, \text{drugs other than } u) + \epsilon\,\pi
 
-so that nothing is counted twice. Estimates and generator are fitted in turn as long as the evidence of the data rises. Since a drug
-does not enter its own prior, evidence does not rise for features that tell nothing.
+so that the cells of a drug are not counted twice, but for settings of the generator that all drugs share. Estimates and generator
+are fitted in turn as long as the evidence of the data rises, at most three times. Since a drug does not enter its own prior, evidence
+does not rise for features that tell nothing.
 """
 
 from __future__ import annotations

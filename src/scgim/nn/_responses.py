@@ -4,7 +4,7 @@ Sparse direct targets explain much of what a drug does in some screens and littl
 or most genes answer to stress, effects are dense. Here the effects of a context, y (d genes), are a Gaussian process of drug and
 dose whose kernel all genes share,
 
-.. math:: k\big((u, c), (u', c')\big) = \lambda + \kappa_1(c, c') + v\,\big[f\,\phi(u, u') + (1 - f)\,1_{u = u'}\big]\,\kappa_l(c, c') + 1_{same\ context}
+.. math:: k\left((u, c), (u', c')\right) = \lambda + \kappa_1(c, c') + v\,\left[f\,\phi(u, u') + (1 - f)\,1_{u = u'}\right]\,\kappa_l(c, c') + 1_{\text{same context}}
 
 with a level and a mean curve in dose that all drugs have in common, a kernel phi of the drug features and kappa of log dosages.
 Lengths, variance v and share f of the features are chosen by leaving drugs, or contexts, out in closed form. With f = 0 the

@@ -38,7 +38,8 @@ class ShiftPrior:
     spike_var
         Variance of what is left on other genes: misfit rather than effect.
     known
-        Prior log odds of single targets in place of the common `target_prob`, NaN for none, shape (U, d).
+        Prior log odds of single targets, given beforehand or by drug features, in place of the common `target_prob`; NaN for none,
+        shape (U, d).
     """
 
     target_prob: float
@@ -59,7 +60,7 @@ class ShiftPrior:
         return torch.where(known.isnan(), usual, known)
 
     def is_open(self, target_probs: Tensor) -> Tensor:
-        """Where nothing is known beforehand, 1 or 0, for the shape (U, d)."""
+        """Where the common `target_prob` holds, 1 or 0, for the shape (U, d)."""
         return (
             torch.ones_like(target_probs)
             if self.known is None
