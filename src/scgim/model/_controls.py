@@ -67,7 +67,7 @@ def _agree(table: pd.DataFrame, n: int, *, counts: bool) -> pd.Series:
         return (near | (distance <= 0.25 * np.sqrt(table["variance"]))) & good
     near |= np.log((table["simulated_mean"] + 1e-12) / (table["mean"] + 1e-12)).abs() <= np.log(_MAX_MEAN_RATIO)
     zeros = (table["zeros"] - table["simulated_zeros"]).abs()
-    good = zeros <= _MAX_ZEROS + _N_ERRORS * np.sqrt(table["zeros"] * (1 - table["zeros"]) * 2 / n)
+    good &= zeros <= _MAX_ZEROS + _N_ERRORS * np.sqrt(table["zeros"] * (1 - table["zeros"]) * 2 / n)
     if n >= _FEW_CELLS:
         largest = np.log((table["simulated_largest"] + 2) / (table["largest"] + 2)).abs()
         good &= largest <= np.log(_MAX_LARGEST_RATIO)

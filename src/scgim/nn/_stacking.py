@@ -67,14 +67,24 @@ class Responses:
         """Estimates shrunk by their errors, (K, d): those of each gene to their mean at that dose, and this to that at all doses."""
         level, error = self._mean(slice(None))
         usual = (level * _kept(level, error)).repeat(len(self.estimates), 1)
-        nearest = (self.log_dosage[:, None] - self.grid).abs().argmin(1)
-        for point in torch.unique(nearest):
-            rows = nearest == point
+        for rows in groups_of(self.nearest):
             mean, error = self._mean(rows)
             usual[rows] += (mean - usual[rows]) * _kept(mean - usual[rows], error)
         left, error = self.estimates - usual, 1 / self.precision
         spread = _spread(left, error)
         return usual + left * spread / (spread + error)
+
+    @cached_property
+    def nearest(self) -> Tensor:
+        """Point of the grid next to each context, (K,)."""
+        return (self.log_dosage[:, None] - self.grid).abs().argmin(1)
+
+    def mean_at_dose(self, values: Tensor) -> Tensor:
+        """Mean over contexts of the same dose, in each context (K, d)."""
+        out = torch.empty_like(values)
+        for rows in groups_of(self.nearest):
+            out[rows] = values[rows].mean(0)
+        return out
 
     def _mean(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Mean of the estimates of some contexts and the variance of its error, both (d,).
@@ -237,7 +247,13 @@ def _shares(mean: Tensor, sparse: Tensor, dense: Tensor, responses: Responses) -
             best = corner
             break
     by = trust(loss[0.0, 0.0] - loss[best], responses.group)
-    return best[0] * by, best[1] * by
+    if best[
+        0
+    ]:  # what is usual of all drugs may do as well as what the features say of each, and then that is not trusted
+        usual = mean + best[0] * (responses.mean_at_dose(sparse) - mean) + best[1] * (dense - mean)
+        by_features = trust(responses.loss(usual) - loss[best], responses.group)
+        return best[0] * by * by_features, best[1] * by
+    return 0.0, best[1] * by
 
 
 def measured_background(
