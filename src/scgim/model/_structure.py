@@ -32,7 +32,8 @@ _MAX_SAMPLED_CELLS = 20_000
 _MIN_SPREAD = 1e-3
 _MAX_STRETCH = 5.0
 _MAX_LOG_FOLD_CHANGE = 15.0
-_ODD_CELLS = 1e-2
+_ODD_CELLS = 2e-3
+_MAX_FOLD = 10.0  # of the mean, that parents make of a single cell
 
 
 def _to(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -64,8 +65,8 @@ def set_scales(module: GIMModule, loader: BatchLoader) -> None:
 def note_ranges(module: GIMModule, loader: BatchLoader, *, of_parents: bool = True) -> None:
     """Write to the module how far values went, and parents acted (not if these are hidden), in the training cells.
 
-    Parents of counts act on the log scale, where one odd cell reaches far: the outermost
-    percent of the cells does not count, means of contexts do.
+    Parents of counts act on the log scale, where one odd cell reaches far: two in a thousand cells at either end do not count, nor
+    what goes beyond ten times the mean over cells. Means of contexts do.
     """
     d, k = len(module.centre), len(module.group)
     values = torch.tensor([[math.inf], [-math.inf]]).repeat(1, d)
@@ -82,8 +83,12 @@ def note_ranges(module: GIMModule, loader: BatchLoader, *, of_parents: bool = Tr
         n_cells += torch.bincount(context, minlength=k)
         kept.append(action[::every])
     cells, contexts = torch.cat(kept).sort(0).values, (sums / n_cells[:, None])[n_cells > 0]
-    odd = 0 if module.likelihood == "normal" else int(len(cells) * _ODD_CELLS)
-    reach = [torch.minimum(cells[odd], contexts.amin(0)), torch.maximum(cells[-1 - odd], contexts.amax(0))]
+    low, high = cells[0], cells[-1]
+    if module.likelihood != "normal":
+        odd = int(len(cells) * _ODD_CELLS)
+        usual = torch.logsumexp(cells, 0) - math.log(len(cells))  # log of the mean fold
+        low, high = cells[odd], torch.minimum(cells[-1 - odd], usual + math.log(_MAX_FOLD))
+    reach = [torch.minimum(low, contexts.amin(0)), torch.maximum(high, contexts.amax(0))]
     module.value_range.copy_(values)
     if of_parents:
         module.reach.copy_(torch.stack(reach))
