@@ -109,6 +109,27 @@ def _noise_goals(frame: pd.DataFrame) -> list[dict]:
     return rows
 
 
+def _joint_goals(frame: pd.DataFrame) -> list[dict]:
+    """Target AUPRC with features less that without."""
+    means = frame.groupby(["cells a context", "features"])["target_auprc"].mean().unstack("features")
+    means = means.reindex(columns=["none", "informative", "shuffled"])
+    gain = means.sub(means["none"], axis=0)
+    few, many = means.index.min(), means.index.max()
+    heading = "cells a context: gain in target AUPRC by"
+    rows = [
+        goal(f"{few} {heading} informative features", gain.loc[few, "informative"], 0.02, at_least=True),
+        goal(
+            f"{few} {heading} informative features, over that at {many}",
+            gain.loc[few, "informative"] - gain.loc[many, "informative"],
+            0.0,
+            at_least=True,
+        ),
+    ]
+    return rows + [
+        goal(f"{n} {heading} shuffled features", value, -0.01, at_least=True) for n, value in gain["shuffled"].items()
+    ]
+
+
 def _size_figure(frame: pd.DataFrame) -> str:
     scores = {"edge_auprc": "edge AUPRC", "target_auprc": "target AUPRC", "cpu": "CPU seconds"}
     return curves(frame, "genes", scores, "graph", "structure-size", log_y=("cpu",))
@@ -142,6 +163,11 @@ REPORTS = {
     "drugs": Report(("drugs", "graph", "view"), EDGES | TARGETS | COST, figure=_drugs_figure),
     "features": Report(
         ("dimension", "noise"), {"edge_auprc": "edge AUPRC", **TARGETS, **NEW_DRUGS}, figure=_features_figure
+    ),
+    "joint": Report(
+        ("cells a context", "features"),
+        {**TARGETS, "target_ece": CALIBRATION["target_ece"], "edge_auprc": EDGES["edge_auprc"], **COST},
+        _joint_goals,
     ),
     "hard": Report(("graph", "view"), EDGES | TARGETS | CALIBRATION | COST),
     "mlp": Report(("graph", "fitted"), EDGES | TARGETS | CALIBRATION | COST),

@@ -180,6 +180,37 @@ def test_a_suite_runs_from_the_command_line(place, capsys):
     assert len(pd.read_csv(place.work / "results" / "quick_structure_main.csv")) == 1
 
 
+def test_joint_estimation_is_fitted_with_and_without_features(tmp_path, capsys):
+    suites, worlds = load("structure.suites"), load("_worlds")
+    place = worlds.Place(tmp_path, tmp_path, quick=True)
+    jobs = {job.labels["features"]: job for job in suites.joint([0])[:4]}
+    tables = {name: worlds.open_world(job, place)[0].uns["drug_embedding"] for name, job in jobs.items()}
+    assert jobs["none"].setup == {"drug_embedding_key": None}
+    assert tables["informative"].equals(tables["none"])
+    assert not np.allclose(tables["weak"], tables["informative"])
+    assert not np.allclose(tables["shuffled"], tables["informative"])
+    options = ["joint", "--seeds", "0", "--quick", "--max-jobs", "2", "--work", str(tmp_path)]
+    assert load("structure.run").main(options) == 0
+    assert "10 of 12 fits are still to be run." in capsys.readouterr().out
+    found = pd.read_csv(tmp_path / "results" / "quick_structure_joint.csv")
+    assert found["features"].tolist() == ["none", "informative"]
+    assert found[["target_auprc", "target_ece", "edge_auprc"]].notna().all(axis=None)
+
+
+def test_gain_of_features_is_that_over_none():
+    scores = {"none": 0.8, "informative": 0.9, "weak": 0.85, "shuffled": 0.78}
+    frame = pd.DataFrame(
+        [
+            {"cells a context": n, "features": name, "target_auprc": value if n == 5 else 0.95}
+            for n in (5, 50)
+            for name, value in scores.items()
+        ]
+    )
+    goals = load("structure.tables").tables("joint", frame)["structure-joint-goals"]
+    assert goals["measured"].tolist() == pytest.approx([0.1, 0.1, -0.02, 0.0])
+    assert goals["met"].tolist() == ["yes", "yes", "no", "yes"]
+
+
 def test_the_t_test_finds_targets_and_what_is_downstream(place, tmp_path):
     peers = load("structure.peer_methods")
     _, path = load("_worlds").open_world(a_job(), place)
