@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from scgim.nn._effects import CurveGrid
 
 _NEGLIGIBLY_BEYOND = 0.01  # of the range
-_CHUNK_VALUES = 20_000_000  # values drawn at a time: 80 MB in single precision
+_CHUNK_VALUES = 8_000_000  # values drawn at a time: with all that is drawn for them, some 300 MB
 
 
 class PredictionMixin:

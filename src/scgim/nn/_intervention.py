@@ -153,12 +153,25 @@ class Interventions:
         return variance.clamp_min(0.0).sqrt() * self.curve(log_dosage)
 
     def sample(self, log_dosage: Tensor, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw targets and effects anew for each of n cells: effects and 0/1 targets, both (Q, n, d)."""
+        """Draw targets and effects anew for each of n cells: effects and 0/1 targets, both (Q, n, d).
+
+        Draws are stratified over the cells of a drug: the share of cells in which a gene is a target is its probability, and their mean
+        effect the expected one, as nearly as n cells allow.
+        """
         shape = (len(self.emax), n, self.emax.shape[1])
-        targets = torch.rand(shape, generator=generator, dtype=self.emax.dtype) < self.target_probs[:, None]
-        noise = torch.randn(shape, generator=generator, dtype=self.emax.dtype)
+        targets, noise = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=self.emax.dtype)
+        genes = torch.nonzero((self.target_probs > 0).any(0))[:, 0]
+        shape = (*shape[:2], len(genes))
+        targets[..., genes] = _stratified(shape, generator).to(self.emax) < self.target_probs[:, None, genes]
+        noise[..., genes] = torch.special.ndtri(_stratified(shape, generator).clamp(1e-9, 1 - 1e-9)).to(self.emax)
         effects = targets * (self.emax[:, None] + self.emax_sd[:, None] * noise) * self.curve(log_dosage)[:, None]
         return effects + self.shared(log_dosage)[:, None], targets
+
+
+def _stratified(shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
+    """Uniform numbers (Q, n, d) of which each n lie in as many equal parts of the unit interval, in random order."""
+    order = torch.rand(shape, generator=generator, dtype=torch.float64).argsort(1)
+    return (order + torch.rand(shape, generator=generator, dtype=torch.float64)) / shape[1]
 
 
 _BY_DRUG = tuple(name for name in Interventions.__dataclass_fields__ if name != "grid")
