@@ -26,8 +26,6 @@ from scgim.nn._stacking import NO_PRECISION, Responses
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_TINY = 1e-8
-
 
 def usual_edge_log_odds(n_genes: int) -> float:
     """Prior log odds of an edge of which nothing is known: among 20 genes or more, each has about two parents."""
