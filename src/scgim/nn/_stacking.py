@@ -246,14 +246,13 @@ def _shares(mean: Tensor, sparse: Tensor, dense: Tensor, responses: Responses) -
         if trust(loss[corner] - loss[best], responses.group) == 0:
             best = corner
             break
+    s, t = best
     by = trust(loss[0.0, 0.0] - loss[best], responses.group)
-    if best[
-        0
-    ]:  # what is usual of all drugs may do as well as what the features say of each, and then that is not trusted
-        usual = mean + best[0] * (responses.mean_at_dose(sparse) - mean) + best[1] * (dense - mean)
-        by_features = trust(responses.loss(usual) - loss[best], responses.group)
-        return best[0] * by * by_features, best[1] * by
-    return 0.0, best[1] * by
+    if not s:
+        return 0.0, t * by
+    # what is usual of all drugs may do as well as what the features say of each, and then that is not trusted
+    usual = mean + s * (responses.mean_at_dose(sparse) - mean) + t * (dense - mean)
+    return s * by * trust(responses.loss(usual) - loss[best], responses.group), t * by
 
 
 def measured_background(
@@ -302,12 +301,8 @@ def _more_than_programmes(
     features: Tensor | None,
 ) -> Tensor:
     """What dense responses add at all drugs and doses of the grid, as far as they are trusted, (U m, d)."""
-    group, log_dosage, grid, n_drugs = (
-        responses.group,
-        responses.log_dosage,
-        responses.grid,
-        len(direct) // len(responses.grid),
-    )
+    group, log_dosage, grid = responses.group, responses.log_dosage, responses.grid
+    n_drugs = len(direct) // len(grid)
     several = torch.bincount(group)[group] >= _MIN_DOSES
     if not several.any():
         return torch.zeros_like(shared)
