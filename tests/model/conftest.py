@@ -12,8 +12,7 @@ from anndata import AnnData
 
 import scgim
 from scgim.model import GIM
-from scgim.model._structure import note_responses
-from scgim.nn._search import search_structure
+from scgim.structure._search import search_structure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,14 +23,14 @@ def _short_search():
     """Little of the search beyond climbing: tests that need more ask for `full_search`; undone before other folders are tested."""
     with pytest.MonkeyPatch.context() as patch:
         hasty = partial(search_structure, n_perturbations=1, max_evaluations=100)
-        patch.setattr("scgim.model._structure.search_structure", hasty)
+        patch.setattr("scgim.fit._search.search_structure", hasty)
         yield
 
 
 @pytest.fixture
 def full_search(monkeypatch: pytest.MonkeyPatch) -> None:
     """The search as users run it."""
-    monkeypatch.setattr("scgim.model._structure.search_structure", search_structure)
+    monkeypatch.setattr("scgim.fit._search.search_structure", search_structure)
 
 
 @pytest.fixture(scope="session")
@@ -111,24 +110,22 @@ def known() -> Callable[..., GIM]:
         adata.uns["drug_embedding"] = pd.DataFrame(features, [*drugs, "new_0", "new_1"], ["f0", "f1", "f2"])
         GIM.setup_anndata(adata, batch_key="batch", size_factor_key="size_factor")
         model = GIM(adata, likelihood=likelihood, intervention=intervention)
-        model.adjacency_ = np.zeros((4, 4), dtype=bool)
-        model.adjacency_[0, 1] = model.adjacency_[1, 2] = True
-        module = model.module
-        module.mechanism.set_graph(model.adjacency_)
-        posterior = torch.zeros(module.posterior.shape, dtype=torch.float64)
-        posterior[0][:, [0, 3]] = 1.0
-        posterior[1][:, 0], posterior[1][:, 3] = torch.as_tensor(features[:n_drugs, :2].T)
-        posterior[5] = 1.0  # exponent; log EC50 is 0
+        graph = np.zeros((4, 4), dtype=bool)
+        graph[0, 1] = graph[1, 2] = True
+        module, knowledge = model.module, model.module.knowledge
+        module.mechanism.set_graph(graph)
         with torch.no_grad():
-            module.mechanism.weight.copy_(torch.tensor(model.adjacency_ * np.array([[0.6], [-0.4], [0.0], [0.0]])))
+            module.mechanism.weight.copy_(torch.tensor(graph * np.array([[0.6], [-0.4], [0.0], [0.0]])))
             module.covariate_effect.copy_(torch.tensor([[0.0], [np.log(2.0)]]).expand(2, 4))
             module.intercept.copy_(torch.tensor([2.0, 1.5, 1.0, 2.5]))
             module.centre.copy_(torch.tensor([2.0, 1.5, 1.0, 2.0]))
             module.spread.copy_(torch.tensor([0.5, 0.8, 0.5, 0.4]))
-            module.posterior.copy_(posterior)
+            knowledge.target_probs[:, [0, 3]] = 1.0
+            knowledge.emax[:, [0, 3]] = torch.as_tensor(features[:n_drugs, :2])
+            knowledge.exponent.fill_(1.0)  # the log EC50 is 0
         treated = module.treated
-        effects = module.interventions().rows(module.group[treated]).mean(module.log_dosage[treated])
-        note_responses(module, treated, effects, torch.full_like(effects, 1e4))
+        effects = knowledge.interventions().rows(module.group[treated]).mean(knowledge.log_dosage[treated])
+        knowledge.note_responses(treated, effects, torch.full_like(effects, 1e4))
         model.covariate_scaling_ = (np.zeros(2, np.float32), np.ones(2, np.float32))
         pool = np.tile(np.array([[1.0, 0.0]], np.float32), (400, 1))
         model.control_pool_ = {"covariates": pool, "log_size": np.zeros(400, np.float32)}
@@ -149,5 +146,5 @@ def clear(fit: Callable[..., GIM]) -> tuple[scgim.data.ScreenSimulator, GIM]:
     screen = world.screen()
     train = screen[screen.obs["split"] == "train"].copy()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scgim.model._structure.search_structure", search_structure)
+        patch.setattr("scgim.fit._search.search_structure", search_structure)
         return world, fit(train, {"size_factor_key": "size_factor"}, epochs=80)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from scgim._constants import Key
+from scgim.fit._controls import _agree, _moments, check_controls, compare_controls
 from scgim.model import GIM
-from scgim.model._controls import _agree, _moments, check_controls, compare_controls
 from scgim.train import BatchLoader
 
 
@@ -60,10 +60,10 @@ def test_a_fit_that_is_off_is_named(known):
         model.module.mechanism.weight.zero_()
         model.module.covariate_effect.zero_()
         model.module.log_scale.fill_(6.0)
-        assert compare_controls(model, loader(model))["agree"].all()
+        assert compare_controls(model.module, loader(model), model.gene_names_)["agree"].all()
         model.module.intercept[2] += 1.0
         with pytest.warns(UserWarning, match="differ from the observed ones in 1 of 4 genes: 'c'"):
-            found = check_controls(model, loader(model))
+            found = check_controls(model.module, loader(model), model.gene_names_)
     assert list(found["agree"]) == [True, True, False, True]
     assert found.loc["c", "simulated_mean"] == pytest.approx(8.0 * np.e, rel=0.1)
 
@@ -82,6 +82,6 @@ def test_result_is_kept_stored_and_saved(model, adata, tmp_path):
 
 def test_predictions_beyond_the_training_cells_warn(known):
     model = known()
-    model.module.value_range[0], model.module.value_range[1] = 0.0, 5.0
+    model.module.knowledge.value_range[0], model.module.knowledge.value_range[1] = 0.0, 5.0
     with pytest.warns(UserWarning, match=r"leave the range of the training cells in \d genes: .*Most of all"):
         model.predict("drug_00", 3.0, n_samples=50, seed=0)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from scgim.model import GIM
-from scgim.model._covariates import centre_and_scale, check_columns
+from scgim.predict._covariates import centre_and_scale, check_columns
 
 
 @pytest.fixture

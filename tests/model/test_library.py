@@ -13,7 +13,7 @@ from scipy.stats import pearsonr
 import scgim
 from scgim._constants import Key
 from scgim.model import GIM
-from scgim.model._library import _score
+from scgim.predict._ranking import agreement
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -39,10 +39,10 @@ def test_scores_are_what_they_are_called():
     effect, goal = rng.normal(size=(2, 3, 5)), rng.normal(size=5)
     args = torch.as_tensor(effect), torch.as_tensor(goal)
     cosine = effect @ goal / np.linalg.norm(effect, axis=-1) / np.linalg.norm(goal)
-    np.testing.assert_allclose(_score(*args, "cosine"), cosine)
-    np.testing.assert_allclose(_score(*args, "distance"), -np.linalg.norm(effect - goal, axis=-1))
-    np.testing.assert_allclose(_score(*args, "correlation")[1, 2], pearsonr(effect[1, 2], goal)[0])
-    assert (_score(torch.zeros(1, 5).double(), args[1], "cosine") == 0).all()
+    np.testing.assert_allclose(agreement(*args, "cosine"), cosine)
+    np.testing.assert_allclose(agreement(*args, "distance"), -np.linalg.norm(effect - goal, axis=-1))
+    np.testing.assert_allclose(agreement(*args, "correlation")[1, 2], pearsonr(effect[1, 2], goal)[0])
+    assert (agreement(torch.zeros(1, 5).double(), args[1], "cosine") == 0).all()
 
 
 @pytest.mark.parametrize("metric", ["cosine", "correlation", "distance"])
@@ -90,14 +90,14 @@ def test_combinations_can_be_ranked(gim, effects):
 def test_cells_in_the_wanted_state(gim, effects):
     cells = gim.predict("drug_09", 3.0, n_samples=2000, seed=0)
     cells.obs["size_factor"] = 1.0
-    np.testing.assert_allclose(gim._change_to(cells), effects.loc["drug_09"], atol=0.06)
+    np.testing.assert_allclose(gim._wanted(cells), effects.loc["drug_09"], atol=0.06)
     cells.X = cells.X.toarray()
     assert gim.rank_drugs(gim.perturbations, cells, dosage=3.0, metric="distance", **FAST).index[0] == "drug_09"
 
 
 def test_blocks_do_not_matter(gim, effects, monkeypatch):
     whole = gim.rank_drugs(gim.perturbations, effects.loc["drug_07"], dosage=3.0, **FAST)
-    monkeypatch.setattr("scgim.model._uncertainty._BLOCK", 5)
+    monkeypatch.setattr("scgim.predict._means._BLOCK", 5)
     parts = gim.rank_drugs(gim.perturbations, effects.loc["drug_07"], dosage=3.0, **FAST)
     pd.testing.assert_series_equal(whole["score"], parts["score"][whole.index], atol=0.05)
 
@@ -142,7 +142,7 @@ def test_annotate_stores_importance(gim, monkeypatch, tmp_path):
     assert stored[Key.uns.PARAMS]["size_factor_key"] == "size_factor"
     adata.write_h5ad(tmp_path / "annotated.h5ad")
     scgim.pl.feature_importance(adata, show=False)
-    monkeypatch.setattr("scgim.model._results._MAX_FEATURES", 2)
+    monkeypatch.setattr("scgim.model._annotation._MAX_FEATURES", 2)
     gim.annotate(adata, n_samples=2)
     assert Key.uns.FEATURE_IMPORTANCE not in adata.uns[Key.DEFAULT]
 

@@ -176,7 +176,7 @@ def test_covariates(model, screen):
 
 
 def test_many_rows_are_drawn_in_parts(model, features, monkeypatch):
-    monkeypatch.setattr("scgim.model._prediction._CHUNK_VALUES", 100)
+    monkeypatch.setattr("scgim.predict._sampler._CHUNK_VALUES", 100)
     rows = pd.concat([features] * 5, ignore_index=True)
     predicted = model.predict(rows, n_samples=6, seed=0)
     assert predicted.n_obs == 60

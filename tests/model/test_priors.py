@@ -10,8 +10,8 @@ import pytest
 import scvi
 
 import scgim
+from scgim._priors import usual_edge_log_odds
 from scgim.model import GIM
-from scgim.module._gim import usual_edge_log_odds
 
 OPTIONS = {"max_epochs": 15, "accelerator": "cpu", "enable_progress_bar": False}
 
@@ -102,12 +102,12 @@ def test_priors_enter_each_step(screen):
     adata = screen.copy()
     GIM.setup_anndata(adata, size_factor_key="size_factor")
     model = GIM(adata, target_prior=as_prior(targets, 0.9).iloc[:3, :2])
-    probs = model.module.prior_target_probs().numpy()
-    usual = float(model.module.prior[0])
+    probs = model.module.knowledge.prior_target_probs().numpy()
+    usual = float(model.module.knowledge.prior[0])
     expected = pd.DataFrame(usual, model.perturbations, adata.var_names)
     expected.update(as_prior(targets, 0.9).iloc[:3, :2])
     np.testing.assert_allclose(probs, expected, rtol=1e-5)
-    assert GIM(adata).module.known_targets() is None
+    assert GIM(adata).module.knowledge.known_targets() is None
 
 
 @pytest.mark.filterwarnings("ignore:The data do not bear out:UserWarning")
@@ -117,8 +117,8 @@ def test_priors_are_saved(screen, tmp_path):
     model.save(tmp_path / "model")
     loaded = GIM.load(tmp_path / "model", adata=False)
     pd.testing.assert_frame_equal(loaded.get_targets(), model.get_targets())
-    np.testing.assert_array_equal(loaded.module.known_targets(), model.module.known_targets())
-    np.testing.assert_array_equal(loaded.module.edge_log_odds, model.module.edge_log_odds)
+    np.testing.assert_array_equal(loaded.module.knowledge.known_targets(), model.module.knowledge.known_targets())
+    np.testing.assert_array_equal(loaded.module.knowledge.edge_log_odds, model.module.knowledge.edge_log_odds)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ import scvi
 import torch
 from anndata import AnnData
 
+from scgim._priors import ShiftPrior
+from scgim.interventions._curves import CurveGrid
+from scgim.interventions._effects import estimate_interventions
 from scgim.model import GIM
-from scgim.nn._effects import CurveGrid, estimate_interventions
-from scgim.nn._score import ShiftPrior
 
 DOSES = np.array([0.3, 1.0, 3.0])
 N_GENES, MOVED = 20, 12  # the receptor moves the first 12 genes, own targets are among the others
@@ -102,7 +103,7 @@ def slopes(found: np.ndarray, screen: Screen) -> np.ndarray:
 
 
 def test_programme_and_targets_are_told_apart(model, screen):
-    found = model.module.interventions()
+    found = model.module.knowledge.interventions()
     called = found.target_probs.numpy() > 0.5
     truth = np.zeros_like(called)
     truth[np.arange(N_DRUGS - 2), screen.target[: N_DRUGS - 2]] = True
@@ -152,7 +153,7 @@ def test_means_of_draws_show_it_too(model, screen):
 
 
 def test_a_screen_of_noise_has_no_programme(nothing):
-    assert not nothing.module.background.any()
+    assert not nothing.module.knowledge.background.any()
     found = changes(nothing, DOSES[-1])
     assert np.sqrt((found[:, :MOVED] ** 2).mean()) < 0.12
 
@@ -167,13 +168,15 @@ def test_errors_of_shared_controls_are_no_programme(seed):
     group = torch.arange(n_drugs).repeat_interleave(3)
     grid = CurveGrid.over(float(log_dosage.min()), float(log_dosage.max()))
     information = torch.full_like(shift, 100.0)
-    _, _, programme = estimate_interventions(shift, information, group, log_dosage, grid, ShiftPrior(0.1, 1.0, 1e-3))
+    programme = estimate_interventions(
+        shift, information, group, log_dosage, grid, ShiftPrior(0.1, 1.0, 1e-3)
+    ).programme
     assert not programme.any()
     # one that is clear is found against the same noise
     receptor = torch.as_tensor(np.outer(np.repeat(rng.normal(size=n_drugs), 3), rng.normal(size=N_GENES)))
-    _, _, programme = estimate_interventions(
+    programme = estimate_interventions(
         shift + receptor, information, group, log_dosage, grid, ShiftPrior(0.1, 1.0, 1e-3)
-    )
+    ).programme
     assert (programme - receptor).square().mean() < 0.1 * receptor.square().mean()
 
 
@@ -199,8 +202,8 @@ def test_new_drugs_do_no_more_than_measured_ones_did(model, screen):
     table = screen.adata.uns["drug_embedding"]
     new = pd.concat([table.iloc[[0, 1, 8]], table.iloc[[0, 1]] * 50, table.iloc[[2]] * 0])
     new.index = [f"new_{i}" for i in range(len(new))]
-    found, known = model._interventions(new), model.module.interventions()
-    responses, leeway = model.module.responses(), model._drug_generator().of_sparse
+    found, known = model._drugs.interventions(new), model.module.knowledge.interventions()
+    responses, leeway = model.module.responses(), model._drugs.generator.of_sparse
     fitted = known.rows(responses.group).mean(responses.log_dosage)
     measured = torch.cat([responses.effects, fitted]) @ responses.carry
     low, high = measured.amin(0).clamp_max(0.0), measured.amax(0).clamp_min(0.0)

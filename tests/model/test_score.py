@@ -36,7 +36,7 @@ def test_controls_against_the_distribution(model, adata):
     x = torch.as_tensor(adata.X.toarray()[member])
     log_size = torch.as_tensor(model._cells(model.adata).log_size[member])[:, None]
     h = (torch.log1p(x / log_size.exp()) - module.centre) / module.spread
-    covariates = model._scaled(model._covariates.encode(adata.obs[member]))
+    covariates = model._design.encode(adata.obs[member])
     eta = module.intercept + torch.as_tensor(covariates) @ module.covariate_effect + h @ module.mechanism.weight
     logits = eta + log_size - module.log_scale
     log_prob = torch.distributions.NegativeBinomial(module.log_scale.exp(), logits=logits).log_prob(x).sum(1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from scgim.model._size_factors import common_variance, estimate_size_factors, total_counts
+from scgim._size_factors import common_variance, estimate_size_factors, total_counts
 
 
 def counts(depth_sd: float, n_cells: int = 1500, n_genes: int = 20, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

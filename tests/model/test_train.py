@@ -10,8 +10,8 @@ import pytest
 import scvi
 import torch
 
-from scgim.data import split_by_context
 from scgim.model import GIM
+from scgim.pp import split_by_context
 
 OPTIONS = [
     {},

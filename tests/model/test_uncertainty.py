@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
+from scgim.predict._means import cells_without_effect
+
 if TYPE_CHECKING:
     from scgim.model import GIM
 
@@ -29,7 +31,7 @@ def width(means, prefix: str = "") -> np.ndarray:
 def test_baselines_are_uncertain(gim):
     """Effects are differences from the baseline, so its error is in them, and not in the mean under a drug that was measured."""
     drug, control = gim.perturbations[3], {}
-    effect = 0.75 * float(gim.module.interventions().emax[3, D])
+    effect = 0.75 * float(gim.module.knowledge.interventions().emax[3, D])
     means = gim.predict_mean([{drug: 3.0}, control], n_draws=400, n_samples=20, seed=0)
     np.testing.assert_allclose(means.X[:, D], np.exp(INTERCEPT[D] + np.array([effect, 0.0])), rtol=0.01)
     relative = 1 / np.sqrt(400 * np.exp(INTERCEPT[D]))  # 400 Poisson controls
@@ -46,13 +48,13 @@ def test_baselines_are_uncertain(gim):
 def test_treated_cells_tell_of_baselines_where_genes_are_no_targets(gim):
     noise = np.exp(-INTERCEPT)  # of one Poisson cell
     worth = 12 * 4 / (1 + 2 * 1e-3 / noise)
-    found = gim._cells_without_effect(torch.as_tensor(noise)).numpy()
+    found = cells_without_effect(gim.module, gim._drugs, torch.as_tensor(noise)).numpy()
     np.testing.assert_allclose(found, worth * np.array([0.0, 1.0, 1.0, 0.0]), rtol=1e-6)
 
 
 def test_uncertain_effects(known):
     gim = known()
-    gim.module.posterior[2] = 0.4  # standard deviation at full height
+    gim.module.knowledge.emax_sd[:] = 0.4  # standard deviation at full height
     means = gim.predict_mean(["drug_00", "drug_01"], 3.0, n_draws=600, n_samples=4, seed=0)
     for prefix in ("log_fold_change_", "direct_effect_"):
         np.testing.assert_allclose(width(means, prefix)[:, D], 2 * Z90 * 0.4 * 0.75, rtol=0.15)
@@ -63,8 +65,8 @@ def test_uncertain_effects(known):
 
 def test_uncertain_targets(known):
     gim = known()
-    gim.module.posterior[0][:, D] = 0.5
-    emax = float(gim.module.interventions().emax[10, D])
+    gim.module.knowledge.target_probs[:, D] = 0.5
+    emax = float(gim.module.knowledge.interventions().emax[10, D])
     drug = gim.perturbations[10]
     means = gim.predict_mean(drug, 3.0, n_draws=200, n_samples=2, seed=0)
     bounds = sorted([means.layers["direct_effect_lower"][0, D], means.layers["direct_effect_upper"][0, D]])
@@ -74,9 +76,9 @@ def test_uncertain_targets(known):
 
 def test_uncertain_weights(known):
     gim = known()
-    drug = gim.perturbations[int(gim.module.interventions().emax[:, A].abs().argmax())]
+    drug = gim.perturbations[int(gim.module.knowledge.interventions().emax[:, A].abs().argmax())]
     before = width(gim.predict_mean(drug, 3.0, seed=0), "log_fold_change_")[0]
-    gim.module.weight_sd[A, B] = 0.2
+    gim.module.knowledge.weight_sd[A, B] = 0.2
     means = gim.predict_mean(drug, 3.0, n_draws=300, n_samples=100, seed=0)
     after = width(means, "log_fold_change_")[0]
     cells = gim.predict(drug, 3.0, n_samples=4000, seed=0)
@@ -99,7 +101,7 @@ def test_the_model_is_left_as_it_was(gim):
 
 def test_combinations_have_intervals_too(known):
     gim = known()
-    gim.module.posterior[2] = 0.4
+    gim.module.knowledge.emax_sd[:] = 0.4
     means = gim.predict_mean([{"drug_00": 3.0}, {"drug_00": 3.0, "drug_01": 3.0}, {}], n_draws=500, n_samples=2, seed=0)
     widths = width(means, "direct_effect_")[:, D]
     assert widths[1] / widths[0] == pytest.approx(np.sqrt(2), rel=0.15)
@@ -109,9 +111,9 @@ def test_combinations_have_intervals_too(known):
 
 def test_continuous_data(known):
     gim = known(likelihood="normal")
-    gim.module.posterior[2] = 0.4
+    gim.module.knowledge.emax_sd[:] = 0.4
     means = gim.predict_mean("drug_02", 3.0, n_draws=500, n_samples=20, seed=0)
-    effect = 0.75 * float(gim.module.interventions().emax[2, D])
+    effect = 0.75 * float(gim.module.knowledge.interventions().emax[2, D])
     assert means.layers["log_fold_change"][0, D] == pytest.approx(effect, abs=0.05)
     assert means.X[0, D] == pytest.approx(2.0 + 0.4 * (INTERCEPT[D] + effect), abs=0.05)
     assert width(means, "log_fold_change_")[0, D] == pytest.approx(2 * Z90 * 0.3, rel=0.15)
@@ -145,11 +147,11 @@ def test_intervals_hold_the_truth(clear):
 def test_only_new_drugs_are_doubted(clear):
     world, model = clear
     both = pd.concat([model.drug_embedding.iloc[:1], world.drug_embedding.iloc[-1:]])
-    arms = model._arms(both, 1.0)
+    arms = model._drugs.arms(both, 1.0)
     assert arms.is_new[arms.drug].tolist() == [False, True]
-    doubt = model._doubt_of_features()
+    doubt = model._drugs.doubt
     assert doubt.inflation >= 1.0
-    assert model._doubt_of_features() is doubt
+    assert model._drugs.doubt is doubt
 
 
 @pytest.mark.parametrize(

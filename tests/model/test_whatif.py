@@ -29,7 +29,7 @@ def gim(known) -> GIM:
 
 @pytest.fixture(scope="module")
 def emax(gim) -> dict[str, np.ndarray]:
-    return dict(zip(gim.perturbations, gim.module.interventions().emax.numpy(), strict=True))
+    return dict(zip(gim.perturbations, gim.module.knowledge.interventions().emax.numpy(), strict=True))
 
 
 def test_effects_of_drugs_add_up(gim, emax):
@@ -69,8 +69,8 @@ def test_targets_are_united(known):
     hard = known(intervention="hard")
     targets = torch.zeros(12, 4, dtype=torch.float64)
     targets[0, B] = targets[1, C] = 1.0
-    hard.module.posterior[0] = targets
-    hard.module.posterior[1] = 1.0
+    hard.module.knowledge.target_probs[:] = targets
+    hard.module.knowledge.emax[:] = 1.0
     drugs = {"drug_00": 1.0, "drug_01": 3.0}
     expected = hard.predict_combination(drugs, n_samples=30, seed=0).layers["expected"]
     np.testing.assert_allclose(expected[:, B], np.exp(INTERCEPT[B] + 0.5), rtol=1e-5)

@@ -10,9 +10,9 @@ import pytest
 import scipy.stats
 import torch
 
+from scgim.interventions._curves import NO_DOSE
 from scgim.module import GIMModule
 from scgim.module._gim import SpikeAndSlab
-from scgim.nn._intervention import NO_DOSE
 
 D, GROUP = 4, np.array([-1, 0, 0, 1])
 ADJACENCY = np.zeros((D, D), dtype=bool)
@@ -169,7 +169,7 @@ def test_hard_targets_are_averaged_over():
     off = module.log_likelihood(*args, torch.zeros_like(shift), NONE.expand(len(cells.x), D))
     torch.testing.assert_close(joint(module, cells)["x"], (probs * on + (1 - probs) * off).sum())
     divergence = -joint(module, cells)["targets"]
-    p, q = torch.sigmoid(module.target_logits), module.prior[0].float()
+    p, q = torch.sigmoid(module.target_logits), module.knowledge.prior[0].float()
     expected = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum()
     torch.testing.assert_close(divergence, expected)
 
@@ -228,11 +228,11 @@ def test_controls_have_no_say_in_the_targets_of_the_first_perturbation():
 def test_context_helpers():
     module = make()
     np.testing.assert_array_equal(module.treated, [False, True, True, True])
-    np.testing.assert_allclose(module.dosage_range(), (0.0, np.log(2.0)), atol=1e-12)
+    np.testing.assert_allclose(module.knowledge.dosage_range(), (0.0, np.log(2.0)), atol=1e-12)
     assert module.device == torch.device("cpu")
     flat = GIMModule(D, GROUP, None, 0, "nb", "linear", "shift", 3)
-    assert len(flat.curve_grid().log_ec50) == 1
-    assert len(module.curve_grid().log_ec50) > 1
+    assert len(flat.knowledge.curve_grid().log_ec50) == 1
+    assert len(module.knowledge.curve_grid().log_ec50) > 1
 
 
 def test_parents_act_no_further_than_in_training():
@@ -240,7 +240,7 @@ def test_parents_act_no_further_than_in_training():
     whole = draw(module, torch.zeros(D), NONE)[1][:, 3] - module.intercept[3]
     assert whole.std() > 0.2
     with torch.no_grad():
-        module.reach[:, 3] = torch.tensor([-0.1, 0.2])
+        module.knowledge.reach[:, 3] = torch.tensor([-0.1, 0.2])
     x, mean = draw(module, torch.tensor([0.0, 0.0, 0.0, 0.7]), NONE)
     torch.testing.assert_close(mean[:, 3] - module.intercept[3] - 0.7, whole.clamp(-0.1, 0.2), rtol=0, atol=1e-5)
     control, _ = draw(make(), torch.zeros(D), NONE)
@@ -285,25 +285,30 @@ def test_effects_are_carried_down_all_paths(likelihood, mechanism):
 def test_responses_are_those_of_treated_contexts():
     module = make()
     with torch.no_grad():
-        module.response.copy_(torch.arange(len(GROUP) * D).reshape(len(GROUP), D))
-        module.response_precision.fill_(1.0)
+        module.knowledge.response.copy_(torch.arange(len(GROUP) * D).reshape(len(GROUP), D))
+        module.knowledge.response_precision.fill_(1.0)
     found = module.responses()
     np.testing.assert_array_equal(found.group, [0, 0, 1])
     np.testing.assert_allclose(found.log_dosage, np.log([1.0, 2.0, 1.0]))
     np.testing.assert_allclose(found.grid, np.log([1.0, 2.0]))
     np.testing.assert_array_equal(found.estimates, np.arange(D, 4 * D).reshape(3, D))
-    assert module.background.shape == (2, 2, D)
+    assert module.knowledge.background.shape == (2, 2, D)
     without = GIMModule(D, GROUP, None, 0, "nb", "linear", "shift", 3)
     assert len(without.responses().estimates) == 0  # nothing was measured yet
-    without.response_precision.fill_(1.0)
+    without.knowledge.response_precision.fill_(1.0)
     assert without.responses().grid.tolist() == [NO_DOSE]
     assert (without.responses().log_dosage == NO_DOSE).all()
     # what is kept there holds at any dosage
     with torch.no_grad():
-        without.background.fill_(0.5)
-        without.posterior[0] = without.posterior[1] = 1.0
-        without.posterior[3] = without.curve_grid().log_ec50
-        without.posterior[5] = 1.0
+        without.knowledge.background.fill_(0.5)
+        known = without.knowledge
+        for name, value in {
+            "target_probs": 1.0,
+            "emax": 1.0,
+            "log_ec50": float(known.curve_grid().log_ec50),
+            "exponent": 1.0,
+        }.items():
+            getattr(known, name).fill_(value)
     for log_dosage in (NO_DOSE, -10.0, 0.0, 10.0):
         at = torch.full((2,), log_dosage, dtype=torch.float64)
-        np.testing.assert_allclose(without.interventions().mean(at), 1.5)
+        np.testing.assert_allclose(without.knowledge.interventions().mean(at), 1.5)

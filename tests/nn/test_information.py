@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from scgim.nn._graph import parent_table
 from scgim.nn._information import FitInformation, InformationAccumulator
 from scgim.nn._likelihood import observation, score_and_information
+from scgim.nn._mechanism import parent_table
 
 ADJACENCY = np.zeros((3, 3), dtype=bool)
 ADJACENCY[[0, 0, 1], [1, 2, 2]] = True

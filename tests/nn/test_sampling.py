@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from scgim.nn._intervention import Interventions
+from scgim.interventions._interventions import Interventions
 
 
 def interventions(probs: list[float]) -> Interventions:

@@ -9,7 +9,7 @@ import zarr
 from anndata.io import sparse_dataset, write_elem
 from scipy import sparse
 
-from scgim._stored import StoredMatrix
+from scgim._backed import StoredMatrix
 from scgim.train import BatchLoader, Cells, CellsDataModule
 from scgim.train._data import Shard, keep_contexts, split_cells
 

@@ -19,7 +19,6 @@ import torch
 
 import scgim
 from scgim.model import GIM
-from scgim.model import _structure as structure
 from scgim.train._checkpoint import CheckpointFolder
 from scgim.train._divergence import LossWatch
 
@@ -43,9 +42,10 @@ SCRIPT = f"""
 import os, signal, sys, warnings
 warnings.simplefilter("ignore")
 import lightning.pytorch as pl, numpy as np, scvi, scgim
-from scgim.model import GIM, _structure
+from scgim.fit import _inference
+from scgim.model import GIM
 folder, result, at = sys.argv[1], sys.argv[2], int(sys.argv[3])
-_structure.edge_costs = lambda n_cells, log_odds: log_odds + 1e6
+_inference.edge_costs = lambda n_cells, log_odds: log_odds + 1e6
 n_steps = 0
 class Kill(pl.Callback):
     def on_before_optimizer_step(self, *args):
@@ -87,7 +87,7 @@ def make(screen):
 @pytest.fixture
 def edges_are_cut(monkeypatch):
     """No edge has enough support, so that all are cut and the fit is refined."""
-    monkeypatch.setattr(structure, "edge_costs", lambda n_cells, log_odds: log_odds + 1e6)
+    monkeypatch.setattr("scgim.fit._inference.edge_costs", lambda n_cells, log_odds: log_odds + 1e6)
 
 
 def state(model: GIM) -> dict[str, np.ndarray]:
@@ -258,7 +258,7 @@ def test_interrupted_search_leaves_an_earlier_fit_alone(make, monkeypatch):
         module.centre.add_(1.0)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(structure, "gather_statistics", interrupted)
+    monkeypatch.setattr("scgim.fit._fit.gather_statistics", interrupted)
     with pytest.raises(KeyboardInterrupt):
         model.train(1, **OPTIONS)
     pd.testing.assert_frame_equal(model.get_graph(), graph)
@@ -426,6 +426,6 @@ def test_extreme_data_train_without_nan(screen, spoil, likelihood):
         model.train(3, **OPTIONS)
     assert_usable(model)
     for name, value in model.module.state_dict().items():
-        assert name == "log_dosage" or torch.isfinite(value).all(), name
+        assert name == "knowledge.log_dosage" or torch.isfinite(value).all(), name
     assert np.abs(model.get_effects().to_numpy()).max() <= 15
     assert np.isfinite(model.get_total_effects(n_samples=5).to_numpy()).all()

@@ -9,7 +9,7 @@ import pandas as pd
 from anndata.abc import CSCDataset
 from scipy import sparse
 
-from scgim._stored import is_stored
+from scgim._backed import is_stored
 from scgim._validation._messages import check_key, quote_some
 
 if TYPE_CHECKING:

@@ -141,7 +141,7 @@ def compare_baselines(
     Parameters
     ----------
     adata
-        A screen with measured cells of training and held-out contexts, such as :func:`scgim.data.split_by_context` marks them.
+        A screen with measured cells of training and held-out contexts, such as :func:`scgim.pp.split_by_context` marks them.
     predicted
         Predictions of a model for all held-out contexts, as :meth:`scgim.model.GIM.predict` returns them, or several of them by name.
         Doses and names must be those of `adata`; predicted counts are read from `X`. Mean shifts are those of log1p of these counts, which is
@@ -188,7 +188,7 @@ def compare_baselines(
 
     Examples
     --------
-    >>> scgim.data.split_by_context(adata, "drugs")
+    >>> scgim.pp.split_by_context(adata, "drugs")
     >>> test = adata.obs.loc[adata.obs["split"] == "test", ["perturbation", "dosage"]].drop_duplicates()
     >>> features = adata.uns["drug_embedding"].loc[test["perturbation"]]
     >>> scgim.metrics.compare_baselines(adata, predicted=model.predict(features, test["dosage"].to_numpy())).loc["test"]

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from scgim._backed import is_stored
 from scgim._constants import REGISTRY
-from scgim._stored import is_stored
 from scgim._validation import (
     check_continuous,
     check_dosage,
@@ -81,7 +81,7 @@ def _context_table(cells: pd.DataFrame, where: str) -> pd.DataFrame:
         names = quote_some([f"{drug} at {dose:g}" for drug, dose in mixed.index])
         raise ValueError(
             f"{len(mixed)} contexts have cells on several sides of `{where}`: {names}. Split whole contexts: "
-            "`scgim.data.split_by_context(adata)`."
+            "`scgim.pp.split_by_context(adata)`."
         )
     table = groups["split"].first().reset_index()
     table["cells"] = list(groups.indices.values())
@@ -115,7 +115,7 @@ def read_screen(adata: AnnData, keys: Keys, log1p: bool) -> Screen:
     if contexts["split"].nunique() < 2 or "train" not in set(contexts["split"]):
         raise ValueError(
             f"`{where}` marks perturbed cells as {quote_some(contexts['split'].unique())}. Expected 'train' and at least one "
-            "other label: `scgim.data.split_by_context(adata)`."
+            "other label: `scgim.pp.split_by_context(adata)`."
         )
     features = _features(adata, perturbations, keys.control, keys.drug_embedding)
     X = read_expression(adata, keys, log1p, "adata")

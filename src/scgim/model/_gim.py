@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import torch
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data.fields import (
@@ -16,33 +17,28 @@ from scvi.data.fields import (
     NumericalJointObsField,
     NumericalObsField,
 )
-from scvi.model.base import BaseModelClass, PyroSviTrainMixin
 
-from scgim._constants import REGISTRY
-from scgim._stored import readable
+from scgim._priors import usual_edge_log_odds
 from scgim._validation import (
-    check_continuous,
-    check_counts,
     check_gene_names,
     check_matrix_type,
     check_nonempty,
     check_size_factors,
     matrix_name,
+    prior_log_odds,
 )
-from scgim.model._covariates import CovariateDesign, check_columns
+from scgim.model._annotation import AnnotationMixin
 from scgim.model._fields import ScreenField
 from scgim.model._library import LibraryMixin
 from scgim.model._prediction import PredictionMixin
-from scgim.model._priors import PriorsMixin
 from scgim.model._results import ResultsMixin
 from scgim.model._saving import SavingMixin
-from scgim.model._size_factors import estimate_size_factors, total_counts
 from scgim.model._training import TrainingMixin
 from scgim.model._whatif import WhatIfMixin
 from scgim.module import GIMModule
 from scgim.nn._likelihood import LIKELIHOODS
 from scgim.nn._mechanism import MECHANISMS
-from scgim.train import Cells
+from scgim.predict._covariates import CovariateDesign, check_columns
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -65,17 +61,7 @@ def _check_latent(mechanism: str, likelihood: str, intervention: str, covariates
         )
 
 
-class GIM(
-    TrainingMixin,
-    PriorsMixin,
-    SavingMixin,
-    PredictionMixin,
-    ResultsMixin,
-    WhatIfMixin,
-    LibraryMixin,
-    PyroSviTrainMixin,
-    BaseModelClass,
-):
+class GIM(TrainingMixin, SavingMixin, PredictionMixin, ResultsMixin, AnnotationMixin, WhatIfMixin, LibraryMixin):
     """Generative intervention model of a single-cell drug screen :cite:p:`schneider2025`.
 
     One fit learns the network of genes with its mechanisms, the direct targets and effects of the measured drugs, and a
@@ -152,8 +138,6 @@ class GIM(
         if measurement == "latent":
             _check_latent(mechanism, likelihood, intervention, self._covariates.keys)
             likelihood = "poisson"
-        self._likelihood, self._mechanism, self._intervention = likelihood, mechanism, intervention
-        self._measurement = measurement
         screen = self._screen
         dosage = np.asarray(screen["context_dosage"])
         codes = pd.Index(screen["perturbations"]).get_indexer(screen["context_perturbation"])
@@ -254,71 +238,14 @@ class GIM(
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
 
-    @property
-    def _setup_args(self) -> dict:
-        return self.registry["setup_args"]
-
-    @property
-    def _screen(self) -> dict:
-        """Contexts, perturbations and drug features of the training data."""
-        return self.registry["field_registries"][REGISTRY.CONTEXT]["state_registry"]
-
-    @property
-    def perturbations(self) -> list[str]:
-        """Measured perturbations, control left out."""
-        return list(self._screen["perturbations"])
-
-    @property
-    def contexts(self) -> pd.MultiIndex:
-        """Measured contexts (perturbation, dosage), control left out."""
-        arrays = [self._screen["context_perturbation"][1:], self._screen["context_dosage"][1:]]
-        return pd.MultiIndex.from_arrays(arrays, names=["perturbation", "dosage"])
-
-    @property
-    def drug_embedding(self) -> pd.DataFrame | None:
-        """Features of the measured perturbations; None if the screen was set up without."""
-        return self._screen["embedding"]
-
-    def _check_values(self, adata: AnnData) -> None:
-        """Counts for count likelihoods, finite values for the normal."""
-        layer = self._setup_args["layer"]
-        values = adata.X if layer is None else adata.layers[layer]
-        (check_continuous if self._likelihood == "normal" else check_counts)(values, where=matrix_name(layer))
-
-    def _validate_screen(self, adata: AnnData | None) -> AnnData:
-        """Data to work on: those of the model, or others with the same genes in the same order, and known covariates."""
-        if adata is None:
-            return self._validate_anndata(self._own_data())
-        check_gene_names(adata.var_names, self.gene_names_)
-        if adata is not self.adata:
-            if adata.is_view:
-                adata = adata.to_memory() if adata.isbacked else adata.copy()
-            check_matrix_type(adata, self._setup_args["layer"], allow_stored=True)
-            self._check_values(adata)
-            self._covariates.encode(adata.obs)
-        return self._validate_anndata(adata)
-
-    def _own_data(self) -> AnnData:
-        """Data of the model; ValueError where it was loaded without."""
-        if self.adata is None:
-            raise ValueError("The model was loaded without data. Give them as `adata`, or load it with `adata=...`.")
-        return self.adata
-
-    def _cells(self, adata: AnnData, *, training: bool = False) -> Cells:
-        """Values, contexts, covariates and size factors of registered data, relative to the training data if not those."""
-        manager = self.get_anndata_manager(adata, required=True)
-        x = readable(manager.get_from_registry(REGISTRY_KEYS.X_KEY))
-        context = np.asarray(manager.get_from_registry(REGISTRY.CONTEXT), dtype=np.int64).ravel()
-        key = self._setup_args["size_factor_key"]
-        if self._likelihood == "normal":
-            size = np.ones(adata.n_obs)
-        elif key is not None:
-            size = check_size_factors(adata.obs, key)
-        elif training:
-            size = estimate_size_factors(x, context == 0)
-        elif self.control_pool_["log_size"].any():
-            size = total_counts(x) / self.mean_total_
-        else:  # training cells did not differ in depth
-            size = np.ones(adata.n_obs)
-        covariates = self._covariates.encode(adata.obs)
-        return Cells(x, context, covariates, np.log(size).astype(np.float32))
+    def _set_priors(self, genes: list[str], targets: pd.DataFrame | None, network: pd.DataFrame | None) -> None:
+        """Put what is known beforehand into the module."""
+        knowledge = self.module.knowledge
+        if targets is not None:
+            known = prior_log_odds(targets, self.perturbations, genes, "target_prior", "perturbations")
+            knowledge.target_log_odds.copy_(torch.as_tensor(np.nan_to_num(known)))
+            knowledge.target_is_known.copy_(torch.as_tensor(~np.isnan(known)))
+        if network is not None:
+            known = prior_log_odds(network, genes, genes, "network_prior", "genes")
+            usual = usual_edge_log_odds(len(genes))
+            knowledge.edge_log_odds.copy_(torch.as_tensor(np.where(np.isnan(known), usual, known)))

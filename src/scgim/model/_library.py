@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,22 +10,19 @@ import torch
 from anndata import AnnData
 
 from scgim._constants import REGISTRY
-from scgim._stored import StoredMatrix, readable
-from scgim._validation import check_gene_names, quote_some
-from scgim.model._uncertainty import _MIN_MEAN, _N_CONTROLS, UncertaintyMixin
-from scgim.nn._sensitivity import feature_sensitivity
+from scgim._validation import check_gene_names
+from scgim.interventions._sensitivity import feature_sensitivity
+from scgim.model._base import ScreenModel
+from scgim.predict._means import Draws, posterior_means
+from scgim.predict._ranking import METRICS, agreement, change_to, named_targets, wanted_change
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import ArrayLike
-    from torch import Tensor
-
-_METRICS = ("cosine", "correlation", "distance")
-_MIN_TARGET_PROB = 0.1  # genes less likely are not named as targets
 
 
-class LibraryMixin(UncertaintyMixin):
+class LibraryMixin(ScreenModel):
     """`rank_drugs` and `get_feature_importance` of :class:`scgim.model.GIM`."""
 
     def rank_drugs(
@@ -81,17 +77,16 @@ class LibraryMixin(UncertaintyMixin):
         >>> model.rank_drugs(library, toward=healthy_cells, metric="distance")
         """
         self._check_if_trained(warn=False)
-        if metric not in _METRICS:
-            raise ValueError(f"`metric` must be one of {list(_METRICS)}, found {metric!r}.")
+        if metric not in METRICS:
+            raise ValueError(f"`metric` must be one of {list(METRICS)}, found {metric!r}.")
         wanted = self._wanted(toward)
         if metric != "distance" and not wanted.to_numpy().any():
             raise ValueError(f"`toward` wants no change of any gene, which has no direction for {metric!r}.")
-        arms = self._arms(library, dosage)
+        arms = self._drugs.arms(library, dosage)
         genes = torch.as_tensor(pd.Index(self.gene_names_).get_indexer(wanted.index))
         goal = torch.tensor(wanted.to_numpy())
-        draws = self._posterior_means(arms, n_draws, n_samples, None, seed)
-        scores = [_score(block.effect[..., genes], goal, metric) for block in draws]
-        score = torch.cat(scores, 1).numpy()
+        draws = posterior_means(self._sampler, self._drugs, arms, Draws(n_draws, n_samples, seed))
+        score = torch.cat([agreement(block.effect[..., genes], goal, metric) for block in draws], 1).numpy()
         lower, upper = np.quantile(score, [0.5 - level / 2, 0.5 + level / 2], axis=0)
         frame = pd.DataFrame(
             {
@@ -99,59 +94,19 @@ class LibraryMixin(UncertaintyMixin):
                 "score": score.mean(0),
                 "lower": lower,
                 "upper": upper,
-                "top_targets": self._named_targets(arms.expected()[1].numpy()),
+                "top_targets": named_targets(arms.expected()[1].numpy(), self.gene_names_),
             },
             index=pd.Index(arms.names, name=REGISTRY.PERTURBATION),
         )
         return frame.sort_values("score", ascending=False, kind="stable")
 
-    def _named_targets(self, probs: np.ndarray, n: int = 3) -> list[str]:
-        """Names of the likeliest targets of each row of probabilities."""
-        names = np.asarray(self.gene_names_)
-        order = np.argsort(-probs, axis=1, kind="stable")[:, :n]
-        return [
-            ", ".join(names[j] for j in best if row[j] >= _MIN_TARGET_PROB)
-            for row, best in zip(probs, order, strict=True)
-        ]
-
     def _wanted(self, toward: Any) -> pd.Series:
-        """Wanted change of each gene that counts."""
-        if isinstance(toward, AnnData):
-            return self._change_to(toward)
-        if isinstance(toward, Mapping) and set(toward) <= {"up", "down"}:
-            both = [toward.get(side, []) for side in ("up", "down")]
-            both = [[genes] if isinstance(genes, str) else list(genes) for genes in both]
-            wanted = pd.Series([1.0] * len(both[0]) + [-1.0] * len(both[1]), [*both[0], *both[1]], dtype=float)
-        elif isinstance(toward, (Mapping, pd.Series)):
-            wanted = pd.Series(toward, dtype=float)
-        else:
-            genes = [toward] if isinstance(toward, str) else list(toward)
-            wanted = pd.Series(1.0, genes)
-        unknown = [gene for gene in wanted.index if gene not in self.gene_names_]
-        if unknown or not len(wanted):
-            found = f"genes {quote_some(unknown)}, which are not in the model" if unknown else "no genes"
-            raise ValueError(f"`toward` holds {found}. `model.gene_names_` lists those that are.")
-        if not wanted.index.is_unique or not np.isfinite(wanted).all():
-            raise ValueError("`toward` must give each gene once, a finite value.")
-        return wanted
-
-    def _change_to(self, cells: AnnData) -> pd.Series:
-        """Change from the model's control cells to the mean of given cells."""
-        check_gene_names(cells.var_names, self.gene_names_)
-        layer = self._setup_args["layer"]
-        size = self._size_factors_of(cells)
-        mean = _mean_per_size(readable(cells.X if layer is None else cells.layers[layer]), size)
-        nothing = torch.zeros(1, len(self.gene_names_), dtype=torch.float64)
-        generator = torch.Generator().manual_seed(0)
-        control, _ = self._means_of(self.module, nothing, nothing.bool(), _N_CONTROLS, None, generator)
-        control = control[0].numpy()
-        if self._likelihood == "normal":
-            change = (mean - control) / self.module.spread.double().cpu().numpy()
-        else:
-            # half a count, so that a gene that is not seen in few cells does not count for infinity
-            least = max(0.5 / len(size), _MIN_MEAN)
-            change = np.log(mean + least) - np.log(control + least)
-        return pd.Series(change, self.gene_names_)
+        """Wanted change of each gene that counts; of cells, their change from the model's controls."""
+        if not isinstance(toward, AnnData):
+            return wanted_change(toward, self.gene_names_)
+        check_gene_names(toward.var_names, self.gene_names_)
+        values = self._values(toward)
+        return change_to(self._sampler, values, self._size_factors_of(toward, values))
 
     def get_feature_importance(self) -> pd.DataFrame:
         """Which features of the drugs drive the direct effect on which genes.
@@ -170,28 +125,8 @@ class LibraryMixin(UncertaintyMixin):
             The model was set up without features.
         """
         self._check_if_trained(warn=False)
-        if self.drug_embedding is None:
+        drugs = self._drugs
+        if drugs.embedding is None:
             raise ValueError("The model was set up without drug features. Give them as `drug_embedding_key`.")
-        values = feature_sensitivity(self._drug_generator().sparse)
-        return pd.DataFrame(values.numpy(), self.drug_embedding.columns, self.gene_names_)
-
-
-def _score(effects: Tensor, goal: Tensor, metric: str) -> Tensor:
-    """Agreement of effects (..., genes) with what is wanted (genes,); more is better."""
-    if metric == "distance":
-        return -(effects - goal).square().sum(-1).sqrt()
-    if metric == "correlation":
-        effects, goal = effects - effects.mean(-1, keepdim=True), goal - goal.mean()
-    size = effects.square().sum(-1).sqrt() * goal.square().sum().sqrt()
-    # a drug that does nothing has no direction
-    return torch.where(size > 1e-12, (effects @ goal) / size.clamp_min(1e-12), 0.0)
-
-
-def _mean_per_size(x: Any, size: np.ndarray) -> np.ndarray:
-    """Mean over cells of values over size factors, shape (d,)."""
-    total, start = np.zeros(x.shape[1]), 0
-    for block in x.blocks() if isinstance(x, StoredMatrix) else [x]:
-        inverse = 1 / size[start : start + block.shape[0]]
-        total += inverse @ block  # type: ignore[operator]
-        start += block.shape[0]
-    return total / len(size)
+        values = feature_sensitivity(drugs.generator.sparse)
+        return pd.DataFrame(values.numpy(), drugs.embedding.columns, self.gene_names_)

@@ -1,38 +1,34 @@
-"""Prediction of cells under drugs and dosages, measured or not."""
+"""Prediction of cells and means under drugs and dosages, measured or not."""
 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from scipy import sparse
-from scipy.special import logsumexp
 from scvi import settings
 
-from scgim._validation import check_covariates, check_query_dosage, check_query_embedding, quote_some
-from scgim.nn._intervention import Interventions
-from scgim.nn._stacking import DrugGenerator
-from scgim.train import BatchLoader
+from scgim._constants import REGISTRY
+from scgim._validation import check_query_embedding, quote_some, resolve_embedding
+from scgim.model._base import ScreenModel
+from scgim.predict._likelihood import cell_log_likelihoods, context_effects
+from scgim.predict._means import Draws, posterior_means
+from scgim.predict._sampler import random_generator
+from scgim.train import Cells
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import ArrayLike
 
-    from scgim.nn._effects import CurveGrid
-
 _NEGLIGIBLY_BEYOND = 0.01  # of the range
-_CHUNK_VALUES = 8_000_000  # values drawn at a time: with all that is drawn for them, some 300 MB
 
 
-class PredictionMixin:
-    """`predict` and `score` of :class:`scgim.model.GIM`."""
-
-    _generator: DrugGenerator | None = None
+class PredictionMixin(ScreenModel):
+    """`predict`, `predict_mean` and `score` of :class:`scgim.model.GIM`."""
 
     def predict(
         self,
@@ -82,44 +78,20 @@ class PredictionMixin:
         self._check_if_trained(warn=False)
         if n_samples < 1:
             raise ValueError(f"`n_samples` must be at least 1, found {n_samples}.")
-        features, interventions, dosages = self._query(drug_embedding, dosage)
-        generator = torch.Generator().manual_seed(seed) if seed is not None else _fresh_generator()
-        n = len(features) * n_samples
-        design, log_size = self._background(n, covariates, size_factor, generator)
-        step = max(1, _CHUNK_VALUES // (n_samples * len(self.gene_names_)))
-        parts = []
-        for start in range(0, len(features), step):
-            rows = torch.arange(start, min(start + step, len(features)))
-            cells = slice(start * n_samples, (start + len(rows)) * n_samples)
-            parts.append(
-                self._draw(
-                    interventions.rows(rows), dosages[rows], n_samples, design[cells], log_size[cells], generator
-                )
-            )
-        x, expected = (
-            np.concatenate(p) if isinstance(p[0], np.ndarray) else sparse.vstack(p, format="csr")
-            for p in zip(*parts, strict=True)
-        )
-        self._warn_beyond_range(expected, log_size.numpy(), features.index, n_samples)
-        names = np.repeat(features.index.to_numpy(dtype=str), n_samples)
-        obs = pd.DataFrame(
-            {
-                "perturbation": pd.Categorical(names, categories=list(dict.fromkeys(names))),
-                "dosage": np.repeat(self._dosages(dosage, len(features)), n_samples),
-                "size_factor": np.exp(log_size.numpy()),
-            },
-            index=pd.RangeIndex(n).astype(str),
-        )
-        out = AnnData(x, obs=obs, var=pd.DataFrame(index=self.gene_names_), layers={"expected": expected})
+        query, rng = self._drugs.query(drug_embedding, dosage), random_generator(seed)
+        arms, features = self._drugs.arms_of(query), query.features
+        backdrop = self._sampler.backdrop(len(arms) * n_samples, rng, covariates, size_factor)
+        out = self._sampler.cells(arms, n_samples, backdrop, rng)
+        self._warn_beyond_range(out, features.index, n_samples)
         if features.shape[1]:
             out.uns["drug_embedding"] = features[~features.index.duplicated()]
         return out
 
-    def _warn_beyond_range(self, expected: np.ndarray, log_size: np.ndarray, names: pd.Index, n_samples: int) -> None:
+    def _warn_beyond_range(self, cells: AnnData, names: pd.Index, n_samples: int) -> None:
         """Warn where the mean expression under a drug lies outside the values of all training cells."""
-        size = 1.0 if self._likelihood == "normal" else np.exp(log_size)[:, None]
-        mean = (expected / size).reshape(len(names), n_samples, -1).mean(axis=1)
-        low, high = self.module.value_range.cpu().numpy()
+        size = 1.0 if self._is_continuous else cells.obs["size_factor"].to_numpy()[:, None]
+        mean = (cells.layers["expected"] / size).reshape(len(names), n_samples, -1).mean(axis=1)
+        low, high = self.module.knowledge.value_range.cpu().numpy()
         with np.errstate(invalid="ignore"):  # an unlimited range
             beyond = np.maximum(mean - high, low - mean) / np.where(
                 np.isfinite(high - low) & (high > low), high - low, 1.0
@@ -137,118 +109,75 @@ class PredictionMixin:
             stacklevel=settings.warnings_stacklevel,
         )
 
-    def _query(self, drug_embedding, dosage) -> tuple[pd.DataFrame, Interventions, torch.Tensor]:
-        """Features, interventions and log dosages of the rows asked for."""
-        known = self.drug_embedding
-        columns = None if known is None else known.columns.tolist()
-        features = check_query_embedding(drug_embedding, columns, self.perturbations)
-        if known is not None and not features.shape[1]:  # measured perturbations, given by name
-            features = known.loc[features.index]
-        with np.errstate(divide="ignore"):
-            log_dosage = torch.as_tensor(np.log(self._dosages(dosage, len(features))))
-        return features, self._interventions(features), log_dosage
+    def predict_mean(
+        self,
+        drug_embedding: Any,
+        dosage: float | ArrayLike | None = None,
+        *,
+        level: float = 0.9,
+        n_draws: int = 100,
+        n_samples: int = 100,
+        covariates: pd.DataFrame | Mapping | None = None,
+        seed: int = 0,
+    ) -> AnnData:
+        """Mean expression and log fold changes under drugs, measured or not, with intervals.
 
-    def _dosages(self, dosage, n: int) -> np.ndarray:
-        """Dosage of each of n rows; the median measured one where none is given."""
-        if dosage is None:
-            dosage = float(np.median(self.contexts.get_level_values("dosage")))
-        return check_query_dosage(dosage, n)
+        Each draw is one world that the data allow: targets, effects and dose-response curves of the drugs, weights of
+        the network and baselines of the genes. Intervals hold the given share of the draws. They say how well the mean
+        is known, not how cells spread around it, and are wider for drugs whose features are far from those measured.
+        The graph is the fitted one in all draws: what a wrong edge would do is not in the intervals.
 
-    def _interventions(self, features: pd.DataFrame) -> Interventions:
-        """What is known of each row: of measured perturbations by name, of others by their features."""
-        code = pd.Index(self.perturbations).get_indexer(features.index)
-        measured = self.module.interventions()
-        untrained = (code >= 0) & ~self._is_measured[code]
-        if self.drug_embedding is not None:
-            code = np.where(untrained, -1, code)
-        elif untrained.any():
-            raise ValueError(
-                f"{sorted(set(features.index[untrained]))} had no cells to train on, and the model has no drug features. "
-                "Train on some of their cells, or set up the screen with `drug_embedding_key`."
-            )
-        if (code >= 0).all():
-            return measured.rows(torch.as_tensor(code))
-        new = self._drug_generator()(torch.as_tensor(features.to_numpy(dtype=np.float64)[code < 0]))
-        position = np.where(code >= 0, code, len(self.perturbations) + np.cumsum(code < 0) - 1)
-        return Interventions.stack([measured, new]).rows(torch.as_tensor(position))
+        Parameters
+        ----------
+        drug_embedding, dosage
+            Drugs and dosages as in :meth:`predict`, or combinations as in :meth:`predict_combination`.
+        level
+            Share of the draws within the intervals.
+        n_draws
+            Draws.
+        n_samples
+            Cells that a mean is taken over in each draw. The noise that few cells bring is removed from the intervals.
+        covariates
+            Values of the covariates for all cells, as in :meth:`predict`; None for those of control cells.
+        seed
+            Seed of the draws.
 
-    def _drug_generator(self) -> DrugGenerator:
-        """Generator of the fitted screen; made once, from what is saved."""
-        if self._generator is None:
-            known = torch.as_tensor(np.flatnonzero(self._is_measured))
-            features, interventions, curves, log_dosages = self._generator_inputs()
-            responses = self.module.responses().of(known)
-            self._generator = DrugGenerator(features, interventions, curves, log_dosages, responses)
-        return self._generator
+        Returns
+        -------
+        Contexts x genes: the mean in `X`, counts per unit of size factor (for `likelihood="normal"`, in the units of the
+        data), `perturbation` and `dosage` in `obs`. Layers `"log_fold_change"` (direct and propagated, against control
+        cells, natural logarithm) and `"direct_effect"` (given the parents); for `"normal"` both in control standard
+        deviations. Bounds of the intervals in the layers `"lower"` and `"upper"`, `"log_fold_change_lower"`, and so on.
 
-    def _generator_inputs(self) -> tuple[torch.Tensor, Interventions, CurveGrid, tuple[float, float]]:
-        """Features and interventions of the measured perturbations, curves to choose from and range of dosages."""
-        module, known = self.module, torch.as_tensor(np.flatnonzero(self._is_measured))
-        features = torch.tensor(self.drug_embedding.to_numpy(dtype=np.float64))
-        return features[known], module.interventions().rows(known), module.curve_grid(), module.dosage_range()
+        Raises
+        ------
+        ValueError
+            Drugs, dosages or covariates cannot be used, or `level` does not lie between 0 and 1.
 
-    def _features(self) -> torch.Tensor | None:
-        """Features of the perturbations of the screen, shape (U, p); None if it was set up without."""
-        known = self.drug_embedding
-        return None if known is None else torch.tensor(known.to_numpy(dtype=np.float64))
+        Examples
+        --------
+        >>> means = model.predict_mean(new_drug_features, dosage=1.0)
+        >>> means.to_df("log_fold_change_lower")
+        """
+        self._check_if_trained(warn=False)
+        if not 0 < level < 1:
+            raise ValueError(f"`level` must lie between 0 and 1, found {level}.")
+        arms = self._drugs.arms(drug_embedding, dosage)
+        bounds = torch.tensor([0.5 - level / 2, 0.5 + level / 2], dtype=torch.float64)
+        blocks = []
+        for draws in posterior_means(self._sampler, self._drugs, arms, Draws(n_draws, n_samples, seed, covariates)):
+            quantiles = [torch.quantile(values, bounds, dim=0) for values in draws]
+            blocks.append([(values.mean(0), *q) for values, q in zip(draws, quantiles, strict=True)])
+        layers: dict[str, np.ndarray] = {}
+        for i, name in enumerate(("", "log_fold_change", "direct_effect")):
+            keys = (name, *(f"{name}_{side}".lstrip("_") for side in ("lower", "upper")))
+            values = (torch.cat(parts).numpy() for parts in zip(*(block[i] for block in blocks), strict=True))
+            layers.update(zip(keys, values, strict=True))
+        names = pd.Categorical(arms.names, categories=list(dict.fromkeys(arms.names)))
+        obs = pd.DataFrame({REGISTRY.PERTURBATION: names, REGISTRY.DOSAGE: arms.dosages})
+        obs.index = obs.index.astype(str)
+        return AnnData(layers.pop(""), obs=obs, var=pd.DataFrame(index=self.gene_names_), layers=layers)
 
-    @property
-    def _is_measured(self) -> np.ndarray:
-        """Which perturbations of the registered screen had cells to train on."""
-        return self.n_cells_.reindex(self.perturbations).to_numpy() > 0
-
-    def _background(
-        self, n: int, covariates, size_factor, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Covariates (n, Q) and log size factors (n,) of cells to be drawn."""
-        pool = self.control_pool_
-        pick = torch.randint(len(pool["log_size"]), (n,), generator=generator).numpy()
-        design, log_size = pool["covariates"][pick], pool["log_size"][pick]
-        if covariates is not None:
-            frame = pd.DataFrame(covariates, index=None if isinstance(covariates, pd.DataFrame) else [0])
-            if len(frame) != 1:
-                raise ValueError(f"`covariates` has {len(frame)} rows. Expected one, which holds for all cells.")
-            if set(frame) != set(self._covariates.keys):
-                raise ValueError(
-                    f"`covariates` holds {list(frame)}. The model knows {self._covariates.keys}: give all of them."
-                )
-            check_covariates(frame[list(self._covariates.categories)], self._covariates.categories)
-            design = np.repeat(self._scaled(self._covariates.encode(frame)), n, axis=0)
-        if size_factor is not None:
-            values = np.asarray(size_factor, dtype=np.float64).ravel()
-            if len(values) not in (1, n) or not (np.isfinite(values) & (values > 0)).all():
-                raise ValueError(f"`size_factor` must be one or {n} positive numbers, found {len(values)} values.")
-            log_size = np.broadcast_to(np.log(values), n).astype(np.float32)
-        return torch.as_tensor(design), torch.as_tensor(np.ascontiguousarray(log_size))
-
-    def _draw(self, interventions: Interventions, log_dosage, n_samples: int, design, log_size, generator):
-        """Draw cells of a few rows; values and means, CSR for counts."""
-        shift, targets = (t.flatten(0, 1) for t in interventions.sample(log_dosage, n_samples, generator))
-        x, expected = self._sample(shift, targets, design, log_size, generator)
-        return (x if self._likelihood == "normal" else sparse.csr_matrix(x)), expected
-
-    def _sample(
-        self, shift, targets, design, log_size, generator: torch.Generator, fixed: Mapping[int, float] | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Values and means of cells under given direct effects, genes held at `fixed` (counts: per unit of size factor)."""
-        device = self.module.device
-        draws = generator
-        if device.type != "cpu":
-            draws = torch.Generator(device).manual_seed(int(torch.randint(2**31, (), generator=generator)))
-        log_size = log_size[:, None].to(device)
-        unit = torch.ones_like(log_size) if self._likelihood == "normal" else log_size.exp()
-        held = {gene: value * unit[:, 0] for gene, value in (fixed or {}).items()}
-        x, expected = (
-            values.cpu().numpy()
-            for values in self.module.sample_cells(
-                shift.float().to(device), targets.to(device), design.to(device), log_size, draws, held
-            )
-        )
-        if held and self._likelihood != "normal":
-            x[:, list(held)] = np.rint(x[:, list(held)])
-        return x, expected
-
-    @torch.inference_mode()
     def score(self, adata: AnnData | None = None, *, by: str = "context", n_samples: int = 20, seed: int = 0):
         """Log-likelihood of cells under their drug and dosage, measured or not, per cell.
 
@@ -270,7 +199,7 @@ class PredictionMixin:
         Data frame indexed by (perturbation, dosage) with columns `n_cells` and `log_likelihood`, or a series of the cells.
         """
         self._check_if_trained(warn=False)
-        if self._measurement == "latent":
+        if self.module.measurement == "latent":
             raise ValueError(
                 "`score` needs the likelihood of counts, which has no closed form for `measurement='latent'`. Compare "
                 "predictions with `scgim.metrics`, or fit with `measurement='direct'`."
@@ -281,52 +210,41 @@ class PredictionMixin:
         design = self._screen_field().design(adata, need_controls=False)
         contexts, code = _contexts_of(design)
         shift, targets = self._context_effects(adata, contexts, n_samples, seed)
-        values = self._cell_scores(adata, code, shift, targets)
+        cells = self._cells(adata)
+        cells = Cells(cells.x, code, self._design.scaled(cells.covariates), cells.log_size)
+        values = cell_log_likelihoods(self.module, cells, shift, targets)
         if by == "cell":
             return pd.Series(values, index=adata.obs_names, name="log_likelihood")
         grouped = pd.Series(values).groupby(code)
         out = pd.DataFrame({"n_cells": grouped.size(), "log_likelihood": grouped.mean()})
         return out.set_axis(contexts)
 
-    def _context_effects(self, adata: AnnData, contexts: pd.MultiIndex, n_samples: int, seed: int):
+    def _context_effects(
+        self, adata: AnnData, contexts: pd.MultiIndex, n_samples: int, seed: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Draws of direct effects and targets in each context, both (n_samples, K, d)."""
-        control = self._setup_args["control"]
         names = contexts.get_level_values(0)
-        treated = np.flatnonzero(names != control)
-        shift = torch.zeros(n_samples, len(contexts), len(self.gene_names_))
-        targets = torch.zeros(shift.shape, dtype=torch.bool)
+        treated = np.flatnonzero(names != self._setup_args["control"])
+        interventions = log_dosage = None
         if len(treated):
             rows: pd.DataFrame | list[str] = names[treated].tolist()
-            new = sorted(set(rows) - set(self.perturbations))
+            new, known = sorted(set(rows) - set(self.perturbations)), self.drug_embedding
             if new:
                 table = self._embedding_of(adata, new)
-                known = self.drug_embedding
-                rows = pd.concat([known, table[known.columns]]).loc[rows]
-            _, interventions, dosage = self._query(rows, contexts.get_level_values(1).to_numpy()[treated])
-            generator = torch.Generator().manual_seed(seed)
-            drawn, on = interventions.sample(dosage, n_samples, generator)
-            shift[:, treated], targets[:, treated] = drawn.transpose(0, 1).float(), on.transpose(0, 1)
-        return shift.to(self.module.device), targets.to(self.module.device)
+                rows = pd.concat([known, table[known.columns]]).loc[rows]  # type: ignore[union-attr]
+            query = self._drugs.query(rows, contexts.get_level_values(1).to_numpy()[treated])
+            interventions, log_dosage = query.interventions, query.log_dosage
+        shape = (n_samples, len(contexts), len(self.gene_names_))
+        return context_effects(interventions, log_dosage, treated, shape, seed)
 
-    def _cell_scores(self, adata: AnnData, code: np.ndarray, shift: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
-        cells = self._cells(adata)
-        cells = type(cells)(cells.x, code, self._scaled(cells.covariates), cells.log_size)
-        out = []
-        for raw in BatchLoader(cells, 2048, shuffle=False):
-            b = {name: value.to(self.module.device) for name, value in raw.items()}
-            draws = [
-                self.module.log_likelihood(
-                    b["x"], b["covariates"], b["log_size"], s[b["context"]], t[b["context"]]
-                ).sum(1)
-                for s, t in zip(shift, targets, strict=True)
-            ]
-            out.append(logsumexp(torch.stack(draws).double().cpu().numpy(), axis=0) - np.log(len(draws)))
-        return np.concatenate(out)
-
-
-def _fresh_generator() -> torch.Generator:
-    """A generator seeded by torch's global one, so that `scvi.settings.seed` makes it reproducible."""
-    return torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+    def _embedding_of(self, adata: AnnData, names: list[str]) -> pd.DataFrame:
+        """Features of drugs of other data."""
+        key, setup = self._setup_args["drug_embedding_key"], self._setup_args
+        if key is None:
+            raise ValueError(f"{names} were not measured, and the model was set up without drug features.")
+        labels = adata.obs[setup["perturbation_key"]].astype(str)
+        table = resolve_embedding(adata, key, labels, control=setup["control"]).loc[names]
+        return check_query_embedding(table, self._drugs.embedding.columns.tolist(), self.perturbations)  # type: ignore[union-attr]
 
 
 def _contexts_of(design: pd.DataFrame) -> tuple[pd.MultiIndex, np.ndarray]:

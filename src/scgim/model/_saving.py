@@ -15,6 +15,7 @@ from scvi import settings
 from scvi.data import AnnDataManager
 
 from scgim._storage import Saved, read_folder, write_folder
+from scgim.model._base import ScreenModel
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule
@@ -23,7 +24,7 @@ _ADATA = "adata.h5ad"
 _REFIT = "Load it with the version of scGIM that saved it, or fit it again."
 
 
-class SavingMixin:
+class SavingMixin(ScreenModel):
     """`save` and `load` of :class:`scgim.model.GIM`."""
 
     def save(
@@ -157,8 +158,6 @@ class SavingMixin:
             model = cls(adata, registry=None if adata is not None else registry, **options)  # type: ignore[call-arg]
             for name, value in attributes.items():
                 setattr(model, name, value)
-            # the graph first: the shapes of parameters depend on it
-            model.module.on_load(model)
             model.module.load_state_dict(state)
         except (LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError) as error:
             reason = " ".join(str(error).split()).rstrip(" .")

@@ -1,35 +1,41 @@
-"""Training: graph, then mechanisms and effects on that graph, then what is known of targets and edges."""
+"""Training: what the user asks for, split into cells to train on and to validate on, and one :class:`scgim.fit.Fit`."""
 
 from __future__ import annotations
 
 import logging
+import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from copy import copy
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 from scvi import settings
-from tqdm.auto import tqdm
+from scvi.model.base import PyroSviTrainMixin
 
-from scgim.model import _structure as structure
-from scgim.model._course import Course, resume
-from scgim.model._covariates import centre_and_scale
-from scgim.model._fitting import FittingMixin
-from scgim.model._latent import fit_hidden
+from scgim.fit._course import Course
+from scgim.fit._fit import Fit, Names
+from scgim.model._base import ScreenModel
+from scgim.model._checkpoints import attributes_of, resume
+from scgim.predict._covariates import centre_and_scale
 from scgim.train import BatchLoader, Cells, CellsDataModule, GIMTrainingPlan
 from scgim.train._data import keep_contexts, split_cells
-from scgim.train._guard import explained_failures
+from scgim.train._guard import GIMTrainRunner, KeepGoodState, explained_failures
 from scgim.train._plan import default_max_epochs
 from scgim.train._threads import threads_for
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
+
+    from lightning.pytorch import Trainer
 
 logger = logging.getLogger(__name__)
 
 _MAX_CONTROL_POOL = 5000
+_FIRST_BATCH = 4096  # cells in a pass without gradients, or as many as the minibatches of the fit hold
 
 
 def _check_options(max_epochs: int | None, batch_size: int, accelerator: str, every: int) -> None:
@@ -47,22 +53,34 @@ def _check_options(max_epochs: int | None, batch_size: int, accelerator: str, ev
 
 
 @contextmanager
-def _search_bar(progress: bool) -> Iterator[Callable[[float], None]]:
-    """Progress of the search: moves made and score."""
-    with tqdm(desc="Searching for the graph", unit=" moves", disable=not progress) as bar:
+def _quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's hints on hardware and its notes on its own internals off the console."""
+    names = ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda")
+    levels = {logging.getLogger(name): logging.getLogger(name).level for name in names}
+    for logger_ in levels:
+        logger_.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in (
+                "isinstance.*LeafSpec",
+                ".*treespec.*",
+                ".*does not have many workers.*",
+                "Found .* in eval mode",
+            ):
+                warnings.filterwarnings("ignore", message=message)
+            warnings.filterwarnings("ignore", message="Encountered")  # NaN, by Pyro; training stops there with a reason
+            yield
+    finally:
+        for logger_, level in levels.items():
+            logger_.setLevel(level)
 
-        def show(score: float) -> None:
-            bar.update()
-            bar.set_postfix(score=f"{score:.1f}", refresh=False)
 
-        yield show
-
-
-class TrainingMixin(FittingMixin):
+class TrainingMixin(ScreenModel, PyroSviTrainMixin):
     """`train` of :class:`scgim.model.GIM`."""
 
     _data_splitter_cls = CellsDataModule
     _training_plan_cls = GIMTrainingPlan
+    _train_runner_cls = GIMTrainRunner
 
     def train(
         self,
@@ -107,7 +125,7 @@ class TrainingMixin(FittingMixin):
         shuffle_set_split
             Split at random rather than in order.
         split_key
-            Column of `obs` with values `"train"` and `"test"` (see :func:`scgim.data.split_by_context`), in place of a
+            Column of `obs` with values `"train"` and `"test"` (see :func:`scgim.pp.split_by_context`), in place of a
             random split: test cells are used for validation only.
         batch_size
             Cells in a minibatch, over all processes.
@@ -157,7 +175,7 @@ class TrainingMixin(FittingMixin):
             course = resume(self, resume_from)
         course.write_to(checkpoint_dir, resume_from, checkpoint_every_n_epochs)
         self._note_measured(cells.context[course.indices[0]])
-        fit = {
+        arguments = {
             "accelerator": accelerator,
             "device": trainer_kwargs.pop("devices", device),  # what `scvi.autotune` gives
             "batch_size": course.batch_size,
@@ -167,9 +185,38 @@ class TrainingMixin(FittingMixin):
             "plan_kwargs": plan_kwargs or {},
             **trainer_kwargs,
         }
-        loader = BatchLoader(cells.take(course.indices[0]), max(course.batch_size, 4096), shuffle=False)
-        with explained_failures():
-            self._run(course, loader, fit)
+        loader = BatchLoader(cells.take(course.indices[0]), max(course.batch_size, _FIRST_BATCH), shuffle=False)
+        fit = Fit(
+            self.module,
+            loader,
+            course,
+            features=None if self.drug_embedding is None else self._drugs.features,
+            measured=torch.as_tensor(self._drugs.is_measured),
+            names=Names(self.gene_names_, self.perturbations),
+            descend=partial(self._descend, course, arguments),
+            seed=0 if settings.seed is None else settings.seed,
+            progress=enable_progress_bar,
+        )
+        try:
+            with explained_failures():
+                fit.run()
+        finally:
+            self._take_over(fit)
+
+    def _take_over(self, fit: Fit) -> None:
+        """Keep what a fit, whole or stopped early, has found beside the parameters."""
+        self._known_drugs = None
+        if fit.course.trace is not None:
+            self.search_trace_ = fit.course.trace
+        if fit.usable is not None:
+            self.is_trained_ = fit.usable
+        if fit.controls is not None:
+            self.control_check_ = fit.controls
+        if fit.generator is not None:
+            self._drugs.generator = fit.generator
+        if self.module.measurement == "latent" and fit.usable:  # there was no descent, which would have noted these
+            self.history_ = {"search_score": pd.DataFrame({"search_score": self.search_trace_})}
+            self.train_indices, self.validation_indices, self.test_indices = fit.course.indices
 
     def _prepare_cells(self) -> Cells:
         """Cells of the training data, covariates centred; keeps what predictions need of the controls."""
@@ -181,9 +228,8 @@ class TrainingMixin(FittingMixin):
             )
         control = cells.context == 0
         n_continuous = len(self._covariates.continuous)
-        centre, scale = centre_and_scale(cells.covariates, n_continuous, control)
-        self.covariate_scaling_ = (centre, scale)
-        cells = Cells(cells.x, cells.context, self._scaled(cells.covariates), cells.log_size)
+        self.covariate_scaling_ = centre_and_scale(cells.covariates, n_continuous, control)
+        cells = Cells(cells.x, cells.context, self._design.scaled(cells.covariates), cells.log_size)
         pool = np.flatnonzero(control)
         if len(pool) > _MAX_CONTROL_POOL:
             pool = np.random.default_rng(0).choice(pool, _MAX_CONTROL_POOL, replace=False)
@@ -195,10 +241,7 @@ class TrainingMixin(FittingMixin):
         """Count the training cells of each perturbation; those without any are predicted like drugs never measured."""
         counts = np.bincount(context, minlength=len(self.contexts) + 1)
         self.n_cells_ = pd.Series(counts[1:], index=self.contexts).groupby("perturbation", sort=False).sum()
-
-    def _scaled(self, covariates: np.ndarray) -> np.ndarray:
-        centre, scale = self.covariate_scaling_
-        return ((covariates - centre) / scale).astype(np.float32)
+        self._known_drugs = None
 
     def _split(self, cells, train_size, validation_size, shuffle, split_key) -> list[np.ndarray]:
         if split_key is None:
@@ -216,9 +259,10 @@ class TrainingMixin(FittingMixin):
                     len(kept[0]) - len(indices[0]),
                 )
             return kept
-        if split_key not in self.adata.obs:
-            raise ValueError(f"`split_key` {split_key!r} is not a column of `adata.obs`: {list(self.adata.obs)}.")
-        values = self.adata.obs[split_key].astype(str).to_numpy()
+        obs = self._own_data().obs
+        if split_key not in obs:
+            raise ValueError(f"`split_key` {split_key!r} is not a column of `adata.obs`: {list(obs)}.")
+        values = obs[split_key].astype(str).to_numpy()
         train, test = (np.flatnonzero(values == v) for v in ("train", "test"))
         if not len(train):
             raise ValueError(f"No cell has 'train' in `adata.obs[{split_key!r}]`; found {sorted(set(values))}.")
@@ -226,28 +270,35 @@ class TrainingMixin(FittingMixin):
             raise ValueError(f"No control cell has 'train' in `adata.obs[{split_key!r}]`.")
         return [train, test, np.flatnonzero((values != "train") & (values != "test"))]
 
-    def _find_graph(self, loader: BatchLoader, progress: bool):
-        """Search for the graph and start the module from it."""
-        structure.set_scales(self.module, loader)
-        statistics = structure.gather_statistics(self.module, loader)
-        seed = 0 if settings.seed is None else settings.seed
-        with _search_bar(progress) as show, threads_for(0):  # many small regressions
-            result = structure.learn_structure(
-                self.module, statistics, loader, seed=seed, on_move=show, features=self._features()
+    def _descend(self, course: Course, arguments: dict, epochs: int, lr: float, *, early_stopping: bool) -> Trainer:
+        """Gradient descent on the graph as it stands, to the end or from a checkpoint (:class:`scgim.fit._fit.Descend`)."""
+        stop = {"early_stopping_patience": max(10, epochs // 3)} if early_stopping else {}
+        validate = {"check_val_every_n_epoch": 1 if len(course.indices[1]) else None}
+        # scvi-tools and Lightning write to some of these
+        own: dict[str, Any] = {
+            name: copy(value) if isinstance(value, (dict, list)) else value for name, value in arguments.items()
+        }
+        plan_kwargs = {"lr": lr, "max_epochs": epochs, **own.pop("plan_kwargs")}
+        checkpointer = course.checkpointer(partial(attributes_of, self))
+        good = KeepGoodState(checkpointer.first_epoch)
+        own["callbacks"] = [checkpointer, good, *own.get("callbacks", [])]
+        was_trained = self.is_trained_
+        self.module.train()
+        with _quiet_lightning(), threads_for(course.batch_size * len(self.gene_names_)):
+            PyroSviTrainMixin.train(
+                self,
+                max_epochs=epochs - checkpointer.first_epoch,
+                early_stopping=early_stopping,
+                plan_kwargs=plan_kwargs,
+                **{**validate, **stop, **own},
             )
-        self.adjacency_ = result.adjacency
-        self.search_trace_ = result.trace
-        return result
-
-    def _fit_latent(self, loader: BatchLoader, indices: list[np.ndarray], progress: bool) -> None:
-        """Fit a network of hidden expression by moments; there is no descent, so epochs and rates do not enter."""
-        seed = 0 if settings.seed is None else settings.seed
-        with _search_bar(progress) as show, threads_for(0):
-            result = fit_hidden(self.module, loader, seed, show, self._features())
-        self.adjacency_, self.search_trace_ = result.adjacency, result.trace
-        self.history_ = {"search_score": pd.DataFrame({"search_score": result.trace})}
-        self.train_indices, self.validation_indices, self.test_indices = indices
-        self._generator = None
-        structure.note_ranges(self.module, loader, of_parents=False)
-        self._compare_with_priors()
-        self._finish(loader)
+        stopped = self.trainer.stopped_by
+        if isinstance(stopped, FloatingPointError):
+            good.restore(self.module)
+            raise FloatingPointError(
+                f"{stopped} The model is as it was after {good.epoch} epochs of this fit."
+            ) from stopped
+        if stopped is not None:
+            self.is_trained_ = was_trained
+            raise stopped
+        return self.trainer

@@ -8,25 +8,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from anndata import AnnData
-from scipy import sparse
 
 from scgim._constants import REGISTRY
-from scgim._stored import readable
-from scgim._validation import check_gene_names, check_size_factors, quote_some
-from scgim.model._arms import ArmsMixin
-from scgim.model._prediction import _CHUNK_VALUES, _fresh_generator
-from scgim.model._size_factors import total_counts
+from scgim._validation import check_gene_names, quote_some
+from scgim.model._base import ScreenModel
+from scgim.predict._sampler import Backdrop, random_generator
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from anndata import AnnData
     from numpy.typing import ArrayLike
 
-    from scgim.model._arms import Arms, Combination
+    from scgim.predict._drugs import Combination
 
 
-class WhatIfMixin(ArmsMixin):
+class WhatIfMixin(ScreenModel):
     """`predict_combination`, `predict_cells` and `intervene` of :class:`scgim.model.GIM`."""
 
     def predict_combination(
@@ -74,10 +71,9 @@ class WhatIfMixin(ArmsMixin):
         >>> predicted = model.predict_combination(pairs, n_samples=500)
         """
         self._check_if_trained(warn=False)
-        arms = self._combined(combinations, drug_embedding)
-        generator = _generator(seed)
-        design, log_size = self._background(len(arms) * _positive(n_samples), covariates, size_factor, generator)
-        return self._simulate(arms, n_samples, design, log_size, generator)
+        arms, rng = self._drugs.combined(combinations, drug_embedding), random_generator(seed)
+        backdrop = self._sampler.backdrop(len(arms) * _positive(n_samples), rng, covariates, size_factor)
+        return self._sampler.cells(arms, n_samples, backdrop, rng)
 
     def predict_cells(
         self,
@@ -124,11 +120,10 @@ class WhatIfMixin(ArmsMixin):
         self._check_if_trained(warn=False)
         if not cells.n_obs:
             raise ValueError("`cells` has no cells. Give the cells to predict, such as the controls of one patient.")
-        arms = self._arms(drug_embedding, dosage)
-        design = torch.as_tensor(self._scaled(self._covariates.encode(cells.obs)))
-        log_size = torch.as_tensor(np.log(self._size_factors_of(cells)).astype(np.float32))
+        arms = self._drugs.arms(drug_embedding, dosage)
+        given = Backdrop(torch.as_tensor(self._design.encode(cells.obs)), self._log_size_of(cells))
         k = len(arms)
-        out = self._simulate(arms, cells.n_obs, design.repeat(k, 1), log_size.repeat(k), _generator(seed))
+        out = self._sampler.cells(arms, cells.n_obs, given.repeat(k), random_generator(seed))
         predicted, origin = out.obs, cells.obs.loc[:, ~cells.obs.columns.str.startswith("_scvi")]
         out.obs = pd.concat([origin] * k).set_axis(out.obs_names)
         out.obs["control_cell"] = np.tile(cells.obs_names.to_numpy(), k)
@@ -196,13 +191,13 @@ class WhatIfMixin(ArmsMixin):
         """
         self._check_if_trained(warn=False)
         values = self._gene_values(genes, kind)
-        arms = self._arms({} if perturbation is None else perturbation, dosage)
+        arms = self._drugs.arms({} if perturbation is None else perturbation, dosage)
         if len(arms) != 1:
             raise ValueError(f"`perturbation` holds {len(arms)} drugs. Give one, or a combination as a mapping.")
-        generator = _generator(seed)
-        design, log_size = self._background(_positive(n_samples), covariates, size_factor, generator)
-        fixed, shift = (values, {}) if kind == "set" else ({}, values)
-        out = self._simulate(arms, n_samples, design, log_size, generator, shift=shift, fixed=fixed)
+        rng = random_generator(seed)
+        backdrop = self._sampler.backdrop(_positive(n_samples), rng, covariates, size_factor)
+        held, pushed = (values, None) if kind == "set" else (None, values)
+        out = self._sampler.cells(arms, n_samples, backdrop, rng, shift=pushed, fixed=held)
         word = "do" if kind == "set" else "shift"
         name = "+".join(f"{word}({gene}={value:g})" for gene, value in genes.items())
         name = name if perturbation is None else f"{arms.names[0]}+{name}"
@@ -220,67 +215,22 @@ class WhatIfMixin(ArmsMixin):
             raise ValueError(
                 f"Genes {quote_some(unknown)} are not in the model. `model.gene_names_` lists those that are."
             )
-        counts = kind == "set" and self._likelihood != "normal"
+        counts = kind == "set" and not self._is_continuous
         bad = {g: v for g, v in genes.items() if not np.isfinite(v) or (counts and v < 0)}
         if bad:
             raise ValueError(f"`genes` holds {bad}. Values are finite and counts are not negative.")
         position = {gene: j for j, gene in enumerate(self.gene_names_)}
         return {position[gene]: float(value) for gene, value in genes.items()}
 
-    def _size_factors_of(self, cells: AnnData) -> np.ndarray:
-        """Size factors of given cells, on the scale of the training cells."""
-        key = self._setup_args["size_factor_key"]
-        if self._likelihood == "normal":
-            return np.ones(cells.n_obs)
-        if key is not None:
-            return check_size_factors(cells.obs, key)
-        if not self.control_pool_["log_size"].any():  # training cells did not differ in depth
-            return np.ones(cells.n_obs)
-        check_gene_names(cells.var_names, self.gene_names_)
-        layer = self._setup_args["layer"]
-        return total_counts(readable(cells.X if layer is None else cells.layers[layer])) / self.mean_total_
-
-    def _simulate(
-        self,
-        arms: Arms,
-        n_samples: int,
-        design: torch.Tensor,
-        log_size: torch.Tensor,
-        generator: torch.Generator,
-        *,
-        shift: Mapping[int, float] | None = None,
-        fixed: Mapping[int, float] | None = None,
-    ) -> AnnData:
-        """Draw `n_samples` cells of each arm, with `shift` added to effects and genes held at `fixed`."""
-        shift, fixed = shift or {}, fixed or {}
-        step = max(1, _CHUNK_VALUES // (n_samples * len(self.gene_names_)))
-        parts = []
-        for start in range(0, len(arms), step):
-            block = arms.take(range(start, min(start + step, len(arms))))
-            cells = slice(start * n_samples, (start + len(block)) * n_samples)
-            effects, targets = (t.flatten(0, 1) for t in block.sample(n_samples, generator))
-            for gene, value in shift.items():
-                effects[:, gene] += value
-            x, expected = self._sample(effects, targets, design[cells], log_size[cells], generator, fixed)
-            parts.append((x if self._likelihood == "normal" else sparse.csr_matrix(x), expected))
-        x, expected = (
-            np.concatenate(p) if isinstance(p[0], np.ndarray) else sparse.vstack(p, format="csr")
-            for p in zip(*parts, strict=True)
-        )
-        names, dosages = np.repeat(arms.names, n_samples), np.repeat(np.asarray(arms.dosages), n_samples)
-        obs = pd.DataFrame(
-            {
-                REGISTRY.PERTURBATION: pd.Categorical(names, categories=list(dict.fromkeys(names))),
-                REGISTRY.DOSAGE: dosages,
-                "size_factor": np.exp(log_size.numpy()),
-            },
-            index=pd.RangeIndex(len(names)).astype(str),
-        )
-        return AnnData(x, obs=obs, var=pd.DataFrame(index=self.gene_names_), layers={"expected": expected})
-
-
-def _generator(seed: int | None) -> torch.Generator:
-    return torch.Generator().manual_seed(seed) if seed is not None else _fresh_generator()
+    def _log_size_of(self, cells: AnnData) -> torch.Tensor:
+        """Log size factors of given cells; where they are read off the counts, these must be there."""
+        reads_counts = self._setup_args["size_factor_key"] is None and not self._is_continuous
+        if reads_counts and self.control_pool_["log_size"].any():
+            check_gene_names(cells.var_names, self.gene_names_)
+            size = self._size_factors_of(cells, self._values(cells))
+        else:
+            size = self._size_factors_of(cells, None)
+        return torch.as_tensor(np.log(size).astype(np.float32))
 
 
 def _positive(n_samples: int) -> int:

@@ -2,65 +2,31 @@
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.distributions.torch_distribution import TorchDistribution
 from scvi.module.base import PyroBaseModuleClass
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from scgim.nn._effects import CurveGrid
-from scgim.nn._graph import topological_layers
-from scgim.nn._intervention import DIRECT_FIELDS, NO_DOSE, Interventions, shift_log_prior
+from scgim.interventions._stacking import DrugGenerator, Responses
+from scgim.module._knowledge import Knowledge
+from scgim.module._spike_and_slab import SpikeAndSlab
 from scgim.nn._likelihood import observation, parent_features, sample_observation
 from scgim.nn._mechanism import linear_part, make_mechanism
-from scgim.nn._responses import dose_grid
-from scgim.nn._score import ShiftPrior
-from scgim.nn._stacking import NO_PRECISION, Responses
+from scgim.structure._graph import topological_layers
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
+    from pyro.distributions.torch_distribution import TorchDistribution
 
-
-def usual_edge_log_odds(n_genes: int) -> float:
-    """Prior log odds of an edge of which nothing is known: among 20 genes or more, each has about two parents."""
-    return -2.0 - math.log(max(1.0, n_genes / 20))
-
-
-class SpikeAndSlab(TorchDistribution):
-    """Direct effects of all contexts: shared target indicators, summed out (:func:`shift_log_prior`).
-
-    Parameters
-    ----------
-    group
-        Perturbation of each context, -1 for controls, which have no effects, shape (K,).
-    n_genes
-        Number of genes d.
-    target_prob, spike_sd, slab_sd
-        See :func:`shift_log_prior`.
-    """
-
-    arg_constraints: dict = {}
-    support = dist.constraints.independent(dist.constraints.real, 2)
-
-    def __init__(self, group: Tensor, n_genes: int, target_prob: Tensor, spike_sd: Tensor, slab_sd: Tensor):
-        self.group, self.target_prob, self.spike_sd, self.slab_sd = group, target_prob, spike_sd, slab_sd
-        super().__init__(event_shape=torch.Size([len(group), n_genes]), validate_args=False)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        treated = self.group >= 0
-        return shift_log_prior(value[treated], self.group[treated], self.target_prob, self.spike_sd, self.slab_sd)
-
-    def sample(self, sample_shape: torch.Size | tuple = ()) -> Tensor:
-        n_groups, d = int(self.group.max()) + 1, self.event_shape[1]
-        on = torch.rand(*sample_shape, n_groups, d, device=self.group.device) < self.target_prob
-        sd = torch.where(on, self.slab_sd, self.spike_sd)[..., self.group, :] * (self.group >= 0)[:, None]
-        return sd * torch.randn_like(sd)
+    from scgim.interventions._curves import CurveGrid
+    from scgim.interventions._interventions import Interventions
 
 
 class GIMModule(PyroBaseModuleClass):
@@ -116,56 +82,49 @@ class GIMModule(PyroBaseModuleClass):
         self.log_scale = nn.Parameter(torch.full((n_genes,), 2.0))
         self.shift = nn.Parameter(torch.zeros(n_contexts, n_genes))
         self.target_logits = nn.Parameter(torch.zeros(n_groups, n_genes), requires_grad=intervention == "hard")
-        self.register_buffer("group", torch.as_tensor(np.asarray(group), dtype=torch.long))
-        flat = torch.zeros(n_contexts) if log_dosage is None else torch.as_tensor(np.asarray(log_dosage))
-        self.has_dosage = log_dosage is not None
-        self.register_buffer("log_dosage", flat.double())
         self.register_buffer("centre", torch.zeros(n_genes))
         self.register_buffer("spread", torch.ones(n_genes))
         self.register_buffer("intercept_loc", torch.zeros(n_genes))
-        # prior of the direct effects: probability of a target, variances of slab and spike
-        self.register_buffer("prior", torch.tensor([0.05, 1.0, 1e-3], dtype=torch.float64))
-        # what is known beforehand: log odds of targets, where anything is known, and of edges
-        self.register_buffer("target_log_odds", torch.zeros(n_groups, n_genes, dtype=torch.float64))
-        self.register_buffer("target_is_known", torch.zeros(n_groups, n_genes, dtype=torch.bool))
-        # what the features of the other drugs say of each (:mod:`scgim.nn._joint`)
-        self.register_buffer("informed_log_odds", torch.zeros(n_groups, n_genes, dtype=torch.float64))
-        self.register_buffer("target_is_informed", torch.zeros(n_groups, n_genes, dtype=torch.bool))
-        self.register_buffer(
-            "edge_log_odds", torch.full((n_genes, n_genes), usual_edge_log_odds(n_genes), dtype=torch.float64)
-        )
-        # what is known after training
-        self.register_buffer("posterior", torch.zeros(len(DIRECT_FIELDS), n_groups, n_genes, dtype=torch.float64))
-        self.register_buffer("grid", dose_grid(self.context_log_dosage()[self.treated]))
-        self.register_buffer("background", torch.zeros(n_groups, len(self.grid), n_genes, dtype=torch.float64))
-        # estimates of what each context does given the parents, and their precision; what the generator learns from
-        self.register_buffer("response", torch.zeros(n_contexts, n_genes, dtype=torch.float64))
-        self.register_buffer("response_precision", torch.full((n_contexts, n_genes), NO_PRECISION, dtype=torch.float64))
-        # what drawn control cells need to have the means of the observed ones (:func:`scgim.model._calibration.calibrate`)
-        self.register_buffer("calibration", torch.zeros(n_genes))
-        # range of what the parents of each gene did in training cells (odd ones left out), and of the values of the genes themselves
-        unlimited = torch.tensor([[-math.inf], [math.inf]]).expand(2, n_genes)
-        self.register_buffer("reach", unlimited.clone())
-        self.register_buffer("value_range", unlimited.clone())
-        self.register_buffer("edge_probs", torch.zeros(n_genes, n_genes, dtype=torch.float64))
-        self.register_buffer("weight_sd", torch.zeros(n_genes, n_genes, dtype=torch.float64))
+        # what drawn control cells need to have the means of the observed ones (:func:`scgim.fit._baselines.match_baselines`)
+        self.register_buffer("baseline_offset", torch.zeros(n_genes))
+        codes = torch.as_tensor(np.asarray(group), dtype=torch.long)
+        doses = None if log_dosage is None else torch.as_tensor(np.asarray(log_dosage)).double()
+        self.knowledge = Knowledge(codes, doses, n_genes)
 
     @property
     def device(self) -> torch.device:
         return self.intercept.device
 
     @property
+    def group(self) -> Tensor:
+        """Perturbation of each context, -1 for the control, (K,)."""
+        return self.knowledge.group
+
+    @property
     def treated(self) -> Tensor:
         """Contexts that are not the control, boolean (K,)."""
-        return self.group >= 0
+        return self.knowledge.treated
 
-    def curve_grid(self) -> CurveGrid:
-        """Dose-response curves that this screen allows."""
-        return CurveGrid.over(*self.dosage_range()) if self.has_dosage else CurveGrid.flat()
+    @property
+    def adjacency(self) -> Tensor:
+        """The graph, 1 where gene i acts on gene j, (d, d): the only place where it is kept."""
+        return linear_part(self.mechanism).adjacency
 
-    def context_log_dosage(self) -> Tensor:
-        """Log dosage of each context (K,); without doses one below any that could be asked for, so that all are alike."""
-        return self.log_dosage if self.has_dosage else torch.full_like(self.log_dosage, NO_DOSE)
+    def on_load(self, model: Any, **kwargs: Any) -> None:
+        """Nothing: there are no parameters in Pyro's store, which scvi-tools would make by a step of training."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As in torch; the graph first, since the shapes of parameters depend on it."""
+        graph = next((value for name, value in state_dict.items() if name.endswith("adjacency")), None)
+        if graph is not None:
+            self.mechanism.set_graph(torch.as_tensor(graph).cpu().numpy().astype(bool))
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
+    @torch.no_grad()
+    def mean_slopes(self) -> Tensor:
+        """Change of each gene's predictor for one control standard deviation of a parent, on average, shape (d, d); on the CPU."""
+        h = torch.randn(512, len(self.centre), generator=torch.Generator().manual_seed(0))
+        return self.mechanism.slopes(h.to(self.device)).double().cpu()
 
     @torch.no_grad()
     def carry(self) -> Tensor:
@@ -173,8 +132,7 @@ class GIMModule(PyroBaseModuleClass):
 
         `effects @ carry` are changes of the parent features in control standard deviations.
         """
-        h = torch.randn(512, len(self.centre), generator=torch.Generator().manual_seed(0))
-        slopes = self.mechanism.slopes(h.to(self.device)).double().cpu()
+        slopes = self.mean_slopes()
         own = torch.ones(len(slopes), dtype=torch.float64)
         if self.likelihood != "normal":
             mean = (
@@ -185,60 +143,29 @@ class GIMModule(PyroBaseModuleClass):
 
     def responses(self) -> Responses:
         """What was measured in the treated contexts that had training cells; on the CPU."""
-        seen = self.treated.cpu() & (self.response_precision.cpu().amax(1) > NO_PRECISION)
-        parts = (self.response, self.response_precision, self.group, self.context_log_dosage())
-        estimates, precision, group, log_dosage = (part.cpu()[seen] for part in parts)
-        return Responses(estimates, precision, group, log_dosage, self.grid.cpu(), self.carry())
+        return self.knowledge.responses(self.carry())
 
-    def dosage_range(self) -> tuple[float, float]:
-        """Smallest and largest log dosage of the treated contexts."""
-        dosages = self.log_dosage[self.treated]
-        return float(dosages.min()), float(dosages.max())
+    def measured(self, features: Tensor, codes: Tensor) -> tuple[Tensor, Interventions, CurveGrid, tuple[float, float]]:
+        """Features and interventions of the perturbations that were measured (`codes`), curves to choose from, and range of log dosages.
 
-    def interventions(self) -> Interventions:
-        """What the measured perturbations do; on the CPU."""
-        direct = dict(zip(DIRECT_FIELDS, self.posterior.cpu(), strict=True))
-        return Interventions(**direct, background=self.background.cpu(), grid=self.grid.cpu())
+        `features` (U, p) are those of all perturbations.
+        """
+        known = self.knowledge
+        return features[codes], known.interventions().rows(codes), known.curve_grid(), known.dosage_range()
 
-    def shift_prior(self) -> ShiftPrior:
-        """Prior of the direct effects, features left out; on the CPU."""
-        target_prob, slab_var, spike_var = self.prior.tolist()
-        return ShiftPrior(target_prob, slab_var, spike_var, self.given_targets())
-
-    def known_targets(self) -> Tensor | None:
-        """Log odds of targets known beforehand or by features, NaN where nothing is, shape (U, d); None if none is. On the CPU."""
-        known = self._known_log_odds()
-        return None if known.isnan().all() else known.cpu()
-
-    def _known_log_odds(self) -> Tensor:
-        informed = torch.where(self.target_is_informed, self.informed_log_odds, torch.nan)
-        return torch.where(self.target_is_known, self.target_log_odds, informed)
-
-    def given_targets(self) -> Tensor | None:
-        """Log odds of targets that are known beforehand alone, as :meth:`known_targets`."""
-        known = torch.where(self.target_is_known, self.target_log_odds, torch.nan)
-        return None if known.isnan().all() else known.cpu()
-
-    def prior_target_probs(self) -> Tensor:
-        """Prior probability of each target, shape (U, d); part of every step, so it stays on the device."""
-        known = self._known_log_odds()
-        return torch.sigmoid(torch.where(known.isnan(), torch.logit(self.prior[0]), known)).float()
+    def drug_generator(self, features: Tensor, codes: Tensor) -> DrugGenerator:
+        """Generator fitted to what is known of the measured perturbations; arguments as for :meth:`measured`."""
+        return DrugGenerator(*self.measured(features, codes), self.responses().of(codes))
 
     @staticmethod
     def _get_fn_args_from_batch(tensors: dict[str, Tensor]) -> tuple[tuple, dict]:
         return tuple(tensors[name] for name in ("x", "context", "covariates", "log_size")), {}
 
-    def on_load(self, model, **kwargs) -> None:
-        """Give the mechanisms the graph of the saved model, so that its parameters fit."""
-        adjacency = getattr(model, "adjacency_", None)
-        if adjacency is not None:
-            self.mechanism.set_graph(adjacency)
-
     def standardised(self, x: Tensor) -> Tensor:
         """Values on the scale of the likelihood: counts as they are, continuous values standardised on controls."""
         return (x - self.centre) / self.spread if self.likelihood == "normal" else x
 
-    def features(self, x: Tensor, log_size: Tensor) -> Tensor:
+    def parent_features(self, x: Tensor, log_size: Tensor) -> Tensor:
         """Parent features h, standardised on controls, shape (B, d)."""
         return (parent_features(x, log_size, self.likelihood) - self.centre) / self.spread
 
@@ -255,19 +182,19 @@ class GIMModule(PyroBaseModuleClass):
         base = get("intercept") + covariates @ get("covariate_effect")
         shifted = base + (get("shift") * self.treated[:, None])[context]
         whole = base if self.intervention == "hard" else shifted
-        return whole + functional_call(self.mechanism, of_mechanism, (self.features(x, log_size),)), shifted
+        return whole + functional_call(self.mechanism, of_mechanism, (self.parent_features(x, log_size),)), shifted
 
     def _priors(self) -> dict[str, TorchDistribution]:
         """Prior of each parameter, by name."""
         zero = torch.zeros((), device=self.device)
-        _, slab, spike = self.prior.float()
+        _, slab, spike = self.knowledge.prior.float()
         priors: dict[str, TorchDistribution] = {
             "intercept": dist.Normal(self.intercept_loc, 1.0).to_event(1),
             "log_scale": dist.Normal(zero + 2.0, 2.0).expand(self.log_scale.shape).to_event(1),
             "shift": SpikeAndSlab(
                 self.group,
                 self.shift.shape[1],
-                self.prior_target_probs(),
+                self.knowledge.prior_target_probs(),
                 (spike + 4e-4).sqrt(),
                 slab.sqrt(),
             ),
@@ -312,13 +239,13 @@ class GIMModule(PyroBaseModuleClass):
     def _target_divergence(self) -> Tensor:
         """Kullback-Leibler divergence of the target indicators from their prior."""
         probs = torch.distributions.Bernoulli(logits=self.target_logits)
-        prior = torch.distributions.Bernoulli(probs=self.prior_target_probs())
+        prior = torch.distributions.Bernoulli(probs=self.knowledge.prior_target_probs())
         return torch.distributions.kl_divergence(probs, prior).sum()
 
     def log_likelihood(self, x: Tensor, covariates: Tensor, log_size: Tensor, shift: Tensor, targets: Tensor) -> Tensor:
         """Log-likelihood of cells under given direct effects, (B, d); `targets` (B, d) cut mechanisms if hard."""
         base = self.intercept + covariates @ self.covariate_effect + shift
-        parents = self.mechanism(self.features(x, log_size))
+        parents = self.mechanism(self.parent_features(x, log_size))
         if self.intervention == "hard":
             parents = parents * ~targets
         return observation(self.likelihood, base + parents, log_size, self.log_scale).log_prob(self.standardised(x))
@@ -360,7 +287,7 @@ class GIMModule(PyroBaseModuleClass):
         """
         fixed = fixed or {}
         x, mean, h = (torch.zeros_like(shift) for _ in range(3))
-        base = self.intercept + self.calibration + covariates @ self.covariate_effect + shift
+        base = self.intercept + self.baseline_offset + covariates @ self.covariate_effect + shift
         for layer in self.layers():
             genes = torch.tensor(layer, device=shift.device)
             value, m, hidden = self.draw_genes(genes, base[:, genes], h, targets, log_size, generator, coupled)
@@ -376,7 +303,7 @@ class GIMModule(PyroBaseModuleClass):
 
     def layers(self) -> list[list[int]]:
         """Genes in topological order; those of one layer do not act on each other."""
-        return topological_layers(linear_part(self.mechanism).adjacency.cpu().numpy())
+        return topological_layers(self.adjacency.cpu().numpy())
 
     @torch.no_grad()
     def draw_genes(
@@ -393,7 +320,7 @@ class GIMModule(PyroBaseModuleClass):
 
         `base` (B, G) is what the predictor has beside parents, whose features are `h` (B, d).
         """
-        parents = self.mechanism(h, genes).clamp(self.reach[0, genes], self.reach[1, genes])
+        parents = self.mechanism(h, genes).clamp(self.knowledge.reach[0, genes], self.knowledge.reach[1, genes])
         if self.intervention == "hard":
             parents = parents * ~targets[:, genes]
         scale = self.log_scale[genes]

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Torch parts: mechanisms, likelihoods, and what the cells say of parameters."""

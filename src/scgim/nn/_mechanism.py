@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scgim.nn._graph import parent_table
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -24,6 +22,8 @@ class LinearMechanism(nn.Module):
     n_genes
         Number of genes d.
     """
+
+    is_linear = True
 
     def __init__(self, n_genes: int):
         super().__init__()
@@ -60,6 +60,8 @@ class MLPMechanism(nn.Module):
     n_hidden
         Hidden units per gene.
     """
+
+    is_linear = False
 
     def __init__(self, n_genes: int, n_hidden: int = 8):
         super().__init__()
@@ -113,6 +115,19 @@ class MLPMechanism(nn.Module):
         return out.index_put_((rows, columns), (slope * self.mask).flatten(), accumulate=True)
 
 
+def parent_table(adjacency: NDArray) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Parents of each gene, padded to the largest number: indices and 0/1 mask, both (n_genes, max_parents)."""
+    adjacency = np.asarray(adjacency, dtype=bool)
+    width = max(1, int(adjacency.sum(0).max()))
+    index = np.zeros((len(adjacency), width), dtype=np.int64)
+    mask = np.zeros((len(adjacency), width), dtype=np.float32)
+    for j in range(len(adjacency)):
+        parents = np.flatnonzero(adjacency[:, j])
+        index[j, : len(parents)] = parents
+        mask[j, : len(parents)] = 1.0
+    return index, mask
+
+
 def linear_part(mechanism: nn.Module) -> LinearMechanism:
     """Linear part of a mechanism, which holds the graph."""
     return getattr(mechanism, "linear", mechanism)
@@ -121,3 +136,11 @@ def linear_part(mechanism: nn.Module) -> LinearMechanism:
 def make_mechanism(kind: str, n_genes: int, n_hidden: int) -> LinearMechanism | MLPMechanism:
     """Mechanism by name."""
     return LinearMechanism(n_genes) if kind == "linear" else MLPMechanism(n_genes, n_hidden)
+
+
+@torch.no_grad()
+def draw_weights(mechanism: nn.Module, fitted: nn.Module, weight_sd: Tensor, generator: torch.Generator) -> None:
+    """Move the weights of `mechanism` from those of `fitted` by one draw of their errors, shape (d, d)."""
+    linear, centre = (linear_part(m).weight for m in (mechanism, fitted))
+    noise = torch.randn(weight_sd.shape, generator=generator, dtype=torch.float64)
+    linear.copy_(centre + (noise.to(weight_sd) * weight_sd).to(centre))

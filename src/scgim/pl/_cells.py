@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scgim._stored import StoredMatrix, readable
+from scgim._backed import StoredMatrix, readable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

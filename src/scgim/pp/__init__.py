@@ -1,4 +1,4 @@
-"""Preparation of a screen: drug features, choice of genes, check of the design."""
+"""Preparation of a screen: drug features, choice of genes, check of the design, splits."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from scgim.pp._genes import select_genes
 from scgim.pp._guides import guide_targets
 from scgim.pp._plate import plate_position
 from scgim.pp._screen import check_screen
+from scgim.pp._split import split_by_context
 
 __all__ = [
     "check_screen",
@@ -17,4 +18,5 @@ __all__ = [
     "pca_features",
     "plate_position",
     "select_genes",
+    "split_by_context",
 ]

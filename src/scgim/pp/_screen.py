@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scgim._stored import readable
+from scgim._backed import readable
 from scgim._validation import (
     check_continuous,
     check_counts,

@@ -13,7 +13,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from scgim._stored import StoredMatrix
+from scgim._backed import StoredMatrix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -1,0 +1,63 @@
+"""Size factors: how deeply each cell was sequenced, relative to the average cell."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import sparse
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scgim._backed import StoredMatrix
+
+logger = logging.getLogger(__name__)
+
+_MIN_COMMON_VARIANCE = 0.01  # a spread of library sizes of about 10 %
+_MAX_CELLS, _MAX_GENES = 4000, 300
+
+
+def common_variance(counts: NDArray | sparse.spmatrix | StoredMatrix) -> float:
+    """Variance of the log library size that the counts of control cells betray.
+
+    Any two genes of a cell share its library size, so log(E[x_i x_j] / (E x_i E x_j)) holds its variance for each pair;
+    what the network adds has either sign and few pairs, so the median over pairs leaves it out.
+    """
+    x = np.asarray(counts.toarray() if sparse.issparse(counts) else counts, dtype=np.float64)  # type: ignore[union-attr]
+    mean = x.mean(0)
+    best = np.argsort(-mean)[:_MAX_GENES]
+    best = best[mean[best] > 0]
+    if len(best) < 3 or len(x) < 10:
+        return 0.0
+    x, mean = x[:, best], mean[best]
+    ratio = (x.T @ x / len(x)) / np.outer(mean, mean)
+    pairs = ratio[np.triu_indices(len(best), 1)]
+    return float(np.median(np.log(np.maximum(pairs, 1e-3))))
+
+
+def total_counts(counts: NDArray | sparse.csr_matrix | StoredMatrix) -> NDArray[np.float64]:
+    """Counts of each cell over the given genes, at least 1."""
+    return np.maximum(np.asarray(counts.sum(1), dtype=np.float64).ravel(), 1.0)
+
+
+def estimate_size_factors(
+    counts: NDArray | sparse.csr_matrix | StoredMatrix, controls: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Totals over genes relative to their mean, or ones where cells do not differ in depth.
+
+    Totals over a small panel hold biology too, so they are used only where control cells show a common scale.
+    """
+    variance = common_variance(counts[np.flatnonzero(controls)[:_MAX_CELLS]])
+    if variance < _MIN_COMMON_VARIANCE:
+        logger.info("Cells do not differ in depth (common variance %.4f): size factors are 1.", variance)
+        return np.ones(counts.shape[0])
+    totals = total_counts(counts)
+    logger.info(
+        "Size factors are the totals over the %d genes given (common variance %.3f). Pass `size_factor_key` with totals "
+        "over all genes of the cell where they are known.",
+        counts.shape[1],
+        variance,
+    )
+    return totals / totals.mean()

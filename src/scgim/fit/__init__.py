@@ -1,0 +1,1 @@
+"""From cells to a fitted module: statistics, search, start, descent, inference, generator, baselines."""

@@ -1,0 +1,77 @@
+"""Baselines under which drawn control cells have the mean expression of the observed ones.
+
+Each gene is fitted given the observed values of its parents. Drawn cells have drawn parents, and where the model is not
+quite right small errors add up along the network.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from scgim.nn._likelihood import parent_features
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from scgim.module import GIMModule
+    from scgim.train import BatchLoader
+
+_N_CELLS, _N_VALUES = 40_000, 12_000_000
+_N_ROUNDS = 6
+_MAX_STEP = 0.5
+_FEW_CONTROLS = 100  # fewer, as on a plate, are too noisy to be matched by themselves
+_TOLERANCE = 0.04  # difference of log means that is let pass, or two standard errors if that is less
+_HALF_A_COUNT = 0.5
+
+
+@torch.no_grad()
+def match_baselines(module: GIMModule, loader: BatchLoader) -> None:
+    """Find the baselines, for counts, whose mechanisms are not linear in them.
+
+    Drawn control cells get the means of the observed ones; with few of these, drawn cells of all contexts those of the training cells.
+    """
+    module.baseline_offset.zero_()
+    if module.likelihood == "normal" or module.measurement == "latent":
+        return
+    control = torch.nonzero(~module.treated.cpu()[loader.context.cpu()])[:, 0]
+    rows = control if len(control) >= _FEW_CONTROLS else torch.arange(loader.n)
+    order = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
+    n = min(_N_CELLS, _N_VALUES // len(module.centre))
+    cells = loader.take(order.repeat(-(-n // len(order)))[:n])  # of few cells, each several times
+    x, context, covariates, log_size = (cells[k].to(module.device) for k in ("x", "context", "covariates", "log_size"))
+    enough = _HALF_A_COUNT / min(len(rows), n)  # so that a gene without counts is not driven to nothing
+    depth = log_size.exp().double().sum()
+    observed = torch.log(x.double().sum(0) / depth + enough)
+    error = x.double().std(0) / (x.double().mean(0) + enough) / min(len(rows), n) ** 0.5
+    tolerance = (2 * error).clamp_max(_TOLERANCE)
+    shift, targets = _draw_effects(module, context.cpu())
+    base = module.intercept + covariates @ module.covariate_effect + shift
+    h, generator = torch.zeros_like(shift), torch.Generator(module.device).manual_seed(0)
+    for layer in module.layers():
+        genes = torch.tensor(layer, device=module.device)
+        for _ in range(_N_ROUNDS):
+            own = base[:, genes] + module.baseline_offset[genes]
+            values, mean, _ = module.draw_genes(genes, own, h, targets, log_size, generator)
+            drawn = parent_features(values, log_size, module.likelihood)
+            h[:, genes] = (drawn - module.centre[genes]) / module.spread[genes]
+            step = observed[genes] - torch.log(mean.double().sum(0) / depth + enough)
+            step = step - step.clamp(-tolerance[genes], tolerance[genes])
+            if not step.any():
+                break
+            module.baseline_offset[genes] += step.clamp(-_MAX_STEP, _MAX_STEP).to(module.baseline_offset)
+
+
+def _draw_effects(module: GIMModule, context: Tensor) -> tuple[Tensor, Tensor]:
+    """Direct effects and targets of cells, drawn anew for each; none for control cells."""
+    shift = torch.zeros(len(context), len(module.centre), dtype=torch.float64)
+    targets = torch.zeros_like(shift, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(0)
+    known, group, log_dosage = module.knowledge.interventions(), module.group.cpu(), module.knowledge.log_dosage.cpu()
+    for k in torch.unique(context).tolist():
+        cells = torch.nonzero(context == k)[:, 0]
+        if group[k] >= 0:
+            effects, on = known.rows(group[k : k + 1]).sample(log_dosage[k : k + 1], len(cells), generator)
+            shift[cells], targets[cells] = effects[0], on[0]
+    return shift.float().to(module.device), targets.to(module.device)

@@ -1,0 +1,222 @@
+"""One training run, from top to bottom: statistics, search, start, descent, inference, baselines, check."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from scvi import settings
+from tqdm.auto import tqdm
+
+from scgim.fit._baselines import match_baselines
+from scgim.fit._controls import check_controls
+from scgim.fit._hidden import fit_hidden
+from scgim.fit._inference import gather_information, infer_edges, infer_targets
+from scgim.fit._prior_check import warn_of_prior
+from scgim.fit._ranges import note_ranges
+from scgim.fit._search import search_graph
+from scgim.fit._start import start_from
+from scgim.fit._statistics import gather_statistics, set_scales
+from scgim.train._threads import threads_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import pandas as pd
+    from lightning.pytorch import Trainer
+    from torch import Tensor
+
+    from scgim.fit._course import Course
+    from scgim.interventions._stacking import DrugGenerator
+    from scgim.module import GIMModule
+    from scgim.train import BatchLoader
+
+logger = logging.getLogger(__name__)
+
+_FEWER_EPOCHS, _SMALLER_RATE = 3, 4  # times, to refine: little is left to be done
+_MAX_EVIDENCE = 50.0  # nats; what is more certain does not show in a probability
+
+
+class Names(NamedTuple):
+    """Names for messages."""
+
+    genes: list[str]
+    perturbations: list[str]
+
+
+class Descend(Protocol):
+    """Gradient descent on the graph as it stands, to the end or from a checkpoint."""
+
+    def __call__(self, epochs: int, lr: float, *, early_stopping: bool) -> Trainer:
+        """Fit the parameters of the module; raises what stopped it early."""
+
+
+@dataclass
+class Fit:
+    """A training run. It writes to the module; what else it finds is kept here.
+
+    Parameters
+    ----------
+    module
+        The module.
+    loader
+        The training cells, in order.
+    course
+        What is to be done, and how far it is.
+    features
+        Features of the perturbations, shape (U, p); None if there are none.
+    measured
+        Perturbations that have training cells, boolean (U,).
+    names
+        Names of genes and perturbations.
+    descend
+        Gradient descent.
+    seed
+        Seed of the search.
+    progress
+        Whether to show how far the search is.
+    """
+
+    module: GIMModule
+    loader: BatchLoader
+    course: Course
+    features: Tensor | None
+    measured: Tensor
+    names: Names
+    descend: Descend
+    seed: int
+    progress: bool
+
+    usable: bool | None = None
+    """Whether the model can be used; None for as before."""
+    controls: pd.DataFrame | None = None
+    """How simulated control cells compare with the observed ones, at the end of the run."""
+    generator: DrugGenerator | None = None
+    """The generator, at the end of the run; None for a screen without features."""
+
+    def run(self) -> None:
+        """Do what is left of the course; where it is stopped early, put the module in order."""
+        if self.module.measurement == "latent":
+            with unchanged_if_stopped(self.module):
+                self._fit_hidden()
+            return
+        if self.course.phase == "search":
+            with unchanged_if_stopped(self.module):
+                self._search()
+            self.course.phase = "fit"
+        try:
+            self._fit_on_graph()
+        except KeyboardInterrupt:
+            self._conclude()
+            warnings.warn(
+                "Training was interrupted. The model keeps what it has learned so far and can be used.",
+                UserWarning,
+                stacklevel=settings.warnings_stacklevel,
+            )
+        except FloatingPointError:
+            self.usable = False
+            with suppress(RuntimeError, ValueError):  # how it diverged says more
+                self._conclude()
+            raise
+
+    def _search(self) -> None:
+        """Search for the graph, and start from what is found."""
+        set_scales(self.module, self.loader)
+        statistics = gather_statistics(self.module, self.loader)
+        with _search_bar(self.progress) as show, threads_for(0):  # many small regressions
+            result = search_graph(
+                self.module, statistics, self.loader, seed=self.seed, on_move=show, features=self.features
+            )
+            start_from(self.module, statistics, result)
+        self.course.edge_probs, self.course.trace = result.edge_probs, result.trace
+
+    def _fit_on_graph(self) -> None:
+        """Fit on the graph that was found, cut edges without support, and refine."""
+        course = self.course
+        if course.phase == "fit":
+            trainer = self.descend(course.epochs, course.lr, early_stopping=course.early_stopping)
+            # of several processes, all cut the edges of the first
+            course.evidence = trainer.strategy.broadcast(self._infer())
+            if self._cut(course.evidence):
+                course.phase = "refine"
+        if course.phase == "refine":
+            epochs = max(1, course.epochs // _FEWER_EPOCHS)
+            self.descend(epochs, course.lr / _SMALLER_RATE, early_stopping=False)
+        self._conclude()
+
+    def _cut(self, evidence: np.ndarray) -> bool:
+        """Cut edges without support; whether there were any. Whether hidden units support one, the evidence does not say."""
+        adjacency = self.module.adjacency.cpu().numpy().astype(bool)
+        weak = adjacency & (evidence <= 0)
+        if not (weak.any() and self.module.mechanism.is_linear):
+            return False
+        logger.info("Cut %d edges without support.", int(weak.sum()))
+        self.module.mechanism.set_graph(adjacency & ~weak)
+        return True
+
+    def _infer(self) -> np.ndarray:
+        """Targets, dose-response curves and standard errors at the fit; returns the log evidence of each edge."""
+        information = gather_information(self.module, self.loader)
+        infer_targets(self.module, information, self.features)
+        return infer_edges(self.module, information, self.loader.n)
+
+    def _conclude(self) -> None:
+        """Find what is known of targets and edges at the parameters as they are, and what depends on it."""
+        evidence = self._infer()
+        self._note_edge_probs(evidence if self.course.evidence is None else self.course.evidence)
+        note_ranges(self.module, self.loader)
+        match_baselines(self.module, self.loader)
+        self._check()
+
+    def _fit_hidden(self) -> None:
+        """Fit a network of hidden expression by moments; there is no descent, so epochs and rates do not enter."""
+        with _search_bar(self.progress) as show, threads_for(0):
+            result = fit_hidden(self.module, self.loader, self.seed, show, self.features)
+        self.course.trace = result.trace
+        note_ranges(self.module, self.loader, of_parents=False)
+        self._check()
+
+    def _note_edge_probs(self, evidence: np.ndarray) -> None:
+        """Probability of each edge: that of the search, limited by the support found at the fit."""
+        probs = self.course.edge_probs
+        if self.module.mechanism.is_linear:
+            limited = np.clip(evidence, -_MAX_EVIDENCE, _MAX_EVIDENCE)
+            probs = np.minimum(probs, np.where(np.isfinite(evidence), 1 / (1 + np.exp(-limited)), 1.0))
+        self.module.knowledge.edge_probs.copy_(torch.as_tensor(probs))
+
+    def _check(self) -> None:
+        """Compare with priors and control cells, and fit the generator to what was found."""
+        warn_of_prior(self.module.knowledge, self.measured, self.names)
+        self.usable = True
+        self.module.eval()
+        self.controls = check_controls(self.module, self.loader, self.names.genes)
+        if self.features is not None:
+            self.generator = self.module.drug_generator(self.features, torch.nonzero(self.measured)[:, 0])
+
+
+@contextmanager
+def unchanged_if_stopped(module: GIMModule) -> Iterator[None]:
+    """Leave a module that was trained before as it was if the search is stopped."""
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    try:
+        yield
+    except BaseException:
+        module.load_state_dict(before)
+        raise
+
+
+@contextmanager
+def _search_bar(progress: bool) -> Iterator[Callable[[float], None]]:
+    """Progress of the search: moves made and score."""
+    with tqdm(desc="Searching for the graph", unit=" moves", disable=not progress) as bar:
+
+        def show(score: float) -> None:
+            bar.update()
+            bar.set_postfix(score=f"{score:.1f}", refresh=False)
+
+        yield show

@@ -1,0 +1,103 @@
+"""Fit of a network that acts on hidden expression: everything follows from moments, without gradient descent."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from scgim.fit._inference import write_interventions
+from scgim.structure._moments import HiddenExpression, MomentAccumulator
+from scgim.structure._search import StructureResult, StructureSearch, search_structure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from scgim._priors import ShiftPrior
+    from scgim.module import GIMModule
+    from scgim.train import BatchLoader
+
+_MIN_CELLS_WORTH = 10
+
+
+def gather_moments(module: GIMModule, loader: BatchLoader) -> HiddenExpression:
+    """Moments of the hidden expression, in two passes over the training cells."""
+    accumulator = MomentAccumulator(module.group, len(module.centre))
+    for add in (accumulator.add_means, accumulator.add_products):
+        for batch in loader:
+            add(batch["x"], batch["log_size"], batch["context"])
+    hidden = accumulator.finalise()
+    if hidden.statistics.residual_dof < _MIN_CELLS_WORTH:
+        raise ValueError(
+            "`measurement='latent'` works from the moments of pairs of genes, and the cells are too few or too shallow for "
+            f"them: they are worth {hidden.statistics.residual_dof:.2g} cells without counting noise, and {_MIN_CELLS_WORTH} "
+            "are needed. Leave out genes of few counts, or use `measurement='direct'`."
+        )
+    return hidden
+
+
+@torch.no_grad()
+def fit_hidden(
+    module: GIMModule,
+    loader: BatchLoader,
+    seed: int,
+    on_move: Callable[[float], None] | None = None,
+    features: Tensor | None = None,
+) -> StructureResult:
+    """Find the graph of hidden expression and write weights, noise, targets and effects to the module."""
+    module.knowledge.note_informed(None)
+    hidden = gather_moments(module, loader)
+    statistics, spread = hidden.statistics, hidden.spread
+    result = search_structure(
+        statistics,
+        edge_log_odds=module.knowledge.edge_log_odds.cpu().numpy(),
+        known_targets=module.knowledge.known_targets(),
+        seed=seed,
+        on_move=on_move,
+    )
+    module.mechanism.set_graph(result.adjacency)
+    d = statistics.n_genes
+    fit = StructureSearch(statistics, result.prior).fit([(j, _parents(result, j)) for j in range(d)], n_iterations=30)
+    weight, weight_sd = (torch.zeros(d, d, dtype=torch.float64) for _ in range(2))
+    for j in range(d):
+        parents = list(_parents(result, j))
+        weight[parents, j] = fit.weights[j, : len(parents)] * spread[j]
+        precision = statistics.gram[parents][:, parents] / fit.noise_var[j]
+        weight_sd[parents, j] = torch.linalg.inv(precision).diagonal().sqrt() * spread[j]
+    module.mechanism.weight.copy_(weight)
+    module.knowledge.weight_sd.copy_(weight_sd)
+    module.centre.copy_(hidden.centre)
+    module.spread.copy_(spread)
+    module.intercept.copy_(hidden.centre)
+    module.log_scale.copy_(-(fit.noise_var * spread.square()).log())
+    module.knowledge.edge_probs.copy_(torch.as_tensor(result.edge_probs))
+    _infer_targets(module, hidden, fit, result.prior, features)
+    return result
+
+
+def _parents(result: StructureResult, gene: int) -> tuple[int, ...]:
+    return tuple(np.flatnonzero(result.adjacency[:, gene]).tolist())
+
+
+def _infer_targets(
+    module: GIMModule, hidden: HiddenExpression, fit, prior: ShiftPrior, features: Tensor | None
+) -> None:
+    """Targets and dose-response curves from what the network leaves of the means of contexts."""
+    statistics = hidden.statistics
+    treated = statistics.group >= 0
+    scale = hidden.spread[:, None]
+    control = fit.residuals[:, ~treated].mean(1, keepdim=True)
+    shift = ((fit.residuals - control) * scale)[:, treated].T
+    variance = (fit.noise_var[:, None] * scale.square()).T / statistics.n_cells[treated][:, None]
+    # where parents move, an error of their weights looks like a direct effect
+    moved = (statistics.means[treated] - statistics.means[~treated]).square()
+    variance = variance + moved @ module.knowledge.weight_sd.cpu().square()
+    seen = torch.zeros(len(module.group), dtype=torch.bool)
+    seen[torch.nonzero(statistics.observed)[:, 0][treated]] = True
+    start = replace(prior, slab_var=prior.slab_var * float(hidden.spread.square().median()), spike_var=1e-3)
+    write_interventions(module, seen, shift, 1 / variance, start, features)
+    module.shift[seen.to(module.device)] = shift.to(module.shift)

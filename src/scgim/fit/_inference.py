@@ -1,0 +1,137 @@
+"""What the fitted parameters say of targets, dose-response curves and edges."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scgim.fit._statistics import to_device
+from scgim.interventions._effects import effects_left_out
+from scgim.interventions._joint import Screen, estimate_jointly
+from scgim.interventions._stacking import NO_PRECISION, measured_background
+from scgim.nn._information import FitInformation, InformationAccumulator
+from scgim.nn._likelihood import observation, score_and_information
+from scgim.nn._mechanism import parent_table
+
+if TYPE_CHECKING:
+    from scgim._priors import ShiftPrior
+    from scgim.module import GIMModule
+    from scgim.train import BatchLoader
+
+_MAX_LOG_FOLD_CHANGE = 15.0
+
+
+@torch.no_grad()
+def gather_information(module: GIMModule, loader: BatchLoader) -> FitInformation:
+    """Score and information of direct effects and edges at the fitted parameters."""
+    index, mask = (torch.as_tensor(t, device=module.device) for t in parent_table(module.adjacency.cpu().numpy()))
+    accumulator = InformationAccumulator(len(module.group), index, mask)
+    for raw in loader:
+        batch = to_device(raw, module.device)
+        whole, cut = module.predictors(**batch)
+        x, size, scale = module.standardised(batch["x"]), batch["log_size"], module.log_scale
+        h = module.parent_features(batch["x"], size)
+        hard = module.intervention == "hard"
+        score, information = score_and_information(module.likelihood, x, cut if hard else whole, size, scale)
+        evidence = _cut_evidence(module, x, whole, cut, size) if hard else None
+        accumulator.update(batch["context"], h, score, information, evidence)
+    return accumulator.finalise()
+
+
+def _cut_evidence(module: GIMModule, x: Tensor, whole: Tensor, cut: Tensor, log_size: Tensor) -> Tensor:
+    """Log-likelihood with the mechanism cut less that with it whole."""
+    log_probs = (observation(module.likelihood, p, log_size, module.log_scale).log_prob(x) for p in (cut, whole))
+    return next(log_probs) - next(log_probs)
+
+
+@torch.no_grad()
+def infer_targets(module: GIMModule, information: FitInformation, features: Tensor | None) -> None:
+    """Posterior of targets, dose-response curves and background, written to the module; `features` (U, p) are those of the drugs."""
+    seen = module.treated.cpu() & (information.information.amax(1) > NO_PRECISION)  # not those without training cells
+    precision = information.information[seen].clamp_min(1e-3)
+    shift = module.shift.detach().double().cpu()[seen] + information.score[seen] / precision
+    if module.likelihood != "normal":  # where a context tells nothing the step has no bound
+        shift = shift.clamp(-_MAX_LOG_FOLD_CHANGE, _MAX_LOG_FOLD_CHANGE)
+    evidence = information.evidence[seen] if module.intervention == "hard" else None
+    write_interventions(module, seen, shift, precision, module.knowledge.shift_prior(), features, evidence)
+
+
+def write_interventions(
+    module: GIMModule,
+    seen: Tensor,
+    shift: Tensor,
+    precision: Tensor,
+    prior: ShiftPrior,
+    features: Tensor | None,
+    evidence: Tensor | None = None,
+) -> None:
+    """Infer interventions from estimates of effects and write all that follows to the module.
+
+    Parameters
+    ----------
+    module
+        The module.
+    seen
+        Treated contexts with training cells, boolean (K,).
+    shift, precision
+        Estimates of effects in these and their precision, both (k, d).
+    prior
+        Prior to start from; what is known of targets is that of all perturbations.
+    features
+        Features of the perturbations (U, p); None if there are none.
+    evidence
+        For hard interventions, log-likelihood with the mechanism cut less that with it whole, (k, d).
+    """
+    known = module.knowledge
+    measured, group = torch.unique(known.group.cpu()[seen], return_inverse=True)
+    prior = replace(prior, known=None if prior.known is None else prior.known[measured])
+    of_drugs = None if features is None else features[measured]
+    log_dosage, curves = known.log_dosage.cpu()[seen], known.curve_grid()
+    screen = Screen(shift, precision, group, log_dosage, of_drugs, curves, known.dosage_range())
+    found, prior, programme, _ = estimate_jointly(screen, prior)
+    known.note_informed(prior, measured)
+    known.note_responses(seen, shift, precision)
+    left_out = effects_left_out(shift - programme, precision, group, log_dosage, curves, prior)
+    if evidence is not None:
+        per_context = evidence - 0.5 * torch.log1p(precision * prior.slab_var)
+        total = torch.zeros_like(found.target_probs).index_add_(0, group, per_context)
+        odds = prior.target_log_odds(len(total), torch.arange(total.shape[1]))
+        found = replace(found, target_probs=torch.sigmoid(total + odds))
+    background = measured_background(module.responses().of(measured), found, programme, left_out, of_drugs)
+    known.note_interventions(measured, found, background)
+    known.prior.copy_(torch.tensor([prior.target_prob, prior.slab_var, prior.spike_var]))
+
+
+@torch.no_grad()
+def infer_edges(module: GIMModule, information: FitInformation, n_cells: int) -> np.ndarray:
+    """Standard errors of the slopes, written to the module, and log evidence of each edge, shape (d, d).
+
+    The evidence is half the squared Wald statistic of the mean slope less the cost of an edge (:func:`edge_costs`). The standard error is
+    that of the slope with hidden units of a nonlinear mechanism held as they are.
+    """
+    prior: ShiftPrior = module.knowledge.shift_prior()
+    cost = edge_costs(n_cells, module.knowledge.edge_log_odds.cpu().numpy())
+    adjacency = module.adjacency.cpu().numpy().astype(bool)
+    index, mask = parent_table(adjacency)
+    on = module.knowledge.target_probs.cpu()[module.group.cpu().clamp_min(0)] * module.treated.cpu()[:, None]
+    spike = prior.spike_var + 1e-6
+    covariance = information.edge_covariance(1 / (on * prior.slab_var + spike))
+    sd = covariance.diagonal(dim1=1, dim2=2).clamp_min(1e-12).sqrt().numpy()
+    module.knowledge.weight_sd.zero_()
+    evidence = np.full(adjacency.shape, -np.inf)
+    weight = module.mean_slopes().numpy()
+    for j in range(len(adjacency)):
+        parents = index[j, mask[j] > 0]
+        module.knowledge.weight_sd[parents, j] = torch.as_tensor(sd[j, : len(parents)], device=module.device)
+        evidence[parents, j] = 0.5 * (weight[parents, j] / sd[j, : len(parents)]) ** 2 - cost[parents, j]
+    return evidence
+
+
+def edge_costs(n_cells: int, edge_log_odds: np.ndarray) -> np.ndarray:
+    """Log evidence that each edge must bring: Bayesian information criterion and prior odds, shape (d, d)."""
+    return 0.5 * math.log(n_cells) - edge_log_odds

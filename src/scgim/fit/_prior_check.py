@@ -1,0 +1,45 @@
+"""Are targets and edges that were thought likely borne out by the data? Neither is to override the other unseen."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+from scvi import settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from scgim.fit._fit import Names
+    from scgim.module._knowledge import Knowledge
+
+_N_SHOWN = 3
+
+
+def warn_of_prior(known: Knowledge, measured: Tensor, names: Names) -> None:
+    """Warn of what was thought likely and is not found; of perturbations without training cells nothing is."""
+    given = known.given_targets()
+    if given is not None:
+        given = torch.where(measured[:, None], given, torch.nan)
+        found = known.interventions().target_probs
+        _warn_where("target_prior", "targets", (names.perturbations, names.genes), given, found)
+    edges = known.edge_log_odds.cpu(), known.edge_probs.cpu()
+    _warn_where("network_prior", "edges", (names.genes, names.genes), *edges)
+
+
+def _warn_where(argument: str, what: str, names: tuple[list[str], list[str]], given: Tensor, found: Tensor) -> None:
+    likely = given > 0
+    missed = torch.argwhere(likely & (found < 0.5)).tolist()
+    if not missed:
+        return
+    shown = ", ".join(
+        f"{names[0][i]} -> {names[1][j]} ({torch.sigmoid(given[i, j]):.2f}, now {found[i, j]:.2f})"
+        for i, j in missed[:_N_SHOWN]
+    )
+    more = f" and {len(missed) - _N_SHOWN} more" if len(missed) > _N_SHOWN else ""
+    warnings.warn(
+        f"The data do not bear out {len(missed)} of the {int(likely.sum())} {what} that `{argument}` calls likely: {shown}{more}.",
+        UserWarning,
+        stacklevel=settings.warnings_stacklevel,
+    )

@@ -1,0 +1,85 @@
+"""The search for the graph, under what the features of other drugs say of each drug's targets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scgim.fit._statistics import sample_cells
+from scgim.interventions._joint import Screen, estimate_jointly
+from scgim.structure._functions import refine_structure
+from scgim.structure._search import StructureResult, StructureSearch, search_structure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scgim.module import GIMModule
+    from scgim.structure._score import GeneFit
+    from scgim.structure._statistics import ContextStatistics
+    from scgim.train import BatchLoader
+
+
+def search_graph(
+    module: GIMModule,
+    statistics: ContextStatistics,
+    loader: BatchLoader,
+    *,
+    seed: int,
+    on_move: Callable[[float], None] | None = None,
+    features: Tensor | None = None,
+) -> StructureResult:
+    """Search for the graph; `features` (U, p) are those of the drugs. What they say of targets is written to the module."""
+    module.knowledge.note_informed(None)
+    options: dict[str, Any] = {
+        "intervention": module.intervention,
+        "edge_log_odds": module.knowledge.edge_log_odds.cpu().numpy(),
+        "seed": seed,
+        "on_move": on_move,
+    }
+    known = module.knowledge.known_targets()
+    result = search_structure(statistics, known_targets=known, **options)
+    if not module.mechanism.is_linear:
+        # mechanisms may well be linear, and the search on more functions has more ways to go astray
+        linear = search_structure(statistics.first_basis(), known_targets=known, **options)
+        result = refine_structure(sample_cells(module, loader), statistics, [result, linear], **options)
+    elif features is not None and module.intervention == "shift":
+        result = _informed_search(module, statistics, result, features, options)
+    return result
+
+
+def _informed_search(
+    module: GIMModule, statistics: ContextStatistics, result: StructureResult, features: Tensor, options: dict[str, Any]
+) -> StructureResult:
+    """Go on with the search under what the features say of each drug's targets, if the evidence is for it."""
+    fit = regressions(statistics, result, module.intervention)
+    treated = statistics.group >= 0
+    measured, group = torch.unique(statistics.group[treated], return_inverse=True)
+    log_dosage = module.knowledge.log_dosage.cpu()[statistics.observed][treated]
+    precision = statistics.n_cells[treated][:, None] / fit.noise_var
+    given = module.knowledge.given_targets()
+    prior = replace(result.prior, known=None if given is None else given[measured])
+    screen = Screen(
+        fit.residuals[:, treated].T,
+        precision,
+        group,
+        log_dosage,
+        features[measured],
+        module.knowledge.curve_grid(),
+        module.knowledge.dosage_range(),
+    )
+    found = estimate_jointly(screen, prior)
+    if found.prior.known is prior.known:
+        return result
+    module.knowledge.note_informed(found.prior, measured)
+    return search_structure(statistics, known_targets=module.knowledge.known_targets(), start=result, **options)
+
+
+def regressions(statistics: ContextStatistics, result: StructureResult, intervention: str) -> GeneFit:
+    """Regressions of all genes on their parents in the graph that was found."""
+    search = StructureSearch(statistics, result.prior, intervention=intervention)
+    parents = [tuple(np.flatnonzero(column).tolist()) for column in result.adjacency.T]
+    return search.fit(list(enumerate(parents)))

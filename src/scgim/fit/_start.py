@@ -1,0 +1,51 @@
+"""Where the descent starts: the linear Gaussian fit of the search, on the scale of the model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from scgim.fit._search import regressions
+from scgim.nn._mechanism import linear_part
+
+if TYPE_CHECKING:
+    from scgim.module import GIMModule
+    from scgim.structure._search import StructureResult
+    from scgim.structure._statistics import ContextStatistics
+
+_MAX_STRETCH = 5.0
+
+
+@torch.no_grad()
+def start_from(module: GIMModule, statistics: ContextStatistics, result: StructureResult) -> None:
+    """Weights and direct effects of the linear Gaussian fit, carried to the scale of the log mean."""
+    module.mechanism.set_graph(result.adjacency)
+    d, device = statistics.n_genes, module.device
+    fit = regressions(statistics, result, module.intervention)
+    if module.likelihood == "normal":
+        stretch = torch.ones(d, dtype=torch.float64)
+        module.log_scale.copy_(-fit.noise_var.log())
+    else:
+        # log1p(x) moves by less than log(mean) does where counts are small
+        mean = module.intercept_loc.double().exp().cpu()
+        stretch = module.spread.double().cpu() * ((1 + mean) / mean.clamp_min(1e-3)).clamp_max(_MAX_STRETCH)
+    linear = linear_part(module.mechanism)
+    weight = torch.zeros(d, d, dtype=torch.float64)
+    n = statistics.n_basis
+    for j in range(d):
+        parents = np.flatnonzero(result.adjacency[:, j])
+        by_function = fit.weights[j, : len(parents) * n].reshape(len(parents), n)
+        weight[parents, j] = by_function[:, :2].sum(1) * stretch[j]  # the slope at zero
+    linear.weight.copy_(weight)
+    group = statistics.group
+    probs = torch.zeros(d, len(group), dtype=torch.float64)
+    probs[:, group >= 0] = fit.target_probs[:, group[group >= 0]]
+    module.shift[statistics.observed] = ((probs * fit.residuals).T * stretch).to(module.shift)
+    if module.intervention == "hard":
+        module.target_logits.copy_(torch.logit(fit.target_probs.T.clamp(1e-3, 1 - 1e-3)))
+    scale = float(stretch.median()) ** 2
+    prior = result.prior
+    module.knowledge.prior.copy_(torch.tensor([prior.target_prob, prior.slab_var * scale, prior.spike_var * scale]))
+    module.to(device)

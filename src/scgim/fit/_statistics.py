@@ -1,0 +1,84 @@
+"""What the search and the start need of the cells: scales, sufficient statistics, and a sample of cells."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from scgim.nn._likelihood import parent_features
+from scgim.structure._functions import SampledCells
+from scgim.structure._statistics import ContextStatistics, StatisticsAccumulator
+
+if TYPE_CHECKING:
+    from scgim.module import GIMModule
+    from scgim.train import BatchLoader
+
+MAX_SAMPLED_CELLS = 20_000
+_MIN_SPREAD = 1e-3
+
+
+def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """A minibatch on a device."""
+    return {name: value.to(device) for name, value in batch.items()}
+
+
+@torch.no_grad()
+def set_scales(module: GIMModule, loader: BatchLoader) -> None:
+    """Centre and spread of parent features, and the log mean, over the control cells."""
+    d = len(module.centre)
+    n, total, square, values, sizes = 0, *(torch.zeros(d, dtype=torch.float64) for _ in range(3)), 0.0
+    for batch in loader:
+        control = ~module.treated.cpu()[batch["context"]]
+        x, log_size = batch["x"][control], batch["log_size"][control]
+        h = parent_features(x, log_size, module.likelihood).double()
+        n += len(h)
+        total, square, values = total + h.sum(0), square + h.square().sum(0), values + x.double().sum(0)
+        sizes += float(log_size.exp().sum())
+    centre = total / n
+    spread = (square / n - centre.square()).clamp_min(0.0).sqrt()
+    module.centre.copy_(centre)
+    module.spread.copy_(torch.where(spread > _MIN_SPREAD, spread, torch.ones_like(spread)))
+    if module.likelihood != "normal":
+        module.intercept_loc.copy_(((values + 0.5) / sizes).log())
+    module.intercept.copy_(module.intercept_loc)
+
+
+@torch.no_grad()
+def _basis(h: Tensor, is_linear: bool) -> list[Tensor]:
+    """Functions of the features that the search regresses on. Mechanisms saturate, and so do these."""
+    return [h] if is_linear else [h, h.tanh(), h.tanh().square()]
+
+
+def gather_statistics(module: GIMModule, loader: BatchLoader) -> ContextStatistics:
+    """Statistics of the training cells; nonlinear mechanisms are searched for with nonlinear functions as well."""
+    d, is_linear = len(module.centre), module.mechanism.is_linear
+    n_basis = len(_basis(module.centre, is_linear))
+    accumulator = StatisticsAccumulator(
+        module.group, d, d * n_basis, module.covariate_effect.shape[0], by_group=module.intervention == "hard"
+    )
+    for raw in loader:
+        batch = to_device(raw, module.device)
+        h = module.parent_features(batch["x"], batch["log_size"]).double()
+        accumulator.update(torch.cat(_basis(h, is_linear), 1), batch["context"], batch["covariates"].double())
+    return accumulator.finalise()
+
+
+@torch.no_grad()
+def sample_cells(module: GIMModule, loader: BatchLoader) -> SampledCells:
+    """Random training cells that regressions can go through; contexts of which none is drawn are left out."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randperm(loader.n, generator=generator)[:MAX_SAMPLED_CELLS]
+    cells = {name: value.to(module.device) for name, value in loader.take(rows).items()}
+    h = module.parent_features(cells["x"], cells["log_size"]).double().cpu()
+    measured, context = torch.unique(cells["context"].cpu(), return_inverse=True)
+    return SampledCells(
+        h=h,
+        x=cells["x"].double().cpu(),
+        context=context,
+        covariates=cells["covariates"].double().cpu(),
+        log_size=cells["log_size"].double().cpu()[:, 0],
+        group=module.group.cpu()[measured],
+        likelihood=module.likelihood,
+    )

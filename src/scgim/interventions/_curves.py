@@ -1,0 +1,106 @@
+r"""Hill curves in dose, and values between the doses that were measured.
+
+.. math:: \psi_j(u, c) = E_{uj} \frac{c^{n_{uj}}}{EC_{50,uj}^{n_{uj}} + c^{n_{uj}}}
+
+for perturbation u, gene j and dosage c; zero in controls.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+NO_DOSE = -50.0
+_SAME_DOSE = 1e-6
+_EXPONENTS = (0.5, 0.8, 1.1, 1.5, 2.0, 2.7, 3.6, 5.0)
+_LOG_EXPONENT_LOC, _LOG_EXPONENT_SD = math.log(1.5), 0.6
+_N_MIDPOINTS = 21
+
+
+def hill_curve(log_dosage: Tensor | float, log_ec50: Tensor, exponent: Tensor) -> Tensor:
+    """c^n / (EC50^n + c^n), between 0 and 1; 0 where `log_dosage` is -inf."""
+    return torch.sigmoid(exponent * (log_dosage - log_ec50))
+
+
+def interpolation(log_dosage: Tensor, grid: Tensor) -> Tensor:
+    """Weights of the points of a grid (m,) at log dosages (Q,): linear between points, shape (Q, m).
+
+    What was measured at some doses is carried no further: above the grid its last point holds, below it the first, in proportion
+    to the dosage.
+    """
+    log_dosage = log_dosage.to(grid).reshape(-1, 1)
+    inside = log_dosage.clamp(grid[0], grid[-1])
+    weights = torch.zeros(len(log_dosage), len(grid), dtype=grid.dtype)
+    upper = torch.searchsorted(grid, inside).clamp(1, max(1, len(grid) - 1))
+    if len(grid) == 1:
+        weights[:] = 1.0
+    else:
+        low, high = grid[upper - 1], grid[upper]
+        share = (inside - low) / (high - low)
+        weights.scatter_(1, upper - 1, 1 - share).scatter_(1, upper, share)
+    return weights * torch.exp((log_dosage - grid[0]).clamp_max(0.0))
+
+
+@dataclass(frozen=True)
+class CurveGrid:
+    """Shapes of dose-response curves and their log prior, over measured log dosages from `low` to `high`."""
+
+    log_ec50: Tensor
+    exponent: Tensor
+    log_prior: Tensor
+
+    @staticmethod
+    def over(low: float, high: float) -> CurveGrid:
+        """Midpoints from well below to well above the measured range, and usual exponents."""
+        midpoints = torch.linspace(low - 1.5, high + 1.5, _N_MIDPOINTS, dtype=torch.float64)
+        exponents = torch.tensor(_EXPONENTS, dtype=torch.float64)
+        log_ec50, exponent = (t.flatten() for t in torch.meshgrid(midpoints, exponents, indexing="ij"))
+        centre, spread = 0.5 * (low + high), max(0.7, 0.5 * (high - low))
+        log_prior = -0.5 * ((log_ec50 - centre) / spread).square()
+        log_prior = log_prior - 0.5 * ((exponent.log() - _LOG_EXPONENT_LOC) / _LOG_EXPONENT_SD).square()
+        return CurveGrid(log_ec50, exponent, log_prior - log_prior.logsumexp(0))
+
+    @staticmethod
+    def flat() -> CurveGrid:
+        """The same effect at any dosage above zero: screens without doses."""
+        one = torch.ones(1, dtype=torch.float64)
+        return CurveGrid(2 * NO_DOSE * one, one, 0.0 * one)  # risen in full where responses are kept
+
+    def coarse(self) -> CurveGrid:
+        """A sixth of the curves, enough to fit the prior."""
+        keep = slice(1, None, 6) if len(self.log_ec50) > 6 else slice(None)
+        log_prior = self.log_prior[keep]
+        return CurveGrid(self.log_ec50[keep], self.exponent[keep], log_prior - log_prior.logsumexp(0))
+
+    def values(self, log_dosage: Tensor) -> Tensor:
+        """Curves at log dosages (K,), shape (K, S)."""
+        return hill_curve(log_dosage[:, None], self.log_ec50, self.exponent)
+
+
+def dose_grid(log_dosage: Tensor, n_points: int = 8) -> Tensor:
+    """Log dosages at which responses are kept: those measured, or as many as asked for between the least and the largest."""
+    measured = torch.unique(log_dosage.double())
+    apart = torch.ones(len(measured), dtype=torch.bool)
+    apart[1:] = measured.diff() > _SAME_DOSE
+    measured = measured[apart]
+    if len(measured) <= n_points:
+        return measured
+    return torch.linspace(float(measured[0]), float(measured[-1]), n_points, dtype=torch.float64)
+
+
+def on_grid(values: Tensor, group: Tensor, log_dosage: Tensor, grid: Tensor, n_groups: int) -> Tensor:
+    """Values (K, d) at the doses of each drug, carried to a grid of doses: linear between them, shape (U, m, d)."""
+    out = values.new_zeros(n_groups, len(grid), values.shape[1])
+    for rows in groups_of(group):
+        rows = rows[torch.argsort(log_dosage[rows])]
+        out[group[rows[0]]] = interpolation(grid, log_dosage[rows].double()) @ values[rows]
+    return out
+
+
+def groups_of(labels: Tensor) -> list[Tensor]:
+    """Rows of each label."""
+    order = torch.argsort(labels, stable=True)
+    return list(order.split(torch.unique(labels, return_counts=True)[1].tolist()))

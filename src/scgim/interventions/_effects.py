@@ -1,0 +1,229 @@
+"""Posterior of the direct effects of measured perturbations, from their estimates in each context.
+
+Height, midpoint and steepness of each dose-response curve are inferred together: the height in closed form, the other
+two on a grid. The probability of a target is the evidence for a curve against the evidence for none.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from scgim._priors import ShiftPrior
+from scgim.interventions._curves import groups_of
+from scgim.interventions._interventions import Interventions
+from scgim.interventions._programmes import effective_genes, initial_loadings, price, programme_of, update_loadings
+
+if TYPE_CHECKING:
+    from scgim.interventions._curves import CurveGrid
+
+_MAX_ROUNDS = 30
+_MAX_PROGRAMMES = 4
+_MIN_GENES = 5.0  # effective number of genes of a programme; fewer are shared targets
+_MARGIN = 10.0  # nats
+_MAX_LOG_ODDS = 12.0
+_BLOCK_VALUES = 2**21
+
+
+class Estimate(NamedTuple):
+    """Direct effects of the measured drugs, their prior, programmes at each context (K, d), and the log evidence."""
+
+    interventions: Interventions
+    prior: ShiftPrior
+    programme: Tensor
+    evidence: float
+
+
+def estimate_interventions(
+    shift: Tensor, information: Tensor, group: Tensor, log_dosage: Tensor, grid: CurveGrid, prior: ShiftPrior
+) -> Estimate:
+    """Infer targets, dose-response curves and programmes; the prior is fitted along (empirical Bayes).
+
+    Parameters
+    ----------
+    shift
+        Estimate of the direct effect in each treated context, shape (K, d).
+    information
+        Its precision, shape (K, d).
+    group
+        Perturbation of each context, shape (K,).
+    log_dosage
+        Log dosage of each context, shape (K,).
+    grid
+        Curves to choose from.
+    prior
+        Prior to start from, on the scale of the effects.
+    """
+    shift, variance = shift.double(), 1 / information.double().clamp_min(1e-6)
+    coarse = grid.coarse()
+    curves = coarse.values(log_dosage.double())  # (K, S)
+    data = (shift, variance, group, _blocks(group, shift.shape[1] * curves.shape[1]), curves, coarse, prior)
+    fit = _fit(*data, 0)
+    for n_programmes in range(1, _MAX_PROGRAMMES + 1):
+        trial = _fit(*data, n_programmes)
+        if trial is None or trial[0] < fit[0] + _MARGIN:
+            break
+        fit = trial
+    evidence, prior, programme = fit
+    found = _summaries(shift - programme, variance, group, log_dosage.double(), grid, prior)
+    return Estimate(found, prior, programme, evidence)
+
+
+def effects_left_out(
+    shift: Tensor, information: Tensor, group: Tensor, log_dosage: Tensor, grid: CurveGrid, prior: ShiftPrior
+) -> Tensor:
+    """Expected direct effect in each context, from the curves that the other doses of its drug give, shape (K, d).
+
+    The doses of each drug are left out in turn, several drugs at once; arguments are those of :func:`estimate_interventions`,
+    programmes taken out. NaN where a drug has one dose.
+    """
+    log_dosage, n_folds = log_dosage.double(), int(torch.bincount(group).max())
+    fold = torch.empty_like(group)
+    for rows in groups_of(group):
+        fold[rows[torch.argsort(log_dosage[rows])]] = torch.arange(len(rows))
+    several = torch.bincount(group)[group] > 1
+    expected = torch.full_like(shift, torch.nan)
+    for f in range(n_folds if several.any() else 0):
+        out = several & (fold == f)
+        rest = torch.nonzero(~out)[:, 0]
+        known = _summaries(shift[rest], 1 / information[rest], group[rest], log_dosage[rest], grid, prior)
+        expected[out] = known.rows(group[out]).direct(log_dosage[out])
+    return expected
+
+
+def _summaries(shift, variance, group, log_dosage, grid: CurveGrid, prior: ShiftPrior) -> Interventions:
+    """What is known of direct effects at a given prior."""
+    curves = grid.values(log_dosage)
+    odds = prior.target_log_odds(int(group.max()) + 1, torch.arange(shift.shape[1]))
+    blocks = _blocks(group, shift.shape[1] * curves.shape[1])
+    parts = [
+        Interventions(*_summarise(shift[rows], variance[rows], curves[rows], grid, prior, odds[units]))
+        for units, rows in blocks
+    ]
+    order = torch.argsort(torch.cat([units for units, _ in blocks]))
+    return Interventions.stack(parts).rows(order)
+
+
+def _blocks(group: Tensor, values: int) -> list[tuple[Tensor, Tensor]]:
+    """Perturbations (G,) with as many contexts each, and their contexts (G, k); few enough to work on at once.
+
+    `values` is the number of values that each perturbation takes.
+    """
+    counts = torch.bincount(group)
+    rows = torch.argsort(group, stable=True).split(counts.tolist())
+    blocks = []
+    for k in torch.unique(counts[counts > 0]).tolist():
+        for units in torch.nonzero(counts == k)[:, 0].split(max(1, _BLOCK_VALUES // values)):
+            blocks.append((units, torch.stack([rows[u] for u in units.tolist()])))
+    return blocks
+
+
+def _fit(shift, variance, group, blocks, curves, grid: CurveGrid, prior: ShiftPrior, n_programmes: int):
+    """Evidence, prior and programmes (K, d) by expectation-maximisation; None if a programme is one of too few genes."""
+    programme = torch.zeros_like(shift)
+    if not n_programmes:
+        _, prior, evidence = _fit_prior(shift, variance, blocks, curves, grid, prior, _MAX_ROUNDS)
+        return evidence, prior, programme
+    if min(shift.shape) <= n_programmes:
+        return None
+    loadings = initial_loadings(shift, variance, n_programmes)
+    noise = variance + prior.spike_var
+    for _ in range(_MAX_ROUNDS):  # genes taken for targets at first are released as the programme explains them
+        before, programme = programme, programme_of(shift, noise, loadings)
+        probs, prior, evidence = _fit_prior(shift - programme, variance, blocks, curves, grid, prior, 1)
+        noise = variance + prior.spike_var + probs[group] * prior.slab_var
+        loadings = update_loadings(shift, noise, loadings)
+        if (programme - before).abs().max() < 1e-3:
+            break
+    if effective_genes(shift, noise, loadings) < _MIN_GENES:
+        return None
+    return evidence - price(shift, noise, loadings), prior, programme
+
+
+def _fit_prior(shift, variance, blocks, curves, grid: CurveGrid, prior: ShiftPrior, max_rounds: int):
+    """Target probabilities (U, d), the prior that fits them, and the log evidence before its last update."""
+    moments = shift.new_empty(4, sum(len(units) for units, _ in blocks), shift.shape[1])
+    for _ in range(max_rounds):
+        odds = prior.target_log_odds(moments.shape[1], torch.arange(shift.shape[1]))
+        for units, rows in blocks:
+            found = _moments(shift[rows], variance[rows], curves[rows], grid, prior, odds[units])
+            moments[:, units] = torch.stack(found)
+        target_probs, mean_square, misfit, evidence = moments
+        updated = _update(prior, target_probs, mean_square, misfit)
+        change = abs(math.log(updated.slab_var / prior.slab_var)) + abs(updated.log_odds - prior.log_odds)
+        change += abs(updated.spike_var - prior.spike_var) / (1e-4 + prior.spike_var)
+        prior = updated
+        if change < 0.02:
+            break
+    return target_probs.clone(), prior, float(evidence.sum())
+
+
+def _evidence(shift: Tensor, variance: Tensor, curves: Tensor, prior: ShiftPrior) -> tuple[Tensor, Tensor, Tensor]:
+    """Log evidence of each curve against none, and mean and variance of its height; each (G, d, S)."""
+    weight = 1 / (variance + prior.spike_var)  # (G, k, d)
+    precision = weight.mT @ curves.square() + 1 / prior.slab_var
+    mean = ((weight * shift).mT @ curves) / precision
+    log_evidence = 0.5 * mean.square() * precision - 0.5 * (precision * prior.slab_var).log()
+    return log_evidence, mean, 1 / precision
+
+
+def _posterior(shift, variance, curves: Tensor, grid: CurveGrid, prior: ShiftPrior, odds: Tensor):
+    """Log odds of a target (G, d), probability of each curve, mean and variance of its height, each (G, d, S)."""
+    log_evidence, mean, spread = _evidence(shift, variance, curves, prior)
+    joint = log_evidence + grid.log_prior
+    total = joint.logsumexp(-1)
+    return total + odds, (joint - total[..., None]).exp(), mean, spread
+
+
+def _tempered(log_odds: Tensor) -> Tensor:
+    """Log odds that grow ever more slowly beyond a limit: no model is surer, and ranks survive rounding to 1."""
+    excess = (log_odds - _MAX_LOG_ODDS).clamp_min(0.0)
+    return torch.minimum(log_odds, torch.full_like(log_odds, _MAX_LOG_ODDS)) + torch.log1p(excess)
+
+
+def _moments(shift, variance, curves: Tensor, grid: CurveGrid, prior: ShiftPrior, odds: Tensor) -> tuple[Tensor, ...]:
+    """Target probability, mean square of the height if target, mean misfit if not, log evidence; each (G, d)."""
+    log_odds, weight, mean, spread = _posterior(shift, variance, curves, grid, prior, odds)
+    misfit = (shift.square() - variance).mean(1)
+    noise = variance + prior.spike_var
+    off = -0.5 * (shift.square() / noise + noise.log()).sum(1)
+    evidence = off + torch.nn.functional.softplus(log_odds) - torch.nn.functional.softplus(odds)
+    return torch.sigmoid(log_odds), (weight * (mean.square() + spread)).sum(-1), misfit, evidence
+
+
+def _update(prior: ShiftPrior, target_probs: Tensor, mean_square: Tensor, misfit: Tensor) -> ShiftPrior:
+    """Maximise the expected log posterior over the prior's parameters; weak hyperpriors keep them off the borders."""
+    free = prior.is_open(target_probs)
+    target_prob = float(((free * target_probs).sum() + 1.0) / (free.sum() + 2.0 * max(target_probs.shape[1], 10)))
+    on = target_probs.sum()
+    slab = float(((target_probs * mean_square).sum() + 2 * prior.slab_var) / (on + 2))
+    off = 1 - target_probs
+    # the median over genes: a few genes that fit badly must not widen the spike for all
+    spike = float(((off * misfit).sum(0) / off.sum(0).clamp_min(1e-9)).median().clamp_min(0.0))
+    return ShiftPrior(min(max(target_prob, 1e-4), 0.3), max(slab, 0.04), min(spike, 0.25 * slab), prior.known)
+
+
+def _summarise(shift, variance, curves, grid: CurveGrid, prior: ShiftPrior, odds: Tensor) -> tuple[Tensor, ...]:
+    """The curve of the grid that lies closest to the posterior mean curve, and its uncertainty; each (G, d)."""
+    log_odds, weight, mean, spread = _posterior(shift, variance, curves, grid, prior, odds)
+    probs = torch.sigmoid(_tempered(log_odds))
+    low, high = float(grid.log_ec50.min()), float(grid.log_ec50.max())
+    span = torch.linspace(low, high, 12 if high > low else 1, dtype=torch.float64).clamp_min(-20.0)
+    shapes = grid.values(span)  # (m, S)
+    average = (weight * mean) @ shapes.T  # (G, d, m)
+    norm = shapes.square().sum(0)  # (S,)
+    height = average @ shapes / norm
+    # the curve of a gene that is no target is unknown: the likeliest beforehand
+    best = torch.where(probs > 0.5, (height.square() * norm).argmax(-1), grid.log_prior.argmax())
+    emax = height.gather(-1, best[..., None])[..., 0]
+    # spread of the effect where it was measured, carried to the height of the chosen curve
+    top = curves.max(1).values  # (G, S)
+    effect = (weight * mean * top[:, None]).sum(-1)
+    square = (weight * (mean.square() + spread) * top[:, None].square()).sum(-1)
+    emax_sd = (square - effect.square()).clamp_min(0.0).sqrt() / top.gather(1, best).clamp_min(0.05)
+    log_ec50_mean = weight @ grid.log_ec50
+    log_ec50_sd = (weight @ grid.log_ec50.square() - log_ec50_mean.square()).clamp_min(0.0).sqrt()
+    return (probs, emax, emax_sd, grid.log_ec50[best], log_ec50_sd, grid.exponent[best])

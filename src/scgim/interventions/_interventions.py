@@ -1,0 +1,127 @@
+"""Distribution over interventions: targets, Hill curves of the effects on them, and what a drug does beside (GIM paper, section 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scgim.interventions._curves import hill_curve, interpolation
+
+_UNLIMITED = 50.0  # log dosage that nobody gives
+_MAX_GROWTH = 2.0  # of effects beyond the measured doses
+
+
+@dataclass(frozen=True)
+class Interventions:
+    """Distribution over direct targets and effects, for Q drugs and d genes; tensors are (Q, d) where nothing else is said.
+
+    Parameters
+    ----------
+    target_probs
+        Probability that the drug acts on the gene directly.
+    emax
+        Mean of the largest effect (log fold change given the parents) if it does.
+    emax_sd
+        Standard deviation of that effect.
+    log_ec50
+        Log of the dosage of half the effect.
+    log_ec50_sd
+        Standard deviation of that.
+    exponent
+        Hill exponent.
+    background
+        What the drug does beside its direct effects, at the doses of `grid`, shape (Q, m, d): shared programmes, and what
+        alike drugs and doses do (:mod:`scgim.interventions._responses`). None for nothing.
+    background_sd
+        Standard deviation of that, (Q, d); None for zero.
+    grid
+        Log dosages of `background`, increasing, to the largest that was measured, shape (m,); None for no limit.
+    """
+
+    target_probs: Tensor
+    emax: Tensor
+    emax_sd: Tensor
+    log_ec50: Tensor
+    log_ec50_sd: Tensor
+    exponent: Tensor
+    background: Tensor = None  # type: ignore[assignment]  # these are set below
+    background_sd: Tensor = None  # type: ignore[assignment]
+    grid: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        q, d = self.emax.shape
+        if self.grid is None:
+            object.__setattr__(self, "grid", self.emax.new_full((1,), _UNLIMITED))
+        if self.background is None:
+            object.__setattr__(self, "background", self.emax.new_zeros(q, len(self.grid), d))
+        if self.background_sd is None:
+            object.__setattr__(self, "background_sd", self.emax.new_zeros(q, d))
+
+    @property
+    def of_targets(self) -> Tensor:
+        """All that is known of direct effects, shape (6, Q, d)."""
+        return torch.stack([getattr(self, name) for name in DIRECT_FIELDS])
+
+    def rows(self, index: Tensor) -> Interventions:
+        """Chosen drugs."""
+        return Interventions(**{name: getattr(self, name)[index] for name in _BY_DRUG}, grid=self.grid)
+
+    @staticmethod
+    def stack(parts: list[Interventions]) -> Interventions:
+        """Drugs of several distributions with the same grid, one after the other."""
+        together = {name: torch.cat([getattr(part, name).double() for part in parts]) for name in _BY_DRUG}
+        return Interventions(**together, grid=parts[0].grid)
+
+    def curve(self, log_dosage: Tensor) -> Tensor:
+        """Share of the largest effect at each drug's log dosage (Q,), shape (Q, d).
+
+        Beyond the measured doses it grows by no more than a factor of two: how far a curve goes on that had hardly begun to rise,
+        its measured part does not say.
+        """
+        at_dosage = hill_curve(log_dosage.reshape(-1, 1), self.log_ec50, self.exponent)
+        return torch.minimum(at_dosage, _MAX_GROWTH * hill_curve(self.grid[-1], self.log_ec50, self.exponent))
+
+    def direct(self, log_dosage: Tensor) -> Tensor:
+        """Expected effect on targets, whether target or not summed out, (Q, d)."""
+        return self.target_probs * self.emax * self.curve(log_dosage)
+
+    def shared(self, log_dosage: Tensor) -> Tensor:
+        """Background at each drug's log dosage, (Q, d)."""
+        return torch.einsum("qm,qmd->qd", interpolation(log_dosage, self.grid), self.background)
+
+    def mean(self, log_dosage: Tensor) -> Tensor:
+        """Expected effect given the parents, direct effects and background, (Q, d)."""
+        return self.direct(log_dosage) + self.shared(log_dosage)
+
+    def sd(self, log_dosage: Tensor) -> Tensor:
+        """Standard deviation of the direct effect, whether target or not summed out, (Q, d)."""
+        second = self.target_probs * (self.emax.square() + self.emax_sd.square())
+        variance = second - (self.target_probs * self.emax).square()
+        return variance.clamp_min(0.0).sqrt() * self.curve(log_dosage)
+
+    def sample(self, log_dosage: Tensor, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw targets and effects anew for each of n cells: effects and 0/1 targets, both (Q, n, d).
+
+        Draws are stratified over the cells of a drug: the share of cells in which a gene is a target is its probability, and their mean
+        effect the expected one, as nearly as n cells allow.
+        """
+        shape = (len(self.emax), n, self.emax.shape[1])
+        targets, noise = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=self.emax.dtype)
+        genes = torch.nonzero((self.target_probs > 0).any(0))[:, 0]
+        shape = (*shape[:2], len(genes))
+        targets[..., genes] = _stratified(shape, generator).to(self.emax) < self.target_probs[:, None, genes]
+        noise[..., genes] = torch.special.ndtri(_stratified(shape, generator).clamp(1e-9, 1 - 1e-9)).to(self.emax)
+        effects = targets * (self.emax[:, None] + self.emax_sd[:, None] * noise) * self.curve(log_dosage)[:, None]
+        return effects + self.shared(log_dosage)[:, None], targets
+
+
+def _stratified(shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
+    """Uniform numbers (Q, n, d) of which each n lie in as many equal parts of the unit interval, in random order."""
+    order = torch.rand(shape, generator=generator, dtype=torch.float64).argsort(1)
+    return (order + torch.rand(shape, generator=generator, dtype=torch.float64)) / shape[1]
+
+
+_BY_DRUG = tuple(name for name in Interventions.__dataclass_fields__ if name != "grid")
+DIRECT_FIELDS = _BY_DRUG[:6]

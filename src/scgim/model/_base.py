@@ -1,0 +1,168 @@
+"""What all parts of the model work with: the registered screen, the fitted module, and the objects made of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scvi import REGISTRY_KEYS
+from scvi.model.base import BaseModelClass
+
+from scgim._backed import readable
+from scgim._constants import REGISTRY
+from scgim._size_factors import estimate_size_factors, total_counts
+from scgim._validation import (
+    check_continuous,
+    check_counts,
+    check_gene_names,
+    check_matrix_type,
+    check_size_factors,
+    matrix_name,
+)
+from scgim.model._fields import ScreenField
+from scgim.predict._covariates import CovariateDesign, ScaledDesign
+from scgim.predict._drugs import Drugs
+from scgim.predict._sampler import Sampler
+from scgim.train import Cells
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from scgim.module import GIMModule
+
+_SETUP_KEYS = ("perturbation_key", "control", "dosage_key", "drug_embedding_key")
+
+
+class ScreenModel(BaseModelClass):
+    """A registered screen and its module. Attributes whose name ends in an underscore are saved."""
+
+    module: GIMModule
+    registry: dict
+    is_trained_: bool
+    gene_names_: list[str]
+    """Genes, in the order of the module."""
+    control_pool_: dict[str, NDArray]
+    """Covariates and log size factors of control cells, which predicted cells have."""
+    mean_total_: float
+    """Mean total count of the training cells."""
+    covariate_scaling_: tuple[NDArray, NDArray]
+    """What is taken from each column of the covariate design, and what it is divided by."""
+    n_cells_: pd.Series
+    """Training cells of each perturbation."""
+    search_trace_: list[float]
+    """Score of the graph after each round of the search."""
+    control_check_: pd.DataFrame | None = None
+    """Observed and simulated control cells, gene by gene."""
+
+    _covariates: CovariateDesign
+    _known_drugs: Drugs | None = None
+
+    @property
+    def _setup_args(self) -> dict:
+        return self.registry["setup_args"]
+
+    @property
+    def _screen(self) -> dict:
+        """Contexts, perturbations and drug features of the training data."""
+        return self.registry["field_registries"][REGISTRY.CONTEXT]["state_registry"]
+
+    @property
+    def perturbations(self) -> list[str]:
+        """Measured perturbations, control left out."""
+        return list(self._screen["perturbations"])
+
+    @property
+    def contexts(self) -> pd.MultiIndex:
+        """Measured contexts (perturbation, dosage), control left out."""
+        arrays = [self._screen["context_perturbation"][1:], self._screen["context_dosage"][1:]]
+        return pd.MultiIndex.from_arrays(arrays, names=["perturbation", "dosage"])
+
+    @property
+    def drug_embedding(self) -> pd.DataFrame | None:
+        """Features of the measured perturbations; None if the screen was set up without."""
+        return self._screen["embedding"]
+
+    @property
+    def adjacency_(self) -> NDArray[np.bool_]:
+        """The fitted graph, boolean, genes x genes, True where the row's gene acts on the column's."""
+        return self.module.adjacency.cpu().numpy().astype(bool)
+
+    @property
+    def _is_continuous(self) -> bool:
+        return self.module.likelihood == "normal"
+
+    @property
+    def _drugs(self) -> Drugs:
+        """The drugs of the fitted screen; made anew after each fit."""
+        if self._known_drugs is None:
+            n_cells = self.n_cells_.reindex(self.perturbations)
+            self._known_drugs = Drugs(
+                self.module, self.contexts, self.drug_embedding, n_cells, self._setup_args["control"]
+            )
+        return self._known_drugs
+
+    @property
+    def _design(self) -> ScaledDesign:
+        return ScaledDesign(self._covariates, *self.covariate_scaling_)
+
+    @property
+    def _sampler(self) -> Sampler:
+        return Sampler(self.module, self.gene_names_, self.control_pool_, self._design)
+
+    def _screen_field(self) -> ScreenField:
+        return ScreenField(*(self._setup_args[name] for name in _SETUP_KEYS))
+
+    def _values(self, adata: AnnData) -> Any:
+        """The values that the model reads, in memory or in a file."""
+        layer = self._setup_args["layer"]
+        return readable(adata.X if layer is None else adata.layers[layer])
+
+    def _check_values(self, adata: AnnData) -> None:
+        """Counts for count likelihoods, finite values for the normal."""
+        layer = self._setup_args["layer"]
+        values = adata.X if layer is None else adata.layers[layer]
+        (check_continuous if self._is_continuous else check_counts)(values, where=matrix_name(layer))
+
+    def _validate_screen(self, adata: AnnData | None) -> AnnData:
+        """Data to work on: those of the model, or others with the same genes in the same order, and known covariates."""
+        if adata is None:
+            return self._validate_anndata(self._own_data())
+        check_gene_names(adata.var_names, self.gene_names_)
+        if adata is not self.adata:
+            if adata.is_view:
+                adata = adata.to_memory() if adata.isbacked else adata.copy()
+            check_matrix_type(adata, self._setup_args["layer"], allow_stored=True)
+            self._check_values(adata)
+            self._covariates.encode(adata.obs)
+        return self._validate_anndata(adata)
+
+    def _own_data(self) -> AnnData:
+        """Data of the model; ValueError where it was loaded without."""
+        if self.adata is None:
+            raise ValueError("The model was loaded without data. Give them as `adata`, or load it with `adata=...`.")
+        return self.adata
+
+    def _cells(self, adata: AnnData, *, training: bool = False) -> Cells:
+        """Values, contexts, covariates and size factors of registered data, relative to the training data if not those."""
+        manager = self.get_anndata_manager(adata, required=True)
+        x = readable(manager.get_from_registry(REGISTRY_KEYS.X_KEY))
+        context = np.asarray(manager.get_from_registry(REGISTRY.CONTEXT), dtype=np.int64).ravel()
+        if training and self._setup_args["size_factor_key"] is None and not self._is_continuous:
+            size = estimate_size_factors(x, context == 0)
+        else:
+            size = self._size_factors_of(adata, x)
+        covariates = self._covariates.encode(adata.obs)
+        return Cells(x, context, covariates, np.log(size).astype(np.float32))
+
+    def _size_factors_of(self, adata: AnnData, values: Any) -> NDArray[np.float64]:
+        """Size factors of cells with given values, on the scale of the training cells."""
+        key = self._setup_args["size_factor_key"]
+        if self._is_continuous:
+            return np.ones(adata.n_obs)
+        if key is not None:
+            return check_size_factors(adata.obs, key)
+        if not self.control_pool_["log_size"].any():  # training cells did not differ in depth
+            return np.ones(adata.n_obs)
+        return total_counts(values) / self.mean_total_

@@ -1,0 +1,137 @@
+"""What is known of interventions and edges, beforehand and after the fit: what the module saves beside its parameters."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from scgim._priors import ShiftPrior, usual_edge_log_odds
+from scgim.interventions._curves import NO_DOSE, CurveGrid, dose_grid
+from scgim.interventions._interventions import DIRECT_FIELDS, Interventions
+from scgim.interventions._stacking import NO_PRECISION, Responses
+
+
+class Knowledge(nn.Module):
+    """Buffers for K contexts, U perturbations and d genes; what is read from them is on the CPU.
+
+    Parameters
+    ----------
+    group
+        Perturbation of each context, -1 for the control, shape (K,).
+    log_dosage
+        Log dosage of each context (-inf for the control), shape (K,); None for a screen without doses.
+    n_genes
+        Number of genes d.
+    """
+
+    def __init__(self, group: Tensor, log_dosage: Tensor | None, n_genes: int):
+        super().__init__()
+        k, u, d = len(group), int(group.max()) + 1, n_genes
+        self.has_dosage = log_dosage is not None
+        self.register_buffer("group", group)
+        self.register_buffer("log_dosage", torch.zeros(k).double() if log_dosage is None else log_dosage)
+        # prior of the direct effects: probability of a target, variances of slab and spike
+        self.register_buffer("prior", torch.tensor([0.05, 1.0, 1e-3], dtype=torch.float64))
+        # what is given beforehand: log odds of targets, where anything is known, and of edges
+        self.register_buffer("target_log_odds", torch.zeros(u, d, dtype=torch.float64))
+        self.register_buffer("target_is_known", torch.zeros(u, d, dtype=torch.bool))
+        self.register_buffer("edge_log_odds", torch.full((d, d), usual_edge_log_odds(d), dtype=torch.float64))
+        # what the features of the other drugs say of each (:mod:`scgim.interventions._joint`)
+        self.register_buffer("informed_log_odds", torch.zeros(u, d, dtype=torch.float64))
+        self.register_buffer("target_is_informed", torch.zeros(u, d, dtype=torch.bool))
+        # what the fit has found of direct effects, of what drugs do beside them, and of edges
+        for name in DIRECT_FIELDS:
+            self.register_buffer(name, torch.zeros(u, d, dtype=torch.float64))
+        self.register_buffer("grid", dose_grid(self.context_log_dosage()[self.treated]))
+        self.register_buffer("background", torch.zeros(u, len(self.grid), d, dtype=torch.float64))
+        self.register_buffer("edge_probs", torch.zeros(d, d, dtype=torch.float64))
+        self.register_buffer("weight_sd", torch.zeros(d, d, dtype=torch.float64))
+        # estimates of what each context does given the parents, and their precision; what the generator learns from
+        self.register_buffer("response", torch.zeros(k, d, dtype=torch.float64))
+        self.register_buffer("response_precision", torch.full((k, d), NO_PRECISION, dtype=torch.float64))
+        # range of the values of genes, and of what their parents did to them, in the training cells (odd ones left out)
+        unlimited = torch.tensor([[-math.inf], [math.inf]]).expand(2, d)
+        self.register_buffer("reach", unlimited.clone())
+        self.register_buffer("value_range", unlimited.clone())
+
+    @property
+    def treated(self) -> Tensor:
+        """Contexts that are not the control, boolean (K,)."""
+        return self.group >= 0
+
+    def curve_grid(self) -> CurveGrid:
+        """Dose-response curves that this screen allows."""
+        return CurveGrid.over(*self.dosage_range()) if self.has_dosage else CurveGrid.flat()
+
+    def context_log_dosage(self) -> Tensor:
+        """Log dosage of each context (K,); without doses one below any that could be asked for, so that all are alike."""
+        return self.log_dosage if self.has_dosage else torch.full_like(self.log_dosage, NO_DOSE)
+
+    def dosage_range(self) -> tuple[float, float]:
+        """Smallest and largest log dosage of the treated contexts."""
+        dosages = self.log_dosage[self.treated]
+        return float(dosages.min()), float(dosages.max())
+
+    def interventions(self) -> Interventions:
+        """What the measured perturbations do."""
+        direct = {name: getattr(self, name).cpu() for name in DIRECT_FIELDS}
+        return Interventions(**direct, background=self.background.cpu(), grid=self.grid.cpu())
+
+    def responses(self, carry: Tensor) -> Responses:
+        """What was measured in the treated contexts that had training cells."""
+        seen = self.treated.cpu() & (self.response_precision.cpu().amax(1) > NO_PRECISION)
+        parts = (self.response, self.response_precision, self.group, self.context_log_dosage())
+        estimates, precision, group, log_dosage = (part.cpu()[seen] for part in parts)
+        return Responses(estimates, precision, group, log_dosage, self.grid.cpu(), carry)
+
+    def shift_prior(self) -> ShiftPrior:
+        """Prior of the direct effects, features left out."""
+        target_prob, slab_var, spike_var = self.prior.tolist()
+        return ShiftPrior(target_prob, slab_var, spike_var, self.given_targets())
+
+    def given_targets(self) -> Tensor | None:
+        """Log odds of targets that are given beforehand, NaN where nothing is, shape (U, d); None if none is."""
+        known = torch.where(self.target_is_known, self.target_log_odds, torch.nan)
+        return None if known.isnan().all() else known.cpu()
+
+    def known_targets(self) -> Tensor | None:
+        """As :meth:`given_targets`, of those given beforehand or told by features."""
+        known = self._known_log_odds()
+        return None if known.isnan().all() else known.cpu()
+
+    def _known_log_odds(self) -> Tensor:
+        informed = torch.where(self.target_is_informed, self.informed_log_odds, torch.nan)
+        return torch.where(self.target_is_known, self.target_log_odds, informed)
+
+    def prior_target_probs(self) -> Tensor:
+        """Prior probability of each target, shape (U, d); part of every step, so it stays on the device."""
+        known = self._known_log_odds()
+        return torch.sigmoid(torch.where(known.isnan(), torch.logit(self.prior[0]), known)).float()
+
+    @torch.no_grad()
+    def note_informed(self, prior: ShiftPrior | None, perturbations: Tensor | slice = slice(None)) -> None:
+        """Keep what features say of the targets of some measured drugs; None for nothing."""
+        self.informed_log_odds.zero_()
+        self.target_is_informed.zero_()
+        if prior is not None and prior.known is not None:
+            self.informed_log_odds[perturbations] = prior.known.nan_to_num(0.0).to(self.informed_log_odds)
+            self.target_is_informed[perturbations] = ~prior.known.isnan().to(self.group.device)
+
+    @torch.no_grad()
+    def note_responses(self, contexts: Tensor, estimates: Tensor, precision: Tensor) -> None:
+        """Keep estimates of the effects of some contexts (boolean, K); of others nothing is known."""
+        contexts = contexts.to(self.group.device)
+        self.response.zero_()
+        self.response_precision.fill_(NO_PRECISION)
+        self.response[contexts] = estimates.to(self.response)
+        self.response_precision[contexts] = precision.to(self.response)
+
+    @torch.no_grad()
+    def note_interventions(self, perturbations: Tensor, found: Interventions, background: Tensor) -> None:
+        """Keep what some perturbations do; of others nothing is known."""
+        perturbations = perturbations.to(self.group.device)
+        for name in DIRECT_FIELDS:
+            getattr(self, name).zero_()[perturbations] = getattr(found, name).to(self.background)
+        self.background.zero_()[perturbations] = background.to(self.background)

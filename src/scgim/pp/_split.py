@@ -1,0 +1,135 @@
+"""Held-out splits at the level of contexts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+
+from scgim._validation import check_dosage, check_perturbations, quote_some
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from anndata import AnnData
+
+_MODES = ("drugs", "doses", "highest_dose")
+
+
+def _held_out_drugs(contexts: pd.DataFrame, fraction: float, rng: np.random.Generator) -> pd.Series:
+    drugs = contexts["perturbation"].unique()
+    if len(drugs) < 2:
+        raise ValueError(
+            f"Only {drugs[0]!r} was measured; holding out a drug needs at least two. Use hold_out='doses'."
+        )
+    n_held_out = min(max(1, round(fraction * len(drugs))), len(drugs) - 1)
+    return contexts["perturbation"].isin(rng.choice(drugs, n_held_out, replace=False))
+
+
+def _need_doses(contexts: pd.DataFrame) -> pd.DataFrame:
+    """Contexts of drugs with more than one dose."""
+    several = contexts[contexts.groupby("perturbation")["dosage"].transform("size") > 1]
+    if several.empty:
+        raise ValueError("No perturbation has two doses or more, so no dose can be held out. Use hold_out='drugs'.")
+    return several
+
+
+def _held_out_doses(contexts: pd.DataFrame, fraction: float, rng: np.random.Generator) -> pd.Series:
+    candidates = _need_doses(contexts).sample(frac=1, random_state=rng)
+    # One dose of each drug is exempt, so that every drug stays in training.
+    candidates = candidates[candidates.duplicated("perturbation")]
+    n_held_out = min(max(1, round(fraction * len(contexts))), len(candidates))
+    return contexts.index.isin(candidates.index[rng.permutation(len(candidates))[:n_held_out]])
+
+
+def _held_out_names(contexts: pd.DataFrame, names: Iterable, control: str) -> np.ndarray:
+    held_out = np.zeros(len(contexts), dtype=bool)
+    for name in names:
+        drug, dose = name if isinstance(name, tuple) else (name, None)
+        if drug == control:
+            raise ValueError(f"`hold_out` names {control!r}, but controls are always in training. Leave it out.")
+        of_drug = (contexts["perturbation"] == str(drug)).to_numpy()
+        if not of_drug.any():
+            known = quote_some(contexts["perturbation"].unique(), 10)
+            raise ValueError(f"`hold_out` names {drug!r}, which has no cells. Perturbations: {known}.")
+        chosen = of_drug if dose is None else of_drug & np.isclose(contexts["dosage"], dose)
+        if not chosen.any():
+            known = quote_some(contexts.loc[of_drug, "dosage"], 10)
+            raise ValueError(f"`hold_out` names {drug!r} at dose {dose!r}, which has no cells. Its doses: {known}.")
+        held_out |= chosen
+    if held_out.all():
+        raise ValueError("`hold_out` names every context; nothing is left to train on.")
+    return held_out
+
+
+def split_by_context(
+    adata: AnnData,
+    hold_out: Literal["drugs", "doses", "highest_dose"] | Iterable[str | tuple[str, float]] = "drugs",
+    *,
+    fraction: float = 0.2,
+    perturbation_key: str = "perturbation",
+    control: str = "control",
+    dosage_key: str | None = "dosage",
+    seed: int = 0,
+    key_added: str = "split",
+) -> None:
+    """Mark whole contexts (one drug at one dose) as held out, to measure predictions of what was never seen.
+
+    Writes `adata.obs[key_added]`, categorical with `"train"` and `"test"`, and returns nothing. All cells of a context
+    fall on one side, and controls are always `"train"`. A split by cell would not do: cells of the same drug and dose on both sides
+    make every method look good.
+
+    Parameters
+    ----------
+    adata
+        A drug screen.
+    hold_out
+        `"drugs"`: a random `fraction` of the drugs, with all their doses (unseen drugs). `"doses"`: a random `fraction` of
+        all contexts, at least one dose of each drug staying in training (unseen doses). `"highest_dose"`: the largest dose of
+        every drug that has several. Or names: a list of drugs, or of tuples (drug, dose).
+    fraction
+        Share held out, in (0, 1), for `"drugs"` and `"doses"`; at least one is held out.
+    perturbation_key, control, dosage_key
+        Column of perturbations in obs, its category for controls, and column of doses (`None`: one dose).
+    seed
+        Seed of the random choice.
+    key_added
+        Column written.
+
+    Raises
+    ------
+    KeyError
+        If a column is missing.
+    ValueError
+        If `hold_out` is not a known mode, names no cells or the control, or leaves nothing to train on; if `fraction` is
+        not between 0 and 1; if labels or doses are not as :meth:`scgim.model.GIM.setup_anndata` wants them.
+
+    Examples
+    --------
+    >>> scgim.pp.split_by_context(adata, "drugs", fraction=0.25)
+    >>> train = adata[adata.obs["split"] == "train"].copy()
+    """
+    perturbations = check_perturbations(adata.obs, perturbation_key, control)
+    dosage = check_dosage(adata.obs, dosage_key, perturbation_key, control)
+    cells = pd.DataFrame({"perturbation": perturbations.astype(object), "dosage": dosage})
+    if not 0 < fraction < 1:
+        raise ValueError(f"Expected `fraction` between 0 and 1, found {fraction!r}.")
+    treated = cells["perturbation"] != control
+    contexts = cells[treated].drop_duplicates().sort_values(["perturbation", "dosage"], ignore_index=True)
+    rng = np.random.default_rng(seed)
+    if isinstance(hold_out, str) and hold_out not in _MODES:
+        raise ValueError(
+            f"Expected `hold_out` to be one of {list(_MODES)} or a list of perturbations, found {hold_out!r}."
+        )
+    if not isinstance(hold_out, str):
+        held_out = _held_out_names(contexts, hold_out, control)
+    elif hold_out == "drugs":
+        held_out = _held_out_drugs(contexts, fraction, rng)
+    elif hold_out == "doses":
+        held_out = _held_out_doses(contexts, fraction, rng)
+    else:
+        largest = _need_doses(contexts).groupby("perturbation")["dosage"].idxmax()
+        held_out = contexts.index.isin(largest)
+    test = pd.MultiIndex.from_frame(cells).isin(pd.MultiIndex.from_frame(contexts[np.asarray(held_out)]))
+    adata.obs[key_added] = pd.Categorical(np.where(test, "test", "train"), categories=["train", "test"])

@@ -1,0 +1,1 @@
+"""From a fitted module to cells, means and rankings."""

@@ -1,0 +1,86 @@
+"""Arms of a prediction: the drugs, one or several, that a group of cells is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from scgim.interventions._draws import draw_effects
+
+if TYPE_CHECKING:
+    from scgim.interventions._doubt import Doubt
+    from scgim.interventions._interventions import Interventions
+
+
+@dataclass(frozen=True)
+class Arms:
+    """Drugs given together: targets are united, and effects on the same gene add up.
+
+    Parameters
+    ----------
+    names
+        Name of each arm; its drugs joined by "+".
+    dosages
+        Dosage of each arm; text, joined by "+", where arms hold several drugs.
+    interventions
+        What is known of each drug, Q rows.
+    log_top
+        Largest log dosage at which each drug was measured, shape (Q,).
+    is_new
+        Drugs that are known by their features only, boolean (Q,).
+    drug, log_dosage, arm
+        For each of P drugs given: its row in `interventions`, its log dosage and the arm it belongs to; all (P,).
+    """
+
+    names: list[str]
+    dosages: list
+    interventions: Interventions
+    log_top: Tensor
+    is_new: Tensor
+    drug: Tensor
+    log_dosage: Tensor
+    arm: Tensor
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, arms: range) -> Arms:
+        """Arms in a row."""
+        given = (self.arm >= arms.start) & (self.arm < arms.stop)
+        part = slice(arms.start, arms.stop)
+        return replace(
+            self,
+            names=self.names[part],
+            dosages=self.dosages[part],
+            drug=self.drug[given],
+            log_dosage=self.log_dosage[given],
+            arm=self.arm[given] - arms.start,
+        )
+
+    def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Effects and targets drawn anew for each of n cells of each arm, both (arms, n, d)."""
+        effects, targets = self.interventions.rows(self.drug).sample(self.log_dosage, n, generator)
+        return self._together(effects, targets)
+
+    def draw(
+        self, generator: torch.Generator, doubt: Doubt | None = None, baseline_error: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Effects and targets of each arm in one draw of what is known of the drugs, both (arms, d)."""
+        known = (self.interventions, self.log_top, self.drug, self.log_dosage)
+        return self._together(*draw_effects(*known, generator, self.is_new, doubt, baseline_error))
+
+    def expected(self) -> tuple[Tensor, Tensor]:
+        """Expected effects, and probability that a gene is a target of any of the drugs; both (arms, d)."""
+        chosen = self.interventions.rows(self.drug)
+        missed = torch.log1p(-chosen.target_probs.clamp_max(1 - 1e-12))
+        effects, missed = self._sum(chosen.mean(self.log_dosage)), self._sum(missed)
+        return effects, -torch.expm1(missed)
+
+    def _together(self, effects: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return self._sum(effects), self._sum(targets.to(effects)) > 0
+
+    def _sum(self, values: Tensor) -> Tensor:
+        return values.new_zeros(len(self), *values.shape[1:]).index_add_(0, self.arm, values)

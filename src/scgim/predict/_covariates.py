@@ -1,0 +1,127 @@
+"""Covariates as columns of a design matrix: 0/1 for categories, standardised values for continuous ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scvi import REGISTRY_KEYS
+
+from scgim._validation import check_covariates, check_key, numeric_values
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+
+def check_columns(
+    obs: pd.DataFrame, batch_key: str | None, categorical: list[str] | None, continuous: list[str] | None
+) -> None:
+    """Raise unless all covariates are columns of `obs` without missing values, the continuous ones finite numbers."""
+    groups = {
+        "batch_key": [] if batch_key is None else [batch_key],
+        "categorical_covariate_keys": categorical or [],
+        "continuous_covariate_keys": continuous or [],
+    }
+    for argument, keys in groups.items():
+        if isinstance(keys, str):
+            raise TypeError(f"`{argument}` is the text {keys!r}. Expected a list: `{argument}=[{keys!r}]`.")
+        for key in keys:
+            check_key(key, obs.columns, where="adata.obs", argument=argument)
+            where = f"adata.obs[{key!r}]"
+            numeric = argument == "continuous_covariate_keys"
+            missing = ~np.isfinite(numeric_values(obs[key], where)) if numeric else obs[key].isna().to_numpy()
+            if missing.any():
+                raise ValueError(
+                    f"{int(missing.sum())} cells have no value (NaN{' or infinite' if numeric else ''}) in `{where}`. "
+                    "Impute it, remove the cells, or leave the covariate out."
+                )
+
+
+class CovariateDesign:
+    """Columns of the design matrix, from a model's registry, so that no data are needed.
+
+    Parameters
+    ----------
+    registry
+        Registry of an scvi-tools model.
+    """
+
+    def __init__(self, registry: dict):
+        fields, setup = registry["field_registries"], registry["setup_args"]
+        self.categories: dict[str, list] = {}
+        if setup["batch_key"] is not None:
+            mapping = fields[REGISTRY_KEYS.BATCH_KEY]["state_registry"]["categorical_mapping"]
+            self.categories[setup["batch_key"]] = list(mapping)
+        if setup["categorical_covariate_keys"]:
+            mappings = fields[REGISTRY_KEYS.CAT_COVS_KEY]["state_registry"]["mappings"]
+            self.categories.update({key: list(values) for key, values in mappings.items()})
+        self.continuous = list(setup["continuous_covariate_keys"] or [])
+
+    @property
+    def keys(self) -> list[str]:
+        """Columns of `obs` that are read."""
+        return [*self.categories, *self.continuous]
+
+    @property
+    def n_columns(self) -> int:
+        return sum(len(v) for v in self.categories.values()) + len(self.continuous)
+
+    def encode(self, obs: pd.DataFrame) -> NDArray[np.float32]:
+        """Design matrix of cells, shape (N, Q); ValueError for values not seen in training."""
+        for key in self.keys:
+            check_key(key, obs.columns, where="adata.obs", argument="covariate keys")
+        check_covariates(obs[list(self.categories)], self.categories)
+        columns = [
+            (obs[key].astype(str).to_numpy() == str(level))
+            for key, levels in self.categories.items()
+            for level in levels
+        ]
+        columns += [numeric_values(obs[key], f"adata.obs[{key!r}]") for key in self.continuous]
+        return np.stack(columns, 1).astype(np.float32) if columns else np.zeros((len(obs), 0), np.float32)
+
+
+def centre_and_scale(design: NDArray, n_continuous: int, controls: NDArray[np.bool_]) -> tuple[NDArray, NDArray]:
+    """Mean over controls of each column, and its spread where the column is continuous, 1 where it is 0/1."""
+    centre = design[controls].mean(0)
+    scale = np.ones(design.shape[1], dtype=np.float32)
+    if n_continuous:
+        spread = design[:, -n_continuous:].std(0)
+        scale[-n_continuous:] = np.where(spread > 1e-8, spread, 1.0)
+    return centre, scale
+
+
+class ScaledDesign:
+    """Covariates on the scale that the model was fitted on.
+
+    Parameters
+    ----------
+    design
+        Columns of the design matrix.
+    centre, scale
+        What is taken from each column, and what it is divided by, both (Q,).
+    """
+
+    def __init__(self, design: CovariateDesign, centre: NDArray, scale: NDArray):
+        self.keys, self.categories = design.keys, design.categories
+        self._design, self._centre, self._scale = design, centre, scale
+
+    def encode(self, obs: pd.DataFrame) -> NDArray[np.float32]:
+        """Scaled design matrix of cells, shape (N, Q)."""
+        return self.scaled(self._design.encode(obs))
+
+    def scaled(self, columns: NDArray) -> NDArray[np.float32]:
+        """Columns of the design, scaled."""
+        return ((columns - self._centre) / self._scale).astype(np.float32)
+
+    def of_all(self, covariates: pd.DataFrame | Mapping, n: int) -> NDArray[np.float32]:
+        """Design matrix of n cells that have the same covariates, a mapping or a data frame of one row."""
+        frame = pd.DataFrame(covariates, index=None if isinstance(covariates, pd.DataFrame) else [0])
+        if len(frame) != 1:
+            raise ValueError(f"`covariates` has {len(frame)} rows. Expected one, which holds for all cells.")
+        if set(frame) != set(self.keys):
+            raise ValueError(f"`covariates` holds {list(frame)}. The model knows {self.keys}: give all of them.")
+        check_covariates(frame[list(self.categories)], self.categories)
+        return np.repeat(self.encode(frame), n, axis=0)

@@ -1,0 +1,201 @@
+"""What is known of the drugs that a user asks about: of measured ones by name, of others by their features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+from scgim._validation import check_key, check_query_dosage, check_query_embedding
+from scgim.interventions._doubt import Doubt, estimate_doubt
+from scgim.interventions._interventions import Interventions
+from scgim.predict._arms import Arms
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from scgim.interventions._stacking import DrugGenerator
+    from scgim.module import GIMModule
+
+Combination = Mapping[str, float]
+
+
+class Query(NamedTuple):
+    """What is asked for, one row a drug and dosage: features, dosages and their logarithms (Q,), and what is known."""
+
+    features: pd.DataFrame
+    dosage: NDArray[np.float64]
+    log_dosage: Tensor
+    interventions: Interventions
+
+
+@dataclass
+class Drugs:
+    """The drugs of a fitted screen, and what follows for others.
+
+    Parameters
+    ----------
+    module
+        The module.
+    contexts
+        Measured contexts (perturbation, dosage), control left out.
+    embedding
+        Features of the measured perturbations; None if there are none.
+    n_cells
+        Training cells of each perturbation, in the order of the module.
+    control
+        Name of the control.
+    """
+
+    module: GIMModule
+    contexts: pd.MultiIndex
+    embedding: pd.DataFrame | None
+    n_cells: pd.Series
+    control: str
+
+    @property
+    def names(self) -> list[str]:
+        """Measured perturbations."""
+        return self.n_cells.index.tolist()
+
+    @property
+    def is_measured(self) -> np.ndarray:
+        """Which perturbations of the registered screen had cells to train on."""
+        return self.n_cells.to_numpy() > 0
+
+    @property
+    def features(self) -> Tensor:
+        """Features of the perturbations of the screen, shape (U, p); ValueError if it was set up without."""
+        if self.embedding is None:
+            raise ValueError("The model was set up without drug features. Give them as `drug_embedding_key`.")
+        return torch.tensor(self.embedding.to_numpy(dtype=np.float64))
+
+    @cached_property
+    def generator(self) -> DrugGenerator:
+        """The generator, fitted to what the module holds when it is first needed."""
+        return self.module.drug_generator(self.features, self._measured_codes)
+
+    @cached_property
+    def doubt(self) -> Doubt:
+        """How far predictions from features go astray."""
+        return estimate_doubt(*self.module.measured(self.features, self._measured_codes))
+
+    @property
+    def _measured_codes(self) -> Tensor:
+        return torch.as_tensor(np.flatnonzero(self.is_measured))
+
+    def query(self, drugs: Any, dosage: Any) -> Query:
+        """What is known of the rows asked for; the median measured dosage where none is given."""
+        known = self.embedding
+        columns = None if known is None else known.columns.tolist()
+        features = check_query_embedding(drugs, columns, self.names)
+        if known is not None and not features.shape[1]:  # measured perturbations, given by name
+            features = known.loc[features.index]
+        if dosage is None:
+            dosage = float(np.median(self.contexts.get_level_values("dosage")))
+        dosages = check_query_dosage(dosage, len(features))
+        with np.errstate(divide="ignore"):
+            log_dosage = torch.as_tensor(np.log(dosages))
+        return Query(features, dosages, log_dosage, self.interventions(features))
+
+    def interventions(self, features: pd.DataFrame) -> Interventions:
+        """What is known of each row: of measured perturbations by name, of others by their features."""
+        code = pd.Index(self.names).get_indexer(features.index)
+        measured = self.module.knowledge.interventions()
+        untrained = (code >= 0) & ~self.is_measured[code]
+        if self.embedding is not None:
+            code = np.where(untrained, -1, code)
+        elif untrained.any():
+            raise ValueError(
+                f"{sorted(set(features.index[untrained]))} had no cells to train on, and the model has no drug features. "
+                "Train on some of their cells, or set up the screen with `drug_embedding_key`."
+            )
+        if (code >= 0).all():
+            return measured.rows(torch.as_tensor(code))
+        new = self.generator(torch.as_tensor(features.to_numpy(dtype=np.float64)[code < 0]))
+        position = np.where(code >= 0, code, len(self.names) + np.cumsum(code < 0) - 1)
+        return Interventions.stack([measured, new]).rows(torch.as_tensor(position))
+
+    def arms(self, drugs: Any, dosage: Any, drug_embedding: pd.DataFrame | None = None) -> Arms:
+        """What is asked for: combinations, or rows of features (or names) with a dosage each."""
+        if _is_combinations(drugs):
+            if dosage is not None:
+                raise ValueError("`dosage` was given beside combinations, which name the dosage of each drug.")
+            return self.combined(drugs, drug_embedding)
+        return self.arms_of(self.query(drugs, dosage))
+
+    def arms_of(self, query: Query) -> Arms:
+        """One arm a row; rows of one drug at several dosages share what is drawn for it."""
+        names = query.features.index.astype(str)
+        key = pd.util.hash_pandas_object(query.features.set_axis(names), index=True)
+        _, first, drug = np.unique(key, return_index=True, return_inverse=True)
+        return Arms(
+            names=names.tolist(),
+            dosages=query.dosage.tolist(),
+            interventions=query.interventions.rows(torch.as_tensor(first)),
+            log_top=self._log_top(names[first]),
+            is_new=self._is_new(names[first]),
+            drug=torch.as_tensor(drug),
+            log_dosage=query.log_dosage,
+            arm=torch.arange(len(names)),
+        )
+
+    def combined(self, combinations: Any, drug_embedding: pd.DataFrame | None) -> Arms:
+        """Arms of several drugs."""
+        combinations = [combinations] if isinstance(combinations, Mapping) else list(combinations)
+        if not combinations or not all(isinstance(c, Mapping) for c in combinations):
+            raise ValueError(
+                "`combinations` must be a mapping {'drug': dosage}, or a list of at least one such mapping."
+            )
+        given = [(str(drug), dosage, k) for k, c in enumerate(combinations) for drug, dosage in c.items()]
+        dosages = check_query_dosage([dosage for _, dosage, _ in given], len(given)) if given else np.zeros(0)
+        given = [g for g, dosage in zip(given, dosages, strict=True) if dosage > 0]
+        drugs = list(dict.fromkeys(drug for drug, _, _ in given))
+        return Arms(
+            names=["+".join(map(str, c)) or self.control for c in combinations],
+            dosages=["+".join(f"{float(v):g}" for v in c.values()) or "0" for c in combinations],
+            interventions=self._of_each(drugs, drug_embedding),
+            log_top=self._log_top(drugs),
+            is_new=self._is_new(drugs),
+            drug=torch.as_tensor(pd.Index(drugs).get_indexer([d for d, _, _ in given])),
+            log_dosage=torch.as_tensor(np.log(dosages[dosages > 0])),
+            arm=torch.tensor([k for _, _, k in given], dtype=torch.long),
+        )
+
+    def _of_each(self, drugs: list[str], drug_embedding: pd.DataFrame | None) -> Interventions:
+        """What is known of drugs by name; `drug_embedding` has the features of those that were not measured."""
+        if not drugs:
+            return self.module.knowledge.interventions().rows(torch.zeros(0, dtype=torch.long))
+        new, known = [drug for drug in drugs if drug not in set(self.names)], self.embedding
+        if not new or drug_embedding is None or known is None:
+            return self.query(drugs, 1.0).interventions
+        table = drug_embedding.rename(index=str)
+        for drug in new:
+            check_key(drug, table.index, where="drug_embedding.index", argument="combinations")
+        features = check_query_embedding(table.loc[new], known.columns.tolist(), self.names)
+        return self.query(pd.concat([known, features]).loc[drugs], 1.0).interventions
+
+    def _is_new(self, drugs: Sequence[str]) -> Tensor:
+        """Which drugs are known by their features only."""
+        code = pd.Index(self.names).get_indexer(drugs)
+        return torch.as_tensor((code < 0) | ~self.is_measured[code])
+
+    def _log_top(self, drugs: Sequence[str]) -> Tensor:
+        """Largest log dosage at which each drug was measured, of any drug for those that were not."""
+        with np.errstate(divide="ignore"):
+            own = np.log(self.contexts.to_frame(index=False).groupby("perturbation")["dosage"].max())
+        return torch.tensor(own.reindex(drugs).fillna(own.max()).to_numpy(dtype=np.float64))
+
+
+def _is_combinations(drugs: Any) -> bool:
+    return isinstance(drugs, Mapping) or (
+        isinstance(drugs, (list, tuple)) and any(isinstance(d, Mapping) for d in drugs)
+    )

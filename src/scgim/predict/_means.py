@@ -1,0 +1,155 @@
+"""How sure the model is of a mean: draws of whole parameter sets."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from scgim.nn._mechanism import draw_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from scgim.interventions._doubt import Doubt
+    from scgim.module import GIMModule
+    from scgim.predict._arms import Arms
+    from scgim.predict._drugs import Drugs
+    from scgim.predict._sampler import Sampler
+
+MIN_MEAN = 1e-6  # counts: genes that are never seen have a logarithm all the same
+N_CONTROLS = 2000  # drawn to find the means of controls
+_BLOCK = 500  # arms whose draws are held in memory together
+
+
+class PosteriorMeans(NamedTuple):
+    """Draws of what is true of each arm; every tensor is (draws, arms, d)."""
+
+    mean: Tensor
+    """Mean over cells: counts per unit of size factor, or continuous values."""
+    effect: Tensor
+    """Change of the mean against control cells: natural-log fold change, or control standard deviations."""
+    direct: Tensor
+    """Direct effect."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How many draws are made, and of what cells.
+
+    Parameters
+    ----------
+    n
+        Draws of parameter sets.
+    n_samples
+        Cells that a mean is taken over in each.
+    seed
+        Seed.
+    covariates
+        Values of the covariates for all cells; None for those of control cells.
+    """
+
+    n: int
+    n_samples: int
+    seed: int
+    covariates: Any = None
+
+    def check(self) -> None:
+        """Raise for numbers of which no spread can be found."""
+        for name, n in (("n_draws", self.n), ("n_samples", self.n_samples)):
+            if n < 2:
+                raise ValueError(f"`{name}` must be at least 2, found {n}.")
+
+
+def posterior_means(sampler: Sampler, drugs: Drugs, arms: Arms, draws: Draws) -> Iterator[PosteriorMeans]:
+    """Means and effects in each draw of the parameters, for a block of arms at a time."""
+    draws.check()
+    rng = torch.Generator().manual_seed(draws.seed)
+    doubt = drugs.doubt if arms.is_new.any() else None
+    baseline_sd = baseline_errors(sampler, drugs, rng)
+    for start in range(0, len(arms), _BLOCK):
+        block = arms.take(range(start, min(start + _BLOCK, len(arms))))
+        drawn = [_draw_means(sampler, block, doubt, baseline_sd, draws, rng) for _ in range(draws.n)]
+        yield _contrasts(sampler.module, *(torch.stack(values) for values in zip(*drawn, strict=True)))
+
+
+def _draw_means(
+    sampler: Sampler, arms: Arms, doubt: Doubt | None, baseline_sd: Tensor, draws: Draws, rng: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One draw: means over cells, their variances, and direct effects; in the first two, the last arm is the control."""
+    fitted, d = sampler.module, len(sampler.genes)
+    module = copy.deepcopy(fitted)
+    draw_weights(module.mechanism, fitted.mechanism, fitted.knowledge.weight_sd, rng)
+    error = baseline_sd * torch.randn(d, generator=rng, dtype=torch.float64)
+    module.intercept.data += error.to(module.intercept)
+    effects, targets = arms.draw(rng, doubt, error)
+    shift = torch.cat([effects, effects.new_zeros(1, d)])
+    targets = torch.cat([targets, targets.new_zeros(1, d)])
+    means = replace(sampler, module=module).means(shift, targets, draws.n_samples, rng, draws.covariates)
+    return (*means, effects)
+
+
+def _contrasts(module: GIMModule, means: Tensor, noise: Tensor, direct: Tensor) -> PosteriorMeans:
+    """Means and changes against the last arm, freed of the noise of finite numbers of cells."""
+    if module.likelihood == "normal":
+        spread = module.spread.double().cpu()
+        mean = without_sampling_noise(means, noise)[:, :-1]
+        scaled, noise = means / spread, noise / spread.square()
+    else:
+        scaled, noise = (means + MIN_MEAN).log(), noise / (means + MIN_MEAN).square()
+        mean = without_sampling_noise(scaled, noise)[:, :-1].exp()
+    effect = without_sampling_noise(scaled[:, :-1] - scaled[:, -1:], noise[:, :-1] + noise[:, -1:])
+    return PosteriorMeans(mean, effect, direct)
+
+
+def without_sampling_noise(draws: Tensor, noise_var: Tensor) -> Tensor:
+    """Draws of a mean over cells as they would be with very many cells in each.
+
+    The spread of the draws is that of the parameters plus that of the finite number of cells. It is shrunk around the
+    mean of the draws to the former, plus the error of that mean itself.
+
+    Parameters
+    ----------
+    draws
+        Means over cells, shape (R, ...), one for each parameter set.
+    noise_var
+        Their variance by the choice of cells, the same shape.
+    """
+    centre, noise = draws.mean(0), noise_var.mean(0)
+    total = draws.var(0).clamp_min(1e-30)
+    kept = (1 - noise / total).clamp_min(0.0) + noise / total / len(draws)
+    return centre + (draws - centre) * kept.clamp_max(1.0).sqrt()
+
+
+def control_mean(sampler: Sampler, rng: torch.Generator) -> Tensor:
+    """Mean of drawn control cells per unit of size factor, (d,)."""
+    nothing = torch.zeros(1, len(sampler.genes), dtype=torch.float64)
+    return sampler.means(nothing, nothing.bool(), N_CONTROLS, rng)[0][0]
+
+
+def baseline_errors(sampler: Sampler, drugs: Drugs, rng: torch.Generator) -> Tensor:
+    """Standard error of the intercepts, shape (d,): by control cells, and by treated ones where genes are no targets."""
+    module = sampler.module
+    spread = torch.exp(-module.log_scale.detach().double().cpu())  # overdispersion, or the variance itself
+    noise = spread
+    if not sampler.is_continuous:
+        overdispersed = module.likelihood == "nb" or module.measurement == "latent"
+        noise = 1 / control_mean(sampler, rng).clamp_min(MIN_MEAN) + spread * overdispersed
+    n_cells = torch.full((len(spread),), float(len(sampler.pool["log_size"])), dtype=torch.float64)
+    if module.measurement != "latent":
+        n_cells += cells_without_effect(module, drugs, noise)
+    return (noise / n_cells).sqrt()
+
+
+def cells_without_effect(module: GIMModule, drugs: Drugs, noise: Tensor) -> Tensor:
+    """Number of control cells that the treated cells are worth, where genes are no targets, shape (d,)."""
+    treated = torch.tensor(drugs.n_cells.to_numpy(dtype=float))[:, None]
+    n_contexts = torch.bincount(module.group.cpu()[module.treated.cpu()])[:, None]
+    spike = float(module.knowledge.prior[2])
+    # the small effects that genes have without being targets do not average out within a context
+    worth = treated / (1 + treated / n_contexts * spike / noise)
+    return ((1 - module.knowledge.interventions().target_probs) * worth).sum(0)

@@ -1,0 +1,87 @@
+"""How well what drugs do matches a wanted change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from scgim._backed import StoredMatrix
+from scgim._validation import quote_some
+from scgim.predict._means import MIN_MEAN, control_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from scgim.predict._sampler import Sampler
+
+METRICS = ("cosine", "correlation", "distance")
+_MIN_TARGET_PROB = 0.1  # genes less likely are not named as targets
+_N_NAMED = 3
+
+
+def named_targets(probs: np.ndarray, genes: Sequence[str]) -> list[str]:
+    """Names of the likeliest targets of each row of probabilities."""
+    names = np.asarray(genes)
+    order = np.argsort(-probs, axis=1, kind="stable")[:, :_N_NAMED]
+    return [
+        ", ".join(names[j] for j in best if row[j] >= _MIN_TARGET_PROB) for row, best in zip(probs, order, strict=True)
+    ]
+
+
+def wanted_change(toward: Any, genes: Sequence[str]) -> pd.Series:
+    """Wanted change of each gene that counts, from genes up and down, or from changes by gene."""
+    if isinstance(toward, Mapping) and set(toward) <= {"up", "down"}:
+        both = [toward.get(side, []) for side in ("up", "down")]
+        both = [[names] if isinstance(names, str) else list(names) for names in both]
+        wanted = pd.Series([1.0] * len(both[0]) + [-1.0] * len(both[1]), [*both[0], *both[1]], dtype=float)
+    elif isinstance(toward, (Mapping, pd.Series)):
+        wanted = pd.Series(toward, dtype=float)
+    else:
+        wanted = pd.Series(1.0, [toward] if isinstance(toward, str) else list(toward))
+    unknown = [gene for gene in wanted.index if gene not in genes]
+    if unknown or not len(wanted):
+        found = f"genes {quote_some(unknown)}, which are not in the model" if unknown else "no genes"
+        raise ValueError(f"`toward` holds {found}. `model.gene_names_` lists those that are.")
+    if not wanted.index.is_unique or not np.isfinite(wanted).all():
+        raise ValueError("`toward` must give each gene once, a finite value.")
+    return wanted
+
+
+def change_to(sampler: Sampler, values: Any, size: np.ndarray) -> pd.Series:
+    """Change from the model's control cells to the mean of given cells with size factors (N,)."""
+    mean = _mean_per_size(values, size)
+    control = control_mean(sampler, torch.Generator().manual_seed(0)).numpy()
+    if sampler.is_continuous:
+        change = (mean - control) / sampler.module.spread.double().cpu().numpy()
+    else:
+        # half a count, so that a gene that is not seen in few cells does not count for infinity
+        least = max(0.5 / len(size), MIN_MEAN)
+        change = np.log(mean + least) - np.log(control + least)
+    return pd.Series(change, sampler.genes)
+
+
+def agreement(effects: Tensor, goal: Tensor, metric: str) -> Tensor:
+    """Agreement of effects (..., genes) with what is wanted (genes,); more is better."""
+    if metric == "distance":
+        return -(effects - goal).square().sum(-1).sqrt()
+    if metric == "correlation":
+        effects, goal = effects - effects.mean(-1, keepdim=True), goal - goal.mean()
+    size = effects.square().sum(-1).sqrt() * goal.square().sum().sqrt()
+    # a drug that does nothing has no direction
+    return torch.where(size > 1e-12, (effects @ goal) / size.clamp_min(1e-12), 0.0)
+
+
+def _mean_per_size(x: Any, size: np.ndarray) -> np.ndarray:
+    """Mean over cells of values over size factors, shape (d,)."""
+    total, start = np.zeros(x.shape[1]), 0
+    for block in x.blocks() if isinstance(x, StoredMatrix) else [x]:
+        inverse = 1 / size[start : start + block.shape[0]]
+        total += inverse @ block  # type: ignore[operator]
+        start += block.shape[0]
+    return total / len(size)

@@ -1,0 +1,218 @@
+"""The one place where cells are drawn: predictions, what-if, means and total effects all go through it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scipy import sparse
+from torch import Tensor
+
+from scgim._constants import REGISTRY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from scgim.module import GIMModule
+    from scgim.predict._arms import Arms
+    from scgim.predict._covariates import ScaledDesign
+
+_CHUNK_VALUES = 8_000_000  # values drawn at a time: with all that is drawn for them, some 300 MB
+
+
+def random_generator(seed: int | None) -> torch.Generator:
+    """Generator of a seed, or one seeded by torch's global one, so that `scvi.settings.seed` makes it reproducible."""
+    return torch.Generator().manual_seed(int(torch.randint(2**31, ())) if seed is None else seed)
+
+
+@dataclass(frozen=True)
+class Backdrop:
+    """What cells have beside their drug: covariates (n, Q) and log size factors (n,)."""
+
+    covariates: Tensor
+    log_size: Tensor
+
+    def __len__(self) -> int:
+        return len(self.log_size)
+
+    def rows(self, index: slice) -> Backdrop:
+        """Some of the cells."""
+        return Backdrop(self.covariates[index], self.log_size[index])
+
+    def repeat(self, k: int) -> Backdrop:
+        """All cells, k times one after the other."""
+        return Backdrop(self.covariates.repeat(k, 1), self.log_size.repeat(k))
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws cells of a fitted module.
+
+    Parameters
+    ----------
+    module
+        The module.
+    genes
+        Names of its genes.
+    pool
+        `covariates` and `log_size` of control cells.
+    design
+        Encoding of covariates.
+    """
+
+    module: GIMModule
+    genes: list[str]
+    pool: Mapping[str, NDArray]
+    design: ScaledDesign
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether values are continuous, so that size factors have no meaning."""
+        return self.module.likelihood == "normal"
+
+    def backdrop(
+        self,
+        n: int,
+        rng: torch.Generator,
+        covariates: pd.DataFrame | Mapping | None = None,
+        size_factor: float | ArrayLike | None = None,
+    ) -> Backdrop:
+        """Covariates and size factors of n cells: those of control cells, where they are not given."""
+        pick = torch.randint(len(self.pool["log_size"]), (n,), generator=rng).numpy()
+        design, log_size = self.pool["covariates"][pick], self.pool["log_size"][pick]
+        if covariates is not None:
+            design = self.design.of_all(covariates, n)
+        if size_factor is not None:
+            values = np.asarray(size_factor, dtype=np.float64).ravel()
+            if len(values) not in (1, n) or not (np.isfinite(values) & (values > 0)).all():
+                raise ValueError(f"`size_factor` must be one or {n} positive numbers, found {len(values)} values.")
+            log_size = np.broadcast_to(np.log(values), n).astype(np.float32)
+        return Backdrop(torch.as_tensor(design), torch.as_tensor(np.ascontiguousarray(log_size)))
+
+    def cells(
+        self,
+        arms: Arms,
+        n_samples: int,
+        backdrop: Backdrop,
+        rng: torch.Generator,
+        *,
+        shift: Mapping[int, float] | None = None,
+        fixed: Mapping[int, float] | None = None,
+    ) -> AnnData:
+        """Draw `n_samples` cells of each arm, with `shift` added to effects and genes held at `fixed` (counts: per unit of size factor).
+
+        Returns
+        -------
+        Cells x genes: values in `X` (CSR for counts), their means given the parents in `layers["expected"]`, `perturbation`, `dosage`
+        and `size_factor` in `obs`.
+        """
+        drawn = list(self._blocks(arms, n_samples, backdrop, rng, shift or {}, fixed or {}))
+        values, expected = ([part.numpy() for part in parts] for parts in zip(*drawn, strict=True))
+        x = np.concatenate(values) if self.is_continuous else sparse.vstack([*map(sparse.csr_matrix, values)], "csr")
+        names = np.repeat(arms.names, n_samples)
+        obs = pd.DataFrame(
+            {
+                REGISTRY.PERTURBATION: pd.Categorical(names, categories=list(dict.fromkeys(names))),
+                REGISTRY.DOSAGE: np.repeat(np.asarray(arms.dosages), n_samples),
+                "size_factor": np.exp(backdrop.log_size.numpy()),
+            },
+            index=pd.RangeIndex(len(names)).astype(str),
+        )
+        return AnnData(x, obs=obs, var=pd.DataFrame(index=self.genes), layers={"expected": np.concatenate(expected)})
+
+    def _blocks(
+        self,
+        arms: Arms,
+        n: int,
+        backdrop: Backdrop,
+        rng: torch.Generator,
+        shift: Mapping[int, float],
+        fixed: Mapping[int, float],
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Values and means of the cells of a few arms at a time."""
+        step = self._rows_at_once(n)
+        for start in range(0, len(arms), step):
+            block = arms.take(range(start, min(start + step, len(arms))))
+            effects, targets = (t.flatten(0, 1) for t in block.sample(n, rng))
+            for gene, value in shift.items():
+                effects[:, gene] += value
+            cells = backdrop.rows(slice(start * n, (start + len(block)) * n))
+            unit = torch.ones_like(cells.log_size) if self.is_continuous else cells.log_size.exp()
+            held = {gene: (value * unit).to(self.module.device) for gene, value in fixed.items()}
+            x, expected = self._draw(effects, targets, cells, self._on_device(rng), held)
+            if held and not self.is_continuous:
+                x[:, list(held)] = x[:, list(held)].round()
+            yield x, expected
+
+    @torch.no_grad()
+    def means(
+        self,
+        shift: Tensor,
+        targets: Tensor,
+        n: int,
+        rng: torch.Generator,
+        covariates: pd.DataFrame | Mapping | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Mean per unit of size factor over n cells of each row of direct effects (rows, d), and its variance, both (rows, d)."""
+        cells = self.backdrop(n, rng, covariates)
+        draws = torch.Generator(self.module.device).manual_seed(int(torch.randint(2**31, (), generator=rng)))
+        means, variances = [], []
+        for rows in torch.arange(len(shift)).split(self._rows_at_once(n)):
+            effects, on = (values[rows].repeat_interleave(n, 0) for values in (shift, targets))
+            _, expected = self._draw(effects, on, cells.repeat(len(rows)), draws)
+            rate = self._per_unit(expected, cells.repeat(len(rows))).double().reshape(len(rows), n, -1)
+            means.append(rate.mean(1))
+            variances.append(rate.var(1) / n)
+        return torch.cat(means), torch.cat(variances)
+
+    @torch.no_grad()
+    def coupled_mean(self, shift: Tensor, targets: Tensor, seed: int) -> Tensor:
+        """Mean per unit of size factor over cells with given effects (n, d), shape (d,).
+
+        Draws are the same for a seed (common random numbers), so that a difference of two means is one of effects.
+        """
+        cells = self.backdrop(len(shift), torch.Generator().manual_seed(seed))
+        draws = torch.Generator(self.module.device).manual_seed(seed)
+        _, expected = self._draw(shift, targets, cells, draws, coupled=True)
+        return self._per_unit(expected, cells).double().mean(0)
+
+    def _draw(
+        self,
+        shift: Tensor,
+        targets: Tensor,
+        cells: Backdrop,
+        draws: torch.Generator,
+        fixed: dict | None = None,
+        *,
+        coupled: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Values and means of cells with given effects and targets, both (n, d)."""
+        device = self.module.device
+        x, expected = self.module.sample_cells(
+            shift.float().to(device),
+            targets.to(device),
+            cells.covariates.to(device),
+            cells.log_size[:, None].to(device),
+            draws,
+            fixed,
+            coupled,
+        )
+        return x.cpu(), expected.cpu()
+
+    def _per_unit(self, expected: Tensor, cells: Backdrop) -> Tensor:
+        return expected if self.is_continuous else expected * torch.exp(-cells.log_size[:, None])
+
+    def _on_device(self, rng: torch.Generator) -> torch.Generator:
+        """A generator on the device of the module that goes on from `rng`."""
+        if self.module.device.type == "cpu":
+            return rng
+        return torch.Generator(self.module.device).manual_seed(int(torch.randint(2**31, (), generator=rng)))
+
+    def _rows_at_once(self, n: int) -> int:
+        return max(1, _CHUNK_VALUES // (n * len(self.genes)))

@@ -1,0 +1,238 @@
+"""Hill climbing over directed acyclic graphs: add, remove or reverse the edge that raises the score most.
+
+The score is a sum over genes (:mod:`scgim.structure._score`), so a move costs no more than the genes whose parents it changes. Where
+genes are many, most of them cannot be parents of a given one: a score test of all at once says which could
+(:mod:`scgim.structure._screening`), and these alone are scored.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from scgim.structure._graph import descendants, reachability
+from scgim.structure._score import GeneFit, empirical_prior, fit_genes
+from scgim.structure._screening import score_test
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+    from scgim._priors import ShiftPrior
+    from scgim.structure._statistics import ContextStatistics
+
+TOLERANCE = 1e-6
+_BATCH_ELEMENTS = 2_000_000
+_FEW_GENES = 41  # up to this number all are scored as parents of each
+_N_NEAR = 10  # further parents that are scored where genes are more; others have edge probability 0
+_MIN_HELP = -7.0  # an edge that falls shorter has a probability of about 0.001 at most
+
+Parents = tuple[int, ...]
+
+
+class HillClimb:
+    """Hill climbing over directed acyclic graphs.
+
+    Parameters
+    ----------
+    statistics
+        Statistics of the cells.
+    prior
+        Prior of the direct effects.
+    intervention
+        "shift" or "hard".
+    edge_log_odds
+        Log prior odds of an edge, shape (d, d) or one number; added to the Bayesian information criterion.
+    seed
+        Seed of the random moves.
+    on_move
+        Called with the score after each move.
+    """
+
+    def __init__(
+        self,
+        statistics: ContextStatistics,
+        prior: ShiftPrior,
+        *,
+        intervention: str = "shift",
+        edge_log_odds: float | NDArray = -2.0,
+        seed: int = 0,
+        on_move: Callable[[float], None] | None = None,
+    ):
+        self.on_move = on_move or (lambda score: None)
+        self.statistics, self.prior, self.intervention = statistics, prior, intervention
+        d = self.n_genes = statistics.n_genes
+        cost = 0.5 * math.log(float(statistics.n_cells.sum())) * statistics.n_basis
+        log_odds = np.broadcast_to(np.asarray(edge_log_odds, dtype=float), (d, d))
+        self.edge_cost = cost - log_odds
+        self.required = (log_odds >= 0) & ~np.eye(d, dtype=bool)
+        self.candidates = self.required.copy()  # parents that were scored at one time or another
+        self.random = np.random.default_rng(seed)
+        self.n_evaluations = 0
+        self.n_iterations = 6
+        self.adjacency = np.zeros((d, d), dtype=bool)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._cache: dict[tuple[int, Parents], float] = {}
+        self._ranked: dict[tuple[int, Parents], NDArray[np.int32]] = {}
+        self.gain = np.full((self.n_genes, self.n_genes), -np.inf)
+        self.score_by_gene = np.zeros(self.n_genes)
+
+    @property
+    def score(self) -> float:
+        return float(self.score_by_gene.sum())
+
+    def parents(self, gene: int, adjacency: NDArray | None = None) -> Parents:
+        adjacency = self.adjacency if adjacency is None else adjacency
+        return tuple(np.flatnonzero(adjacency[:, gene]).tolist())
+
+    def fit(self, pairs: list[tuple[int, Parents]], n_iterations: int | None = None) -> GeneFit:
+        """Fit the given (gene, parents) pairs."""
+        width = max([1, *(len(p) for _, p in pairs)])
+        index = torch.zeros(len(pairs), width, dtype=torch.long)
+        mask = torch.zeros(len(pairs), width, dtype=self.statistics.means.dtype)
+        for b, (_, parents) in enumerate(pairs):
+            index[b, : len(parents)] = torch.tensor(parents, dtype=torch.long)
+            mask[b, : len(parents)] = 1.0
+        genes = torch.tensor([gene for gene, _ in pairs])
+        return fit_genes(
+            self.statistics,
+            genes,
+            index,
+            mask,
+            self.prior,
+            intervention=self.intervention,
+            n_iterations=n_iterations or self.n_iterations,
+        )
+
+    def scores(self, pairs: list[tuple[int, Parents]]) -> list[float]:
+        """Score of each pair, from the cache where it is known."""
+        new = sorted((q for q in dict.fromkeys(pairs) if q not in self._cache), key=lambda q: len(q[1]))
+        for _ in self._fits(new):
+            pass
+        return [self._cache[q] for q in pairs]
+
+    def _fits(self, pairs: list[tuple[int, Parents]]) -> Iterator[tuple[list[tuple[int, Parents]], GeneFit]]:
+        """Fits in batches; their scores are kept."""
+        s = self.statistics
+        step = max(1, _BATCH_ELEMENTS // (s.n_contexts * (s.n_basis * 4 + 4)))
+        for start in range(0, len(pairs), step):
+            batch = pairs[start : start + step]
+            fit = self.fit(batch)
+            self.n_evaluations += len(batch)
+            for (gene, parents), evidence in zip(batch, fit.log_evidence.tolist(), strict=True):
+                self._cache[gene, parents] = evidence - float(self.edge_cost[list(parents), gene].sum())
+            yield batch, fit
+
+    def refresh(self, genes: Iterable[int]) -> None:
+        """Score each toggle of one parent of the given genes, of those that are worth it."""
+        genes = [int(j) for j in genes]
+        near = self.near(genes)
+        self.candidates[:, genes] |= near
+        own = [(j, self.parents(j)) for j in genes]
+        toggled = [(j, toggle(p, int(i))) for b, (j, p) in enumerate(own) for i in np.flatnonzero(near[:, b])]
+        scores = dict(zip(own + toggled, self.scores(own + toggled), strict=True))
+        for b, (j, parents) in enumerate(own):
+            self.score_by_gene[j] = scores[j, parents]
+            self.gain[:, j] = -np.inf
+            for i in np.flatnonzero(near[:, b]).tolist():
+                self.gain[i, j] = scores[j, toggle(parents, i)] - scores[j, parents]
+
+    def near(self, genes: list[int]) -> NDArray[np.bool_]:
+        """Parents to score for each of the genes, boolean (d, B): all where genes are few, or those that there are and could be.
+
+        Of the latter the best are taken twice: of all genes, and of those that may be parents as the graph is.
+        """
+        if self.n_genes <= _FEW_GENES:
+            return ~np.eye(self.n_genes, dtype=bool)[:, genes]
+        self._rank_parents(genes)
+        near = self.adjacency[:, genes] | self.required[:, genes]
+        for b, j in enumerate(genes):
+            ranked = self._ranked[j, self.parents(j)]
+            free = ranked[~descendants(self.adjacency, j)[ranked]]
+            near[np.concatenate([ranked[:_N_NEAR], free[:_N_NEAR], ranked[self.adjacency[j, ranked]]]), b] = True
+        return near
+
+    def _rank_parents(self, genes: list[int]) -> None:
+        """Note which further parents could help each of the genes, the best first."""
+        new = [(j, self.parents(j)) for j in genes if (j, self.parents(j)) not in self._ranked]
+        for batch, fit in self._fits(new):
+            help_ = score_test(self.statistics, self.prior, fit, batch) - self.edge_cost[:, [j for j, _ in batch]]
+            for b, (j, parents) in enumerate(batch):
+                help_[[j, *parents], b] = -np.inf
+                order = np.argsort(-help_[:, b], kind="stable")
+                self._ranked[j, parents] = order[help_[order, b] > _MIN_HELP].astype(np.int32)
+
+    def climb(self) -> float:
+        """Make the best single move until none raises the score; returns the score."""
+        reach = reachability(self.adjacency)
+        while True:
+            kind, i, j, gain = self._best_move(reach)
+            if not gain > TOLERANCE:
+                return self.score
+            self.on_move(self.score)
+            if kind == "add":
+                self.adjacency[i, j] = True
+                reach |= np.outer(reach[:, i], reach[j])
+                self.refresh([j])
+                continue
+            self.adjacency[i, j] = False
+            if kind == "reverse":
+                self.adjacency[j, i] = True
+            reach = reachability(self.adjacency)
+            self.refresh([j] if kind == "remove" else [i, j])
+
+    def _best_move(self, reach: NDArray[np.bool_]) -> tuple[str, int, int, float]:
+        add = np.where(self.adjacency | reach.T, -np.inf, self.gain)
+        i, j = np.unravel_index(add.argmax(), add.shape)
+        best = ("add", int(i), int(j), float(add[i, j]))
+        rows, columns = np.nonzero(self.adjacency)
+        if not len(rows):
+            return best
+        remove = self.gain[rows, columns]
+        k = int(remove.argmax())
+        if remove[k] > best[3]:
+            best = ("remove", int(rows[k]), int(columns[k]), float(remove[k]))
+        reverse = remove + self.gain[columns, rows]
+        for k in np.argsort(-reverse):
+            if reverse[k] <= max(best[3], TOLERANCE):
+                break
+            if not _other_path(self.adjacency, reach, rows[k], columns[k]):
+                return ("reverse", int(rows[k]), int(columns[k]), float(reverse[k]))
+        return best
+
+    def update_prior(self) -> ShiftPrior:
+        """Fit the prior of the direct effects to the current graph (empirical Bayes)."""
+        fit = self.fit([(j, self.parents(j)) for j in range(self.n_genes)])
+        self.prior = empirical_prior(self.statistics, fit, self.prior)
+        self._reset()
+        return self.prior
+
+    def edge_probs(self) -> NDArray[np.float64]:
+        """Probability of each edge, given the rest of the graph: present, reversed or absent, by their scores."""
+        d, reach = self.n_genes, reachability(self.adjacency)
+        probs = np.zeros((d, d))
+        for i, j in np.argwhere(self.adjacency):
+            absent = self.gain[i, j]
+            reversed_ = absent + self.gain[j, i] if not _other_path(self.adjacency, reach, i, j) else -np.inf
+            log = np.array([0.0, absent, reversed_])
+            weight = np.exp(log - log.max())
+            probs[i, j], probs[j, i] = weight[0] / weight.sum(), weight[2] / weight.sum()
+        free = ~self.adjacency & ~self.adjacency.T & ~np.eye(d, dtype=bool)
+        forward = np.where(free & ~reach.T, np.exp(np.minimum(self.gain, 0.0)), 0.0)
+        return np.where(free, forward / (1.0 + forward + forward.T), probs)
+
+
+def toggle(parents: Parents, gene: int) -> Parents:
+    return tuple(sorted(set(parents) ^ {gene}))
+
+
+def _other_path(adjacency: NDArray, reach: NDArray, i: int, j: int) -> bool:
+    """Whether a path of two or more edges leads from i to j, so that reversing i -> j would close a cycle."""
+    through = adjacency[i] & reach[:, j]
+    return bool(through.sum() > through[j])
