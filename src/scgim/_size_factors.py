@@ -1,14 +1,22 @@
-"""Size factors: how deeply each cell was sequenced, relative to the average cell."""
+"""Size factors: how deeply each cell was sequenced, relative to the average training cell. One rule, for model and plots.
+
+They are, in this order: the column that the user names; totals over the genes of the AnnData divided by the mean total of the
+training cells, where control cells differ in depth; ones. Totals over a small panel are mostly biology, so name a column with totals over
+all genes of the cell where these are known (:func:`scgim.pp.select_genes` makes one).
+"""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
 
+from scgim._validation import check_size_factors
+
 if TYPE_CHECKING:
+    import pandas as pd
     from numpy.typing import NDArray
 
     from scgim._backed import StoredMatrix
@@ -61,3 +69,24 @@ def estimate_size_factors(
         variance,
     )
     return totals / totals.mean()
+
+
+def known_size_factors(
+    obs: pd.DataFrame, key: str | None, counts: Any, mean_total: float | None
+) -> NDArray[np.float64]:
+    """Size factors of any cells, on the scale of the training cells.
+
+    Parameters
+    ----------
+    obs
+        Annotation of the cells.
+    key
+        Column with their size factors; None to read them off the counts.
+    counts
+        Counts of the cells, cells x genes.
+    mean_total
+        Mean total of the training cells; None where their depth did not differ.
+    """
+    if key is not None:
+        return check_size_factors(obs, key)
+    return np.ones(len(obs)) if mean_total is None else total_counts(counts) / mean_total

@@ -21,7 +21,7 @@ LOG_TOP = float(np.log(2.0))
 
 def known(**values: float) -> Interventions:
     """One drug and one gene."""
-    start = {"target_probs": 1.0, "emax": 1.5, "emax_sd": 0.3, "log_ec50": 0.2, "log_ec50_sd": 0.4, "exponent": 1.5}
+    start = {"target_probs": 1.0, "emax": 1.5, "emax_sd": 0.3, "log_ec50": 0.2, "log_ec50_sd": 0.4, "hill": 1.5}
     return Interventions(*(torch.tensor([[v]], dtype=torch.float64) for v in {**start, **values}.values()))
 
 
@@ -123,12 +123,12 @@ def test_features_that_say_little_are_doubted():
     rng = np.random.default_rng(0)
     features = torch.as_tensor(rng.normal(size=(30, 3)))
     emax = features @ torch.as_tensor(rng.normal(size=(3, 4)))
-    fields = {name: torch.ones(30, 4, dtype=torch.float64) for name in ("target_probs", "exponent")}
+    fields = {name: torch.ones(30, 4, dtype=torch.float64) for name in ("target_probs", "hill")}
     flat = torch.zeros(30, 4, dtype=torch.float64)
     grid = CurveGrid.over(0.0, 1.0)
 
     def doubt(emax: torch.Tensor) -> Doubt:
-        measured = Interventions(fields["target_probs"], emax, flat + 0.1, flat, flat, fields["exponent"])
+        measured = Interventions(fields["target_probs"], emax, flat + 0.1, flat, flat, fields["hill"])
         return estimate_doubt(features, measured, grid, (0.0, 1.0))
 
     clear, unclear = doubt(emax), doubt(emax + torch.as_tensor(rng.standard_t(2, size=(30, 4))))

@@ -56,9 +56,9 @@ def test_curves_are_recovered(fitted):
     on, emax, ec50, hill = data[4:]
     assert np.abs(found.emax.numpy() - emax)[on].mean() < 0.15
     assert np.abs(found.log_ec50.numpy() - np.log(ec50))[on].mean() < 0.25
-    assert np.abs(np.log(found.exponent.numpy()[on] / hill[on])).mean() < 0.3
+    assert np.abs(np.log(found.hill.numpy()[on] / hill[on])).mean() < 0.3
     unmeasured = np.log([0.2, 0.6, 2.0, 6.0])
-    fitted_effect = found.emax * hill_curve(torch.as_tensor(unmeasured)[:, None, None], found.log_ec50, found.exponent)
+    fitted_effect = found.emax * hill_curve(torch.as_tensor(unmeasured)[:, None, None], found.log_ec50, found.hill)
     power = np.exp(unmeasured)[:, None, None] ** hill
     error = np.abs(fitted_effect.numpy() - emax * power / (ec50**hill + power))[:, on]
     assert error.mean() < 0.07  # the measurements themselves have a standard deviation of 0.1

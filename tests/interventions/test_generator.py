@@ -24,7 +24,7 @@ def measured(emax: np.ndarray, target_probs: np.ndarray | None = None) -> Interv
         "emax_sd": np.full(emax.shape, 0.05),
         "log_ec50": np.zeros(emax.shape),
         "log_ec50_sd": np.full(emax.shape, 0.1),
-        "exponent": np.full(emax.shape, 1.5),
+        "hill": np.full(emax.shape, 1.5),
     }
     return Interventions(*(torch.as_tensor(np.asarray(v, dtype=float)) for v in values.values()))
 

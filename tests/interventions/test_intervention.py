@@ -23,16 +23,16 @@ def interventions(**kwargs) -> Interventions:
         "emax_sd": [[0.5, 0.1]],
         "log_ec50": [[0.0, np.log(2.0)]],
         "log_ec50_sd": [[0.1, 0.2]],
-        "exponent": [[2.0, 1.0]],
+        "hill": [[2.0, 1.0]],
         **kwargs,
     }
     return Interventions(**{name: torch.as_tensor(value, dtype=torch.float64) for name, value in values.items()})
 
 
 def test_hill_curve_is_the_ratio_of_powers():
-    dosage, ec50, exponent = np.meshgrid([0.01, 0.5, 3.0, 100.0], [0.2, 4.0], [0.5, 1.0, 3.6])
-    curve = hill_curve(*(torch.as_tensor(t) for t in (np.log(dosage), np.log(ec50), exponent)))
-    np.testing.assert_allclose(curve, dosage**exponent / (ec50**exponent + dosage**exponent), rtol=1e-10)
+    dosage, ec50, hill = np.meshgrid([0.01, 0.5, 3.0, 100.0], [0.2, 4.0], [0.5, 1.0, 3.6])
+    curve = hill_curve(*(torch.as_tensor(t) for t in (np.log(dosage), np.log(ec50), hill)))
+    np.testing.assert_allclose(curve, dosage**hill / (ec50**hill + dosage**hill), rtol=1e-10)
 
 
 def test_hill_curve_at_its_ends():
@@ -137,8 +137,8 @@ def with_background() -> Interventions:
 
 def test_background_is_added_to_direct_effects():
     k, log_dosage = with_background(), torch.tensor([-0.25]).double()
-    np.testing.assert_allclose(k.shared(log_dosage), [[2.0, -1.0]])
-    np.testing.assert_allclose(k.mean(log_dosage), k.direct(log_dosage) + k.shared(log_dosage))
+    np.testing.assert_allclose(k.background_at(log_dosage), [[2.0, -1.0]])
+    np.testing.assert_allclose(k.mean(log_dosage), k.direct(log_dosage) + k.background_at(log_dosage))
     np.testing.assert_allclose(k.direct(log_dosage), interventions().mean(log_dosage))
     effects, targets = k.sample(log_dosage, 50, torch.Generator().manual_seed(0))
     np.testing.assert_allclose(effects[~targets], 2.0)  # of the first gene; the second is a target in all cells

@@ -88,7 +88,7 @@ def screens(draw) -> Screen:
         group, log_dosage = group[kept], log_dosage[kept]
     span = (float(log_dosage.min()), float(log_dosage.max()))
     shapes = CurveGrid.over(*span) if n_doses else CurveGrid.flat()
-    which = torch.randint(len(shapes.exponent), (n_drugs, d), generator=generator)
+    which = torch.randint(len(shapes.hill), (n_drugs, d), generator=generator)
     scale = 10.0 ** draw(st.floats(-3.0, 1.0))
     known = Interventions(
         target_probs=(torch.rand(n_drugs, d, generator=generator) ** draw(st.sampled_from([0.1, 3.0, 20.0]))).double(),
@@ -96,7 +96,7 @@ def screens(draw) -> Screen:
         emax_sd=0.1 * scale * random(n_drugs, d).abs(),
         log_ec50=shapes.log_ec50[which],
         log_ec50_sd=torch.zeros(n_drugs, d, dtype=torch.float64),
-        exponent=shapes.exponent[which],
+        hill=shapes.hill[which],
     )
     at = log_dosage if n_doses else torch.full_like(log_dosage, NO_DOSE)
     dense = draw(st.sampled_from([0.0, 0.0, 1.0])) * scale * random(len(group), d)

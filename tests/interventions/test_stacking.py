@@ -16,7 +16,7 @@ from scgim.interventions._stacking import _LEEWAY, DrugGenerator, Responses, mea
 N_DRUGS, N_NEW, N_GENES, N_FEATURES = 40, 40, 12, 4
 LOG_DOSES = torch.tensor([0.5, 1.0, 2.0, 4.0]).double().log()
 SD = 0.05
-FIELDS = ("target_probs", "emax", "emax_sd", "log_ec50", "log_ec50_sd", "exponent")
+FIELDS = ("target_probs", "emax", "emax_sd", "log_ec50", "log_ec50_sd", "hill")
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -24,7 +24,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def hill(probs: torch.Tensor, emax: torch.Tensor) -> Interventions:
-    """Interventions of midpoint 1 and exponent 1.5."""
+    """Interventions of midpoint 1 and hill 1.5."""
     flat = torch.zeros_like(emax)
     values = (probs.double(), emax, flat + 0.05, flat, flat + 0.1, flat + 1.5)
     return Interventions(**dict(zip(FIELDS, values, strict=True)))
@@ -178,7 +178,7 @@ def test_sparse_targets_of_a_screen_without_doses():
     top = on_doses(world.interventions)[:, -1:]
     curves = CurveGrid.flat()
     flat = torch.full_like(world.interventions.emax, float(curves.log_ec50))
-    known = replace(world.interventions, emax=top[:, 0], log_ec50=flat, exponent=torch.ones_like(flat))
+    known = replace(world.interventions, emax=top[:, 0], log_ec50=flat, hill=torch.ones_like(flat))
     at = torch.full((N_DRUGS,), NO_DOSE, dtype=torch.float64)
     responses = replace(responses_of(top), log_dosage=at, grid=dose_grid(at))
     generator = DrugGenerator(world.features, known, curves, (0.0, 0.0), responses)
@@ -291,9 +291,9 @@ def test_programmes_of_measured_drugs_lie_at_their_doses_and_between():
     q = torch.ones(N_DRUGS, dtype=torch.float64)
     for dose, expected in ((1.0, 0.1), (2.0, 0.2), (4.0, 0.4), (2 * 2**0.5, 0.3), (9.0, 0.4), (0.5, 0.05), (0.0, 0.0)):
         at = (dose * q).log()
-        off_target = found.shared(at)[known.target_probs == 0]
+        off_target = found.background_at(at)[known.target_probs == 0]
         np.testing.assert_allclose(off_target, expected, atol=1e-3)
-        torch.testing.assert_close(found.mean(at) - found.shared(at), known.direct(at))
+        torch.testing.assert_close(found.mean(at) - found.background_at(at), known.direct(at))
 
 
 def test_measured_drugs_show_dense_responses_that_curves_miss():

@@ -122,7 +122,7 @@ def known() -> Callable[..., GIM]:
             module.spread.copy_(torch.tensor([0.5, 0.8, 0.5, 0.4]))
             knowledge.target_probs[:, [0, 3]] = 1.0
             knowledge.emax[:, [0, 3]] = torch.as_tensor(features[:n_drugs, :2])
-            knowledge.exponent.fill_(1.0)  # the log EC50 is 0
+            knowledge.hill.fill_(1.0)  # the log EC50 is 0
         treated = module.treated
         effects = knowledge.interventions().rows(module.group[treated]).mean(knowledge.log_dosage[treated])
         knowledge.note_responses(treated, effects, torch.full_like(effects, 1e4))

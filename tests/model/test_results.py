@@ -152,7 +152,11 @@ def test_annotation(model, annotated):
     np.testing.assert_allclose(annotated.varm["gim_shifts"].to_numpy().T, top)
     curve = annotated.varm["gim_emax"] * 2.0 ** annotated.varm["gim_hill"]
     curve /= annotated.varm["gim_ec50"] ** annotated.varm["gim_hill"] + 2.0 ** annotated.varm["gim_hill"]
-    np.testing.assert_allclose(curve, annotated.varm["gim_shifts"], rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(
+        annotated.varm["gim_targets"] * curve, annotated.varm["gim_shifts"], rtol=1e-6, atol=1e-12
+    )
+    emax = model.get_dose_response("drug_0", model.gene_names_).drop_duplicates("gene").set_index("gene")["emax"]
+    np.testing.assert_allclose(annotated.varm["gim_emax"]["drug_0"], emax)
     stored = annotated.uns["gim"]
     assert stored["params"]["perturbation_key"] == "perturbation"
     assert stored["params"]["likelihood"] == "nb"

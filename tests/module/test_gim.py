@@ -306,7 +306,7 @@ def test_responses_are_those_of_treated_contexts():
             "target_probs": 1.0,
             "emax": 1.0,
             "log_ec50": float(known.curve_grid().log_ec50),
-            "exponent": 1.0,
+            "hill": 1.0,
         }.items():
             getattr(known, name).fill_(value)
     for log_dosage in (NO_DOSE, -10.0, 0.0, 10.0):

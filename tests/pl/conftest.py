@@ -115,7 +115,7 @@ def make_annotated(
         Key.varm.shifts(key): shifts,
         Key.varm.shift_sds(key): rng.uniform(0.03, 0.12, shape),
         Key.varm.total_effects(key): propagate @ shifts,
-        Key.varm.emax(key): curve["emax"],
+        Key.varm.emax(key): curve["emax"] / probs,
         Key.varm.ec50(key): curve["ec50"],
         Key.varm.hill(key): curve["hill"],
     }

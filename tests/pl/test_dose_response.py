@@ -29,7 +29,8 @@ def test_curve_and_band_follow_the_stored_parameters(adata):
     params = {name: adata.varm[f"gim_{name}"].loc["GENE3", "Drug1"] for name in ("emax", "ec50", "hill", "shift_sds")}
     x, y = _curve(ax).T
     power = x ** params["hill"]
-    expected = params["emax"] * power / (params["ec50"] ** params["hill"] + power)
+    prob = adata.varm["gim_targets"].loc["GENE3", "Drug1"]
+    expected = prob * params["emax"] * power / (params["ec50"] ** params["hill"] + power)
     np.testing.assert_allclose(y, expected, rtol=1e-9)
     assert ax.get_title() == "GENE3"
     assert any(f"EC50 {params['ec50']:.2g}" in text.get_text() for text in ax.texts)
@@ -48,8 +49,9 @@ def test_band_has_the_stored_sd_at_the_largest_dose(adata):
 def test_ec50_is_marked_where_it_was_measured(adata):
     targets = adata.varm["gim_targets"]["Drug1"].nlargest(1).index
     (ax,) = pl.dose_response(adata, "Drug1", targets, show=False)
-    ec50, emax = (adata.varm[f"gim_{name}"].loc[targets[0], "Drug1"] for name in ("ec50", "emax"))
-    np.testing.assert_allclose(_diamond(ax), [ec50, emax / 2])
+    names = ("ec50", "emax", "targets")
+    ec50, emax, prob = (adata.varm[f"gim_{name}"].loc[targets[0], "Drug1"] for name in names)
+    np.testing.assert_allclose(_diamond(ax), [ec50, prob * emax / 2])
     adata.varm["gim_ec50"] = adata.varm["gim_ec50"] * 1000
     (ax,) = pl.dose_response(adata, "Drug1", targets, show=False)
     assert _diamond(ax) is None
@@ -91,7 +93,7 @@ def test_legends_take_their_room_from_the_figure_and_not_from_the_panels(sixty_d
 
 
 def test_measured_shifts_are_standardised_on_controls(adata):
-    params = adata.uns["gim"]["params"]
+    params = {**adata.uns["gim"]["params"], "size_factor_key": "size_factor"}
     adata.obs["size_factor"] = np.linspace(0.5, 2, adata.n_obs)
     table = measured_shifts(adata, ["Drug2"], ["GENE4", "GENE5"], params, None)
     control = (adata.obs["perturbation"] == "control").to_numpy()

@@ -43,7 +43,7 @@ def test_shifts_are_in_standard_deviations_of_control(unit_sizes):
 
 
 def test_size_factors_of_the_prediction_may_have_another_scale(unit_sizes, perfect):
-    perfect.obs["size_factor"] = 40.0
+    perfect.obs["size_factor"], perfect.X = 40.0, perfect.X * 40
     means, _ = pl.predicted_vs_observed(unit_sizes, perfect, show=False)
     points = np.concatenate([scatter.get_offsets() for scatter in means.collections])
     np.testing.assert_allclose(points[:, 0], points[:, 1])

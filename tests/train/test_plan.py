@@ -89,3 +89,13 @@ def test_default_epochs():
     assert default_max_epochs(10**7, 1024) == 10
     assert default_max_epochs(100, 1024) == 400
     assert default_max_epochs(20_000, 1024, n_steps=400) == 20
+
+
+def test_arguments_work_or_are_refused(plan):
+    assert isinstance(plan.configure_optimizers()["optimizer"], torch.optim.Adam)
+    options = {"lr": 0.3, "optim": torch.optim.SGD, "optim_kwargs": {"momentum": 0.5}}
+    group = GIMTrainingPlan(plan.module, **options).configure_optimizers()["optimizer"].param_groups[0]
+    assert (group["lr"], group["momentum"]) == (0.3, 0.5)
+    for name, value in {"scale_elbo": 2.0, "n_epochs_kl_warmup": 10, "loss_fn": None, "learning_rate": 1.0}.items():
+        with pytest.raises(ValueError, match=f"holds \\['{name}'\\].*It takes \\['lr', 'max_epochs'"):
+            GIMTrainingPlan(plan.module, **{name: value})

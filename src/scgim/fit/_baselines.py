@@ -48,12 +48,12 @@ def match_baselines(module: GIMModule, loader: BatchLoader) -> None:
     tolerance = (2 * error).clamp_max(_TOLERANCE)
     shift, targets = _draw_effects(module, context.cpu())
     base = module.intercept + covariates @ module.covariate_effect + shift
-    h, generator = torch.zeros_like(shift), torch.Generator(module.device).manual_seed(0)
+    h, rng = torch.zeros_like(shift), torch.Generator(module.device).manual_seed(0)
     for layer in module.layers():
         genes = torch.tensor(layer, device=module.device)
         for _ in range(_N_ROUNDS):
             own = base[:, genes] + module.baseline_offset[genes]
-            values, mean, _ = module.draw_genes(genes, own, h, targets, log_size, generator)
+            values, mean, _ = module.draw_genes(genes, own, h, targets, log_size, rng)
             drawn = parent_features(values, log_size, module.likelihood)
             h[:, genes] = (drawn - module.centre[genes]) / module.spread[genes]
             step = observed[genes] - torch.log(mean.double().sum(0) / depth + enough)
@@ -67,11 +67,11 @@ def _draw_effects(module: GIMModule, context: Tensor) -> tuple[Tensor, Tensor]:
     """Direct effects and targets of cells, drawn anew for each; none for control cells."""
     shift = torch.zeros(len(context), len(module.centre), dtype=torch.float64)
     targets = torch.zeros_like(shift, dtype=torch.bool)
-    generator = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     known, group, log_dosage = module.knowledge.interventions(), module.group.cpu(), module.knowledge.log_dosage.cpu()
     for k in torch.unique(context).tolist():
         cells = torch.nonzero(context == k)[:, 0]
         if group[k] >= 0:
-            effects, on = known.rows(group[k : k + 1]).sample(log_dosage[k : k + 1], len(cells), generator)
+            effects, on = known.rows(group[k : k + 1]).sample(log_dosage[k : k + 1], len(cells), rng)
             shift[cells], targets[cells] = effects[0], on[0]
     return shift.float().to(module.device), targets.to(module.device)

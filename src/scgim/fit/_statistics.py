@@ -68,8 +68,8 @@ def gather_statistics(module: GIMModule, loader: BatchLoader) -> ContextStatisti
 @torch.no_grad()
 def sample_cells(module: GIMModule, loader: BatchLoader) -> SampledCells:
     """Random training cells that regressions can go through; contexts of which none is drawn are left out."""
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randperm(loader.n, generator=generator)[:MAX_SAMPLED_CELLS]
+    rng = torch.Generator().manual_seed(0)
+    rows = torch.randperm(loader.n, generator=rng)[:MAX_SAMPLED_CELLS]
     cells = {name: value.to(module.device) for name, value in loader.take(rows).items()}
     h = module.parent_features(cells["x"], cells["log_size"]).double().cpu()
     measured, context = torch.unique(cells["context"].cpu(), return_inverse=True)

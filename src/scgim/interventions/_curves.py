@@ -20,9 +20,9 @@ _LOG_EXPONENT_LOC, _LOG_EXPONENT_SD = math.log(1.5), 0.6
 _N_MIDPOINTS = 21
 
 
-def hill_curve(log_dosage: Tensor | float, log_ec50: Tensor, exponent: Tensor) -> Tensor:
+def hill_curve(log_dosage: Tensor | float, log_ec50: Tensor, hill: Tensor) -> Tensor:
     """c^n / (EC50^n + c^n), between 0 and 1; 0 where `log_dosage` is -inf."""
-    return torch.sigmoid(exponent * (log_dosage - log_ec50))
+    return torch.sigmoid(hill * (log_dosage - log_ec50))
 
 
 def interpolation(log_dosage: Tensor, grid: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class CurveGrid:
     """Shapes of dose-response curves and their log prior, over measured log dosages from `low` to `high`."""
 
     log_ec50: Tensor
-    exponent: Tensor
+    hill: Tensor
     log_prior: Tensor
 
     @staticmethod
@@ -57,11 +57,11 @@ class CurveGrid:
         """Midpoints from well below to well above the measured range, and usual exponents."""
         midpoints = torch.linspace(low - 1.5, high + 1.5, _N_MIDPOINTS, dtype=torch.float64)
         exponents = torch.tensor(_EXPONENTS, dtype=torch.float64)
-        log_ec50, exponent = (t.flatten() for t in torch.meshgrid(midpoints, exponents, indexing="ij"))
+        log_ec50, hill = (t.flatten() for t in torch.meshgrid(midpoints, exponents, indexing="ij"))
         centre, spread = 0.5 * (low + high), max(0.7, 0.5 * (high - low))
         log_prior = -0.5 * ((log_ec50 - centre) / spread).square()
-        log_prior = log_prior - 0.5 * ((exponent.log() - _LOG_EXPONENT_LOC) / _LOG_EXPONENT_SD).square()
-        return CurveGrid(log_ec50, exponent, log_prior - log_prior.logsumexp(0))
+        log_prior = log_prior - 0.5 * ((hill.log() - _LOG_EXPONENT_LOC) / _LOG_EXPONENT_SD).square()
+        return CurveGrid(log_ec50, hill, log_prior - log_prior.logsumexp(0))
 
     @staticmethod
     def flat() -> CurveGrid:
@@ -73,11 +73,11 @@ class CurveGrid:
         """A sixth of the curves, enough to fit the prior."""
         keep = slice(1, None, 6) if len(self.log_ec50) > 6 else slice(None)
         log_prior = self.log_prior[keep]
-        return CurveGrid(self.log_ec50[keep], self.exponent[keep], log_prior - log_prior.logsumexp(0))
+        return CurveGrid(self.log_ec50[keep], self.hill[keep], log_prior - log_prior.logsumexp(0))
 
     def values(self, log_dosage: Tensor) -> Tensor:
         """Curves at log dosages (K,), shape (K, S)."""
-        return hill_curve(log_dosage[:, None], self.log_ec50, self.exponent)
+        return hill_curve(log_dosage[:, None], self.log_ec50, self.hill)
 
 
 def dose_grid(log_dosage: Tensor, n_points: int = 8) -> Tensor:

@@ -33,19 +33,19 @@ class Doubt:
     inflation
         Variance of effects on targets over what the generator says.
     bends
-        How the dose-response curves of the measured targets differ from the mean of these: log EC50 and log exponent,
+        How the dose-response curves of the measured targets differ from the mean of these: log EC50 and log Hill exponent,
         shape (B, 2).
     """
 
     inflation: float
     bends: Tensor
 
-    def draw_bends(self, shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Changes of log EC50 and log exponent, each pair that of one measured curve; both of the given shape."""
+    def draw_bends(self, shape: torch.Size, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Changes of log EC50 and log Hill exponent, each pair that of one measured curve; both of the given shape."""
         if not len(self.bends):
             nothing = torch.zeros(shape, dtype=torch.float64)
             return nothing, nothing
-        chosen = self.bends[torch.randint(len(self.bends), tuple(shape), generator=generator)]
+        chosen = self.bends[torch.randint(len(self.bends), tuple(shape), generator=rng)]
         return chosen[..., 0], chosen[..., 1]
 
 
@@ -54,7 +54,7 @@ def estimate_doubt(
 ) -> Doubt:
     """Predict measured drugs by the others and compare; arguments are those of the generator."""
     on = interventions.target_probs > 0.5
-    curves = torch.stack([interventions.log_ec50[on], interventions.exponent[on].log()], 1).double()
+    curves = torch.stack([interventions.log_ec50[on], interventions.hill[on].log()], 1).double()
     bends = curves - curves.mean(0) if len(curves) else curves
     n = len(features)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
@@ -91,5 +91,5 @@ def variance_inflation(predicted: Interventions, measured: Interventions, log_do
 
 def _at(interventions: Interventions, log_dosage: float) -> tuple[Tensor, Tensor]:
     """Mean and variance of the effects on targets at a dosage, both (Q, d)."""
-    curve = hill_curve(log_dosage, interventions.log_ec50, interventions.exponent)
+    curve = hill_curve(log_dosage, interventions.log_ec50, interventions.hill)
     return interventions.emax * curve, (interventions.emax_sd * curve).square()

@@ -25,7 +25,7 @@ def draw_effects(
     log_top: Tensor,
     drug: Tensor,
     log_dosage: Tensor,
-    generator: torch.Generator,
+    rng: torch.Generator,
     new: Tensor | None = None,
     doubt: Doubt | None = None,
     baseline_error: Tensor | None = None,
@@ -45,7 +45,7 @@ def draw_effects(
         Rows of `interventions` that are asked for, shape (P,).
     log_dosage
         Log dosage of each of them, shape (P,); -inf for none.
-    generator
+    rng
         Source of randomness.
     new
         Drugs that are known by their features only, boolean (Q,); none by default.
@@ -61,23 +61,23 @@ def draw_effects(
     """
     known = interventions
     shape, log_top = known.emax.shape, log_top[:, None]
-    targets = torch.rand(shape, generator=generator, dtype=torch.float64) < known.target_probs
-    noise, bend = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
-    sd, log_ec50, exponent = known.emax_sd, known.log_ec50 + known.log_ec50_sd * bend, known.exponent
+    targets = torch.rand(shape, generator=rng, dtype=torch.float64) < known.target_probs
+    noise, bend = (torch.randn(shape, generator=rng, dtype=torch.float64) for _ in range(2))
+    sd, log_ec50, hill = known.emax_sd, known.log_ec50 + known.log_ec50_sd * bend, known.hill
     if new is not None and doubt is not None:
         by_features = new[:, None]
-        moved, steeper = doubt.draw_bends(shape, generator)
+        moved, steeper = doubt.draw_bends(shape, rng)
         sd = torch.where(by_features, sd * doubt.inflation**0.5, sd)
         log_ec50 = torch.where(by_features, known.log_ec50 + moved, log_ec50)
-        exponent = torch.where(by_features, exponent * steeper.exp(), exponent)
-    at_top = (known.emax + sd * noise) * hill_curve(log_top, known.log_ec50, known.exponent)
+        hill = torch.where(by_features, hill * steeper.exp(), hill)
+    at_top = (known.emax + sd * noise) * hill_curve(log_top, known.log_ec50, known.hill)
     at_top = at_top if baseline_error is None else at_top - baseline_error
-    largest = targets * at_top / hill_curve(log_top, log_ec50, exponent).clamp_min(_MIN_SHARE)
-    effects = largest[drug] * hill_curve(log_dosage[:, None], log_ec50[drug], exponent[drug])
+    largest = targets * at_top / hill_curve(log_top, log_ec50, hill).clamp_min(_MIN_SHARE)
+    effects = largest[drug] * hill_curve(log_dosage[:, None], log_ec50[drug], hill[drug])
     rows = known.rows(drug)
-    shared = rows.shared(log_dosage)
+    shared = rows.background_at(log_dosage)
     if known.background_sd.any():
-        off = torch.randn(shape, generator=generator, dtype=torch.float64)
+        off = torch.randn(shape, generator=rng, dtype=torch.float64)
         given = interpolation(log_dosage, known.grid).sum(
             1, keepdim=True
         )  # less where doses are smaller than any measured

@@ -226,4 +226,4 @@ def _summarise(shift, variance, curves, grid: CurveGrid, prior: ShiftPrior, odds
     emax_sd = (square - effect.square()).clamp_min(0.0).sqrt() / top.gather(1, best).clamp_min(0.05)
     log_ec50_mean = weight @ grid.log_ec50
     log_ec50_sd = (weight @ grid.log_ec50.square() - log_ec50_mean.square()).clamp_min(0.0).sqrt()
-    return (probs, emax, emax_sd, grid.log_ec50[best], log_ec50_sd, grid.exponent[best])
+    return (probs, emax, emax_sd, grid.log_ec50[best], log_ec50_sd, grid.hill[best])

@@ -177,10 +177,10 @@ class FeatureGenerator:
         self._fit(interventions, probs[:, self.active])
 
     def _fit(self, measured: Interventions, probs: Tensor) -> None:
-        emax, log_ec50, exponent = (
-            getattr(measured, name)[:, self.active].double() for name in ("emax", "log_ec50", "exponent")
+        emax, log_ec50, hill = (
+            getattr(measured, name)[:, self.active].double() for name in ("emax", "log_ec50", "hill")
         )
-        curves = (probs * emax)[..., None] * hill_curve(self.grid, log_ec50[..., None], exponent[..., None])
+        curves = (probs * emax)[..., None] * hill_curve(self.grid, log_ec50[..., None], hill[..., None])
         u, g, m = curves.shape
         values, vectors = torch.linalg.eigh(curves.reshape(-1, m).T @ curves.reshape(-1, m))
         keep = min(_MAX_CURVES, m)
@@ -264,7 +264,7 @@ class FeatureGenerator:
             emax_sd=self._everywhere(effect / shapes[-1][best].clamp_min(0.05), 0.0),
             log_ec50=self._everywhere(self.shapes.log_ec50[best], float(self.shapes.log_ec50.mean())),
             log_ec50_sd=self._everywhere(self.midpoint_sd.expand_as(probs), float(self.midpoint_sd)),
-            exponent=self._everywhere(self.shapes.exponent[best], 1.5),
+            hill=self._everywhere(self.shapes.hill[best], 1.5),
         )
 
     def _everywhere(self, value: Tensor, default: float) -> Tensor:

@@ -29,7 +29,7 @@ class Interventions:
         Log of the dosage of half the effect.
     log_ec50_sd
         Standard deviation of that.
-    exponent
+    hill
         Hill exponent.
     background
         What the drug does beside its direct effects, at the doses of `grid`, shape (Q, m, d): shared programmes, and what
@@ -45,7 +45,7 @@ class Interventions:
     emax_sd: Tensor
     log_ec50: Tensor
     log_ec50_sd: Tensor
-    exponent: Tensor
+    hill: Tensor
     background: Tensor = None  # type: ignore[assignment]  # these are set below
     background_sd: Tensor = None  # type: ignore[assignment]
     grid: Tensor = None  # type: ignore[assignment]
@@ -80,20 +80,20 @@ class Interventions:
         Beyond the measured doses it grows by no more than a factor of two: how far a curve goes on that had hardly begun to rise,
         its measured part does not say.
         """
-        at_dosage = hill_curve(log_dosage.reshape(-1, 1), self.log_ec50, self.exponent)
-        return torch.minimum(at_dosage, _MAX_GROWTH * hill_curve(self.grid[-1], self.log_ec50, self.exponent))
+        at_dosage = hill_curve(log_dosage.reshape(-1, 1), self.log_ec50, self.hill)
+        return torch.minimum(at_dosage, _MAX_GROWTH * hill_curve(self.grid[-1], self.log_ec50, self.hill))
 
     def direct(self, log_dosage: Tensor) -> Tensor:
         """Expected effect on targets, whether target or not summed out, (Q, d)."""
         return self.target_probs * self.emax * self.curve(log_dosage)
 
-    def shared(self, log_dosage: Tensor) -> Tensor:
+    def background_at(self, log_dosage: Tensor) -> Tensor:
         """Background at each drug's log dosage, (Q, d)."""
         return torch.einsum("qm,qmd->qd", interpolation(log_dosage, self.grid), self.background)
 
     def mean(self, log_dosage: Tensor) -> Tensor:
         """Expected effect given the parents, direct effects and background, (Q, d)."""
-        return self.direct(log_dosage) + self.shared(log_dosage)
+        return self.direct(log_dosage) + self.background_at(log_dosage)
 
     def sd(self, log_dosage: Tensor) -> Tensor:
         """Standard deviation of the direct effect, whether target or not summed out, (Q, d)."""
@@ -101,7 +101,7 @@ class Interventions:
         variance = second - (self.target_probs * self.emax).square()
         return variance.clamp_min(0.0).sqrt() * self.curve(log_dosage)
 
-    def sample(self, log_dosage: Tensor, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def sample(self, log_dosage: Tensor, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw targets and effects anew for each of n cells: effects and 0/1 targets, both (Q, n, d).
 
         Draws are stratified over the cells of a drug: the share of cells in which a gene is a target is its probability, and their mean
@@ -111,16 +111,16 @@ class Interventions:
         targets, noise = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=self.emax.dtype)
         genes = torch.nonzero((self.target_probs > 0).any(0))[:, 0]
         shape = (*shape[:2], len(genes))
-        targets[..., genes] = _stratified(shape, generator).to(self.emax) < self.target_probs[:, None, genes]
-        noise[..., genes] = torch.special.ndtri(_stratified(shape, generator).clamp(1e-9, 1 - 1e-9)).to(self.emax)
+        targets[..., genes] = _stratified(shape, rng).to(self.emax) < self.target_probs[:, None, genes]
+        noise[..., genes] = torch.special.ndtri(_stratified(shape, rng).clamp(1e-9, 1 - 1e-9)).to(self.emax)
         effects = targets * (self.emax[:, None] + self.emax_sd[:, None] * noise) * self.curve(log_dosage)[:, None]
-        return effects + self.shared(log_dosage)[:, None], targets
+        return effects + self.background_at(log_dosage)[:, None], targets
 
 
-def _stratified(shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
+def _stratified(shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
     """Uniform numbers (Q, n, d) of which each n lie in as many equal parts of the unit interval, in random order."""
-    order = torch.rand(shape, generator=generator, dtype=torch.float64).argsort(1)
-    return (order + torch.rand(shape, generator=generator, dtype=torch.float64)) / shape[1]
+    order = torch.rand(shape, generator=rng, dtype=torch.float64).argsort(1)
+    return (order + torch.rand(shape, generator=rng, dtype=torch.float64)) / shape[1]
 
 
 _BY_DRUG = tuple(name for name in Interventions.__dataclass_fields__ if name != "grid")

@@ -85,10 +85,9 @@ class AnnotationMixin(ScreenModel):
             Key.varm.shifts: known.direct(log_dosage).numpy(),
             Key.varm.shift_sds: known.sd(log_dosage).numpy(),
             Key.varm.total_effects: total_effects(self._sampler, known, log_dosage, n_samples, seed=0),
-            # as expected as the shifts are, so that curves and shifts agree
-            Key.varm.emax: (fitted.target_probs * fitted.emax).numpy(),
+            Key.varm.emax: fitted.emax.numpy(),
             Key.varm.ec50: fitted.log_ec50.exp().numpy(),
-            Key.varm.hill: fitted.exponent.numpy(),
+            Key.varm.hill: fitted.hill.numpy(),
         }
         for slot, values in tables.items():
             adata.varm[slot(key)] = pd.DataFrame(values.T, adata.var_names, [str(n) for n in names])
@@ -109,6 +108,8 @@ class AnnotationMixin(ScreenModel):
         setup = self._setup_args
         keys = ("perturbation_key", "control", "dosage_key", "layer", "size_factor_key")
         params = {k: setup[k] for k in keys if setup[k] is not None}
+        if self._mean_total is not None:
+            params["mean_total"] = self._mean_total  # so that plots have the size factors of the model
         mechanism = "linear" if self.module.mechanism.is_linear else "mlp"
         options = {
             "likelihood": self.module.likelihood,

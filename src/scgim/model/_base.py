@@ -11,13 +11,12 @@ from scvi.model.base import BaseModelClass
 
 from scgim._backed import readable
 from scgim._constants import REGISTRY
-from scgim._size_factors import estimate_size_factors, total_counts
+from scgim._size_factors import estimate_size_factors, known_size_factors
 from scgim._validation import (
     check_continuous,
     check_counts,
     check_gene_names,
     check_matrix_type,
-    check_size_factors,
     matrix_name,
 )
 from scgim.model._fields import ScreenField
@@ -156,13 +155,15 @@ class ScreenModel(BaseModelClass):
         covariates = self._covariates.encode(adata.obs)
         return Cells(x, context, covariates, np.log(size).astype(np.float32))
 
+    @property
+    def _mean_total(self) -> float | None:
+        """Mean total of the training cells; None where their depth did not differ, or is given."""
+        if self._setup_args["size_factor_key"] is not None or not self.control_pool_["log_size"].any():
+            return None
+        return self.mean_total_
+
     def _size_factors_of(self, adata: AnnData, values: Any) -> NDArray[np.float64]:
         """Size factors of cells with given values, on the scale of the training cells."""
-        key = self._setup_args["size_factor_key"]
         if self._is_continuous:
             return np.ones(adata.n_obs)
-        if key is not None:
-            return check_size_factors(adata.obs, key)
-        if not self.control_pool_["log_size"].any():  # training cells did not differ in depth
-            return np.ones(adata.n_obs)
-        return total_counts(values) / self.mean_total_
+        return known_size_factors(adata.obs, self._setup_args["size_factor_key"], values, self._mean_total)

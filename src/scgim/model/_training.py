@@ -23,7 +23,7 @@ from scgim.predict._covariates import centre_and_scale
 from scgim.train import BatchLoader, Cells, CellsDataModule, GIMTrainingPlan
 from scgim.train._data import keep_contexts, split_cells
 from scgim.train._guard import GIMTrainRunner, KeepGoodState, explained_failures
-from scgim.train._plan import default_max_epochs
+from scgim.train._plan import check_plan_arguments, default_max_epochs
 from scgim.train._threads import threads_for
 
 if TYPE_CHECKING:
@@ -164,6 +164,7 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
             Memory ran out; the message says what can be done.
         """
         _check_options(max_epochs, batch_size, accelerator, checkpoint_every_n_epochs)
+        check_plan_arguments(plan_kwargs or {})
         cells = self._prepare_cells()
         if resume_from is None:
             indices = self._split(cells, train_size, validation_size, shuffle_set_split, split_key)

@@ -224,12 +224,11 @@ class WhatIfMixin(ScreenModel):
 
     def _log_size_of(self, cells: AnnData) -> torch.Tensor:
         """Log size factors of given cells; where they are read off the counts, these must be there."""
-        reads_counts = self._setup_args["size_factor_key"] is None and not self._is_continuous
-        if reads_counts and self.control_pool_["log_size"].any():
+        counts = None
+        if not self._is_continuous and self._mean_total is not None:
             check_gene_names(cells.var_names, self.gene_names_)
-            size = self._size_factors_of(cells, self._values(cells))
-        else:
-            size = self._size_factors_of(cells, None)
+            counts = self._values(cells)
+        size = self._size_factors_of(cells, counts)
         return torch.as_tensor(np.log(size).astype(np.float32))
 
 

@@ -12,6 +12,7 @@ from scvi.module.base import PyroBaseModuleClass
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from scgim._priors import MIN_SPIKE_VAR
 from scgim.interventions._stacking import DrugGenerator, Responses
 from scgim.module._knowledge import Knowledge
 from scgim.module._spike_and_slab import SpikeAndSlab
@@ -195,8 +196,8 @@ class GIMModule(PyroBaseModuleClass):
                 self.group,
                 self.shift.shape[1],
                 self.knowledge.prior_target_probs(),
-                (spike + 4e-4).sqrt(),
-                slab.sqrt(),
+                (spike + MIN_SPIKE_VAR).sqrt(),
+                (spike + MIN_SPIKE_VAR + slab).sqrt(),
             ),
         }
         if self.covariate_effect.numel():
@@ -219,7 +220,7 @@ class GIMModule(PyroBaseModuleClass):
             if self.intervention == "shift":
                 pyro.sample("x", likelihood.to_event(1), obs=x)
                 return
-            # expectation over the targets, exact because the likelihood is a product over genes
+            # expectation over the targets under a factorised posterior: a lower bound, since mechanisms are shared by all cells
             cut = observation(self.likelihood, without, log_size, values["log_scale"]).log_prob(x)
             probs = self.cell_target_probs(context)
             pyro.factor("x", (probs * cut + (1 - probs) * likelihood.log_prob(x)).sum(-1))
@@ -257,7 +258,7 @@ class GIMModule(PyroBaseModuleClass):
         targets: Tensor,
         covariates: Tensor,
         log_size: Tensor,
-        generator: torch.Generator,
+        rng: torch.Generator,
         fixed: dict[int, float | Tensor] | None = None,
         coupled: bool = False,
     ) -> tuple[Tensor, Tensor]:
@@ -274,12 +275,12 @@ class GIMModule(PyroBaseModuleClass):
             Genes acted on directly, boolean (B, d); hard interventions cut their mechanisms.
         covariates, log_size
             Covariates (B, Q) and log size factors (B, 1).
-        generator
+        rng
             Source of randomness, on the module's device.
         fixed
             Values that genes are set to, whatever their parents, by index; one, or one a cell (B,).
         coupled
-            Draw as with the same generator under other effects (:func:`~scgim.nn._likelihood.sample_observation`).
+            Draw with the same random numbers whatever the effects (:func:`~scgim.nn._likelihood.sample_observation`).
 
         Returns
         -------
@@ -290,7 +291,7 @@ class GIMModule(PyroBaseModuleClass):
         base = self.intercept + self.baseline_offset + covariates @ self.covariate_effect + shift
         for layer in self.layers():
             genes = torch.tensor(layer, device=shift.device)
-            value, m, hidden = self.draw_genes(genes, base[:, genes], h, targets, log_size, generator, coupled)
+            value, m, hidden = self.draw_genes(genes, base[:, genes], h, targets, log_size, rng, coupled)
             for column, gene in enumerate(layer):
                 if gene in fixed:
                     value[:, column] = m[:, column] = fixed[gene]
@@ -313,7 +314,7 @@ class GIMModule(PyroBaseModuleClass):
         h: Tensor,
         targets: Tensor,
         log_size: Tensor,
-        generator: torch.Generator,
+        rng: torch.Generator,
         coupled: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Values of genes G, their means given the parents and the predictor, hidden noise included, each (B, G).
@@ -326,9 +327,9 @@ class GIMModule(PyroBaseModuleClass):
         scale = self.log_scale[genes]
         predictor = base + parents
         if self.measurement == "latent":
-            noise = torch.randn(predictor.shape, generator=generator, device=predictor.device)
+            noise = torch.randn(predictor.shape, generator=rng, device=predictor.device)
             predictor = predictor + torch.exp(-0.5 * scale) * noise
-        value, mean = sample_observation(self.likelihood, predictor, log_size, scale, generator, coupled=coupled)
+        value, mean = sample_observation(self.likelihood, predictor, log_size, scale, rng, coupled=coupled)
         if self.likelihood == "normal":
             value, mean = (v * self.spread[genes] + self.centre[genes] for v in (value, mean))
         return value, mean, predictor

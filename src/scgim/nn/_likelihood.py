@@ -54,27 +54,27 @@ def sample_observation(
     predictor: Tensor,
     log_size: Tensor,
     log_scale: Tensor,
-    generator: torch.Generator,
+    rng: torch.Generator,
     *,
     coupled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Draw observed values and return them with their mean, both (B, G); reproducible by the generator.
 
-    `coupled` draws use up as many random numbers whatever the means, so that draws of the same generator at other means differ
+    `coupled` draws use up as many random numbers whatever the means, so that draws of the same seed at other means differ
     by no more than the means do (common random numbers).
     """
     if likelihood == "normal":
-        noise = torch.randn(predictor.shape, generator=generator, device=predictor.device)
+        noise = torch.randn(predictor.shape, generator=rng, device=predictor.device)
         return predictor + torch.exp(-0.5 * log_scale) * noise, predictor
     mean = (predictor + log_size).clamp(MIN_LOG_MEAN, MAX_LOG_MEAN).exp()
     rate = mean
     if likelihood == "nb":
         r = log_scale.exp().expand_as(mean)
-        rate = mean * _standard_gamma(r.contiguous(), generator) / r
+        rate = mean * _standard_gamma(r.contiguous(), rng) / r
     if coupled:
-        uniform = torch.rand(rate.shape, generator=generator, device=rate.device, dtype=torch.float64)
+        uniform = torch.rand(rate.shape, generator=rng, device=rate.device, dtype=torch.float64)
         return poisson_quantile(rate, uniform), mean
-    return torch.poisson(rate, generator), mean
+    return torch.poisson(rate, rng), mean
 
 
 def poisson_quantile(rate: Tensor, uniform: Tensor) -> Tensor:
@@ -94,19 +94,19 @@ def poisson_quantile(rate: Tensor, uniform: Tensor) -> Tensor:
     return torch.where(rate < _LARGE_RATE, count, large).to(rate)
 
 
-def _standard_gamma(concentration: Tensor, generator: torch.Generator) -> Tensor:
+def _standard_gamma(concentration: Tensor, rng: torch.Generator) -> Tensor:
     """Gamma variables of rate 1, reproducible by the generator.
 
     Distributions of torch draw from its global generator alone. It takes the state of ours for the draw, and then its own
-    again; a lock, because another thread may draw with a generator of its own.
+    again; a lock, because another thread may draw with one of its own.
     """
     with _ONE_AT_A_TIME:
-        shared = _global_generator(generator.device)
+        shared = _global_generator(rng.device)
         before = shared.get_state()
         try:
-            shared.set_state(generator.get_state())
+            shared.set_state(rng.get_state())
             draws = dist.Gamma(concentration, 1.0, validate_args=False).rsample()
-            generator.set_state(shared.get_state())
+            rng.set_state(shared.get_state())
         finally:
             shared.set_state(before)
     return draws

@@ -75,9 +75,9 @@ class MLPMechanism(nn.Module):
         index, mask = parent_table(adjacency)
         d, p = index.shape
         device = self.linear.weight.device
-        generator = torch.Generator().manual_seed(0)
-        first = torch.randn(d, p, self.n_hidden, generator=generator) / p**0.5
-        bias = torch.randn(d, self.n_hidden, generator=generator)
+        rng = torch.Generator().manual_seed(0)
+        first = torch.randn(d, p, self.n_hidden, generator=rng) / p**0.5
+        bias = torch.randn(d, self.n_hidden, generator=rng)
         self.register_buffer("index", torch.as_tensor(index, device=device))
         self.register_buffer("mask", torch.as_tensor(mask, device=device))
         self.first = nn.Parameter(first.to(device))
@@ -139,8 +139,8 @@ def make_mechanism(kind: str, n_genes: int, n_hidden: int) -> LinearMechanism | 
 
 
 @torch.no_grad()
-def draw_weights(mechanism: nn.Module, fitted: nn.Module, weight_sd: Tensor, generator: torch.Generator) -> None:
+def draw_weights(mechanism: nn.Module, fitted: nn.Module, weight_sd: Tensor, rng: torch.Generator) -> None:
     """Move the weights of `mechanism` from those of `fitted` by one draw of their errors, shape (d, d)."""
     linear, centre = (linear_part(m).weight for m in (mechanism, fitted))
-    noise = torch.randn(weight_sd.shape, generator=generator, dtype=torch.float64)
+    noise = torch.randn(weight_sd.shape, generator=rng, dtype=torch.float64)
     linear.copy_(centre + (noise.to(weight_sd) * weight_sd).to(centre))

@@ -10,13 +10,12 @@ import pandas as pd
 from scipy import sparse
 
 from scgim._backed import StoredMatrix, readable
+from scgim._size_factors import known_size_factors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
-
-SIZE_FACTOR = "size_factor"
 
 
 @dataclass
@@ -73,22 +72,16 @@ def expression(
 
 
 def size_factors(
-    adata: AnnData, *, layer: str | None, column: str | None, reference: np.ndarray | None = None
-) -> np.ndarray:
-    """Size factor of each cell, with a median of 1 among the cells of the mask `reference`.
+    adata: AnnData, params: dict[str, Any], layer: str | None, is_control: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """Size factor of each measured cell, as the model has it, over that of a typical control cell; and the latter.
 
-    From the column of `adata.obs` when there is one, else from the sum of the counts.
+    A column of totals is as good as one of factors around 1, but log1p of counts over totals would be hardly more than 0.
     """
-    for name in (column, SIZE_FACTOR):
-        if name is not None and name in adata.obs:
-            totals = adata.obs[name].astype(float).to_numpy()
-            break
-    else:
-        matrix = readable(adata.layers[layer] if layer else adata.X)
-        totals = np.asarray(matrix.sum(axis=1), dtype=float).ravel()
-    positive = totals > 0
-    typical = np.median(totals[positive if reference is None else positive & reference])
-    return np.where(positive, totals / typical, 1.0)
+    counts = readable(adata.layers[layer] if layer else adata.X)
+    factors = known_size_factors(adata.obs, params.get("size_factor_key"), counts, params.get("mean_total"))
+    typical = float(np.median(factors[is_control]))
+    return factors / typical, typical
 
 
 def is_count_data(adata: AnnData, layer: str | None) -> bool:

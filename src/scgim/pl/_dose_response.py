@@ -66,7 +66,7 @@ def measured_shifts(
     is_control = (cells["perturbation"] == params["control"]).to_numpy()
     factors = None
     if is_count:
-        factors = size_factors(adata, layer=layer, column=params.get("size_factor_key"), reference=is_control)
+        factors, _ = size_factors(adata, params, layer, is_control)
 
     def values(rows: np.ndarray) -> np.ndarray:
         return expression(adata, rows, genes, layer=layer, is_count=is_count, size_factors=factors)
@@ -237,6 +237,7 @@ def _curve_table(adata: AnnData, drugs: list[str], genes: list[str], key: str) -
         {what: stored(adata, "varm", name(key)).loc[genes, drugs].T.stack() for what, name in names.items()}
     )
     table = table.rename_axis(["perturbation", "gene"]).astype(float)
+    table["emax"] *= table["prob"]  # expected effects, as the stored shifts are
     largest = stored_entry(adata, key, Key.uns.PERTURBATIONS)["max_dosage"].astype(float)
     return table.assign(largest=largest.loc[table.index.get_level_values("perturbation")].to_numpy())
 

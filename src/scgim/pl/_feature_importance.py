@@ -12,6 +12,7 @@ from scgim.pl._utils import pick, stored, symmetric_limit
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
 
@@ -83,20 +84,7 @@ def feature_importance(
     """
     if min(n_features, n_genes) < 1:
         raise ValueError(f"Expected `n_features` and `n_genes` to be at least 1, found {n_features} and {n_genes}.")
-    results = stored(adata, "uns", key)
-    if Key.uns.FEATURE_IMPORTANCE not in results:
-        raise KeyError(
-            f"No `{Key.uns.FEATURE_IMPORTANCE}` in `adata.uns[{key!r}]`. Run `model.annotate(adata)` with a model that "
-            "was set up with a drug embedding."
-        )
-    values = results[Key.uns.FEATURE_IMPORTANCE]
-    if not values.to_numpy().any():
-        raise ValueError(
-            "No feature drives any effect: all importances are 0. Features are learned from by comparing perturbations, so "
-            "this takes several of them."
-        )
-    values = values.set_axis(values.index.astype(str)).set_axis(values.columns.astype(str), axis=1)
-
+    values = _importance(adata, key)
     sizes = values.abs()
     # genes may have been subset since the model was fitted
     known = [gene for gene in values.columns if gene in set(adata.var_names)]
@@ -127,3 +115,20 @@ def feature_importance(
         return_fig=return_fig,
         **kwargs,
     )
+
+
+def _importance(adata: AnnData, key: str) -> pd.DataFrame:
+    """Importance of the features, features x genes."""
+    results = stored(adata, "uns", key)
+    if Key.uns.FEATURE_IMPORTANCE not in results:
+        raise KeyError(
+            f"No `{Key.uns.FEATURE_IMPORTANCE}` in `adata.uns[{key!r}]`. Run `model.annotate(adata)` with a model that "
+            "was set up with a drug embedding."
+        )
+    values = results[Key.uns.FEATURE_IMPORTANCE]
+    if not values.to_numpy().any():
+        raise ValueError(
+            "No feature drives any effect: all importances are 0. Features are learned from by comparing perturbations, so "
+            "this takes several of them."
+        )
+    return values.set_axis(values.index.astype(str)).set_axis(values.columns.astype(str), axis=1)

@@ -15,7 +15,7 @@ from scgim.pl._draw_network import draw_network
 from scgim.pl._utils import finish, pick, pick_one, stored
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container, Iterable
 
     from anndata import AnnData
     from matplotlib.axes import Axes
@@ -147,12 +147,7 @@ def network(
     >>> scgim.pl.network(adata)
     >>> scgim.pl.network(adata, "Trametinib", n_top=40)
     """
-    if scope not in ("reached", "all"):
-        raise ValueError(f'Expected `scope` to be "reached" or "all", found {scope!r}.')
-    if node_color not in ("effect", "target"):
-        raise ValueError(f'Expected `node_color` to be "effect" or "target", found {node_color!r}.')
-    if n_top is not None and n_top < 1:
-        raise ValueError(f"Expected `n_top` to be at least 1, found {n_top}.")
+    _check_options(scope, node_color, n_top)
     graph = edge_graph(adata, key, min_prob)
     wanted = None if genes is None else pick(genes, adata.var_names, "gene")
 
@@ -176,10 +171,7 @@ def network(
         raise ValueError(
             f'None of `genes` is reached by {perturbation!r}. Use `scope="all"` to show them nevertheless.'
         )
-    # not a view: the order of its nodes, and so the drawing, would differ from session to session
-    part: nx.DiGraph = nx.DiGraph()
-    part.add_nodes_from(gene for gene in graph if gene in shown)
-    part.add_edges_from(edge for edge in graph.edges(data=True) if edge[0] in shown and edge[1] in shown)
+    part = _part_of(graph, shown)
     targets = [gene for gene in targets if gene in shown]
     ax, given = draw_network(
         part,
@@ -195,3 +187,20 @@ def network(
         ax=ax,
     )
     return finish(ax, given=given, show=show, return_fig=return_fig)
+
+
+def _check_options(scope: str, node_color: str, n_top: int | None) -> None:
+    if scope not in ("reached", "all"):
+        raise ValueError(f'Expected `scope` to be "reached" or "all", found {scope!r}.')
+    if node_color not in ("effect", "target"):
+        raise ValueError(f'Expected `node_color` to be "effect" or "target", found {node_color!r}.')
+    if n_top is not None and n_top < 1:
+        raise ValueError(f"Expected `n_top` to be at least 1, found {n_top}.")
+
+
+def _part_of(graph: nx.DiGraph, shown: Container[str]) -> nx.DiGraph:
+    """Some of the genes and the edges between them; not a view: the order of its nodes, and so the drawing, would differ between sessions."""
+    part: nx.DiGraph = nx.DiGraph()
+    part.add_nodes_from(gene for gene in graph if gene in shown)
+    part.add_edges_from(edge for edge in graph.edges(data=True) if edge[0] in shown and edge[1] in shown)
+    return part

@@ -11,6 +11,7 @@ from scipy.stats import gaussian_kde, pearsonr
 
 from scgim._constants import Key
 from scgim._docs import d
+from scgim._size_factors import known_size_factors
 from scgim.pl._cells import ControlScale, contexts, expression, has_cells, is_count_data, size_factors
 from scgim.pl._labels import place_labels
 from scgim.pl._utils import (
@@ -48,6 +49,7 @@ class _Cells:
     contexts: pd.DataFrame  # perturbation and dosage of each cell
     layer: str | None
     size_factors: np.ndarray | None
+    typical: float = 1.0  # size factor of a control cell, by which they are divided
 
     def values(self, rows: np.ndarray, genes: list[str]) -> np.ndarray:
         return expression(
@@ -72,11 +74,10 @@ def _observed_cells(adata: AnnData, params: dict[str, Any], layer: str | None) -
         return _Cells(adata, table, layer, None)
     if not is_count_data(adata, layer):
         raise ValueError("`adata` no longer holds counts. Name the layer with the counts: `layer=...`.")
-    factors = size_factors(adata, layer=layer, column=params.get("size_factor_key"), reference=is_control)
-    return _Cells(adata, table, layer, factors)
+    return _Cells(adata, table, layer, *size_factors(adata, params, layer, is_control))
 
 
-def _predicted_cells(predicted: AnnData, params: dict[str, Any]) -> _Cells:
+def _predicted_cells(predicted: AnnData, params: dict[str, Any], typical: float) -> _Cells:
     # predictions carry the names of the fitted data or the default ones
     keys = []
     for key, default in (("perturbation_key", "perturbation"), ("dosage_key", "dosage")):
@@ -84,8 +85,11 @@ def _predicted_cells(predicted: AnnData, params: dict[str, Any]) -> _Cells:
     if keys[0] not in predicted.obs:
         raise KeyError(f"No `{keys[0]}` in `predicted.obs`. Pass the AnnData that `model.predict(...)` returns.")
     table = contexts(predicted, keys[0], keys[1] if params.get("dosage_key") else None, params["control"])
-    is_count = params["likelihood"] != "normal"
-    return _Cells(predicted, table, None, size_factors(predicted, layer=None, column=None) if is_count else None)
+    factors = None
+    if params["likelihood"] != "normal":  # predictions say what size factors they have
+        column = "size_factor" if "size_factor" in predicted.obs else None
+        factors = known_size_factors(predicted.obs, column, None, None) / (typical if column else 1.0)
+    return _Cells(predicted, table, None, factors)
 
 
 def _match(observed: _Cells, predicted: _Cells, control: str, wanted: list[str] | None) -> pd.DataFrame:
@@ -175,7 +179,8 @@ def predicted_vs_observed(
         raise ValueError(
             f"`predicted` and `adata` share no gene; they begin with {[*predicted.var_names[:3]]} and {[*adata.var_names[:3]]}."
         )
-    observed_cells, predicted_cells = _observed_cells(adata, params, layer), _predicted_cells(predicted, params)
+    observed_cells = _observed_cells(adata, params, layer)
+    predicted_cells = _predicted_cells(predicted, params, observed_cells.typical)
     measured = observed_cells.contexts["perturbation"]
     wanted = None if perturbations is None else pick(perturbations, measured.unique(), "perturbation")
     pairs = _match(observed_cells, predicted_cells, params["control"], wanted)

@@ -60,17 +60,17 @@ class Arms:
             arm=self.arm[given] - arms.start,
         )
 
-    def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def sample(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Effects and targets drawn anew for each of n cells of each arm, both (arms, n, d)."""
-        effects, targets = self.interventions.rows(self.drug).sample(self.log_dosage, n, generator)
+        effects, targets = self.interventions.rows(self.drug).sample(self.log_dosage, n, rng)
         return self._together(effects, targets)
 
     def draw(
-        self, generator: torch.Generator, doubt: Doubt | None = None, baseline_error: Tensor | None = None
+        self, rng: torch.Generator, doubt: Doubt | None = None, baseline_error: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Effects and targets of each arm in one draw of what is known of the drugs, both (arms, d)."""
         known = (self.interventions, self.log_top, self.drug, self.log_dosage)
-        return self._together(*draw_effects(*known, generator, self.is_new, doubt, baseline_error))
+        return self._together(*draw_effects(*known, rng, self.is_new, doubt, baseline_error))
 
     def expected(self) -> tuple[Tensor, Tensor]:
         """Expected effects, and probability that a gene is a target of any of the drugs; both (arms, d)."""

@@ -33,7 +33,7 @@ def curve_table(
     curve, z = rows.curve(torch.as_tensor(log_dosage)).numpy(), norm.ppf(0.5 + level / 2)
     frames = []
     for j in chosen:
-        names = ("target_probs", "emax", "emax_sd", "log_ec50", "exponent")
+        names = ("target_probs", "emax", "emax_sd", "log_ec50", "hill")
         probability, emax, sd, log_ec50, hill = (float(getattr(drug, name)[0, j]) for name in names)
         frame = pd.DataFrame({"gene": genes[j], "dosage": np.exp(log_dosage)})
         frame["effect"] = emax * curve[:, j]

@@ -73,11 +73,11 @@ class RandomUnits:
     """Functions of a set of parents. The unit weights of a gene are the same in every set that it is in, so that scores compare."""
 
     def __init__(self, n_genes: int):
-        generator = torch.Generator().manual_seed(0)
+        rng = torch.Generator().manual_seed(0)
         low, high = (math.log(s) for s in _SHARPNESS)
-        self.weight = torch.randn(n_genes, _N_UNITS, generator=generator)
-        self.weight *= torch.exp(low + (high - low) * torch.rand(_N_UNITS, generator=generator))
-        self.bias = 1.5 * torch.randn(_N_UNITS, generator=generator)
+        self.weight = torch.randn(n_genes, _N_UNITS, generator=rng)
+        self.weight *= torch.exp(low + (high - low) * torch.rand(_N_UNITS, generator=rng))
+        self.bias = 1.5 * torch.randn(_N_UNITS, generator=rng)
 
     def __call__(self, h: Tensor, parents: Parents) -> tuple[Tensor, Tensor]:
         """Values of the functions (n, q) and the family of each: linear 0, of one parent 1, of all parents 2."""

@@ -122,19 +122,19 @@ class BatchLoader:
         """Order of the cells in one pass, the same in all processes."""
         if not self.shuffle:
             return torch.arange(self.n)
-        generator = _common_generator() if self.shard.n > 1 else None
+        rng = _common_generator() if self.shard.n > 1 else None
         if not isinstance(self.x, StoredMatrix):
-            return torch.randperm(self.n, generator=generator)
+            return torch.randperm(self.n, generator=rng)
         blocks = torch.arange(self.n).split(_BLOCK)
-        order = torch.cat([blocks[k] for k in torch.randperm(len(blocks), generator=generator).tolist()])
+        order = torch.cat([blocks[k] for k in torch.randperm(len(blocks), generator=rng).tolist()])
         parts = order.split(self.ahead * self.batch_size)
-        return torch.cat([self._shuffled(part, generator) for part in parts])
+        return torch.cat([self._shuffled(part, rng) for part in parts])
 
-    def _shuffled(self, rows: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _shuffled(self, rows: Tensor, rng: torch.Generator | None) -> Tensor:
         """Rows in random order, such that each process reads neighbours: its own are every n-th."""
         n = self.shard.n
         whole = len(rows) // n * n
-        mixed = [part[torch.randperm(len(part), generator=generator)] for part in rows[:whole].view(n, -1)]
+        mixed = [part[torch.randperm(len(part), generator=rng)] for part in rows[:whole].view(n, -1)]
         return torch.cat([torch.stack(mixed, 1).flatten(), rows[whole:]])
 
     def release(self) -> None:

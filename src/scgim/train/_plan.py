@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
@@ -20,7 +20,22 @@ from scgim.train._divergence import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from scgim.module import GIMModule
+
+
+PLAN_ARGUMENTS = ("lr", "max_epochs", "optim", "optim_kwargs")
+
+
+def check_plan_arguments(arguments: Mapping[str, Any]) -> None:
+    """Raise for arguments that the plan would have to ignore, such as those of scvi-tools' that warm up a divergence."""
+    unknown = [name for name in arguments if name not in PLAN_ARGUMENTS]
+    if unknown:
+        raise ValueError(
+            f"`plan_kwargs` holds {unknown}, which the fit of scGIM has no use for: it maximises a joint density, without a "
+            f"divergence to be weighted. It takes {list(PLAN_ARGUMENTS)}."
+        )
 
 
 class GIMTrainingPlan(LowLevelPyroTrainingPlan):
@@ -34,13 +49,30 @@ class GIMTrainingPlan(LowLevelPyroTrainingPlan):
         Largest learning rate; it falls linearly to a hundredth of it over the last 70 % of the epochs.
     max_epochs
         Epochs of the schedule.
-    **kwargs
-        Arguments of :class:`~scvi.train.LowLevelPyroTrainingPlan`.
+    optim
+        Class of the optimiser; None for :class:`torch.optim.Adam`.
+    optim_kwargs
+        Further arguments of the optimiser.
+
+    Raises
+    ------
+    ValueError
+        Another argument of scvi-tools' plans is given. The fit is a point estimate by its log joint density: there is no divergence
+        whose weight could be warmed up, and no other loss.
     """
 
-    def __init__(self, pyro_module: GIMModule, *, lr: float = 0.02, max_epochs: int = 100, **kwargs):
-        optim_kwargs = {"lr": lr, **(kwargs.pop("optim_kwargs", None) or {})}
-        super().__init__(pyro_module, optim_kwargs=optim_kwargs, **kwargs)
+    def __init__(
+        self,
+        pyro_module: GIMModule,
+        *,
+        lr: float = 0.02,
+        max_epochs: int = 100,
+        optim: type[torch.optim.Optimizer] | None = None,
+        optim_kwargs: dict | None = None,
+        **others: Any,
+    ):
+        check_plan_arguments(others)
+        super().__init__(pyro_module, optim=optim, optim_kwargs={"lr": lr, **(optim_kwargs or {})})
         self.max_epochs = max_epochs
         self._terms: dict[str, Tensor] = {}
         self._validation: list[tuple[float, int]] = []
