@@ -15,7 +15,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "scgim"
 FILES = sorted(PACKAGE.rglob("*.py"))
-PUBLIC = ("model", "pl", "data", "metrics", "pp", "datasets")
+PUBLIC = ("model", "pl", "data", "metrics", "pp", "datasets", "structure")
 
 ARRAYS = {"numpy", "scipy", "pandas", "anndata"}
 LEARNING = {"torch", "pyro", "scvi", "lightning"}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from scgim.structure._learn import learn_graph
 from scgim.structure._search import StructureResult, search_structure
 from scgim.structure._statistics import ContextStatistics, StatisticsAccumulator
 
-__all__ = ["ContextStatistics", "StatisticsAccumulator", "StructureResult", "search_structure"]
+__all__ = ["ContextStatistics", "StatisticsAccumulator", "StructureResult", "learn_graph", "search_structure"]
