@@ -48,6 +48,7 @@ class ContextStatistics:
 
     @property
     def n_contexts(self) -> int:
+        """Number of contexts K, controls counted."""
         return len(self.n_cells)
 
     @property
@@ -57,6 +58,7 @@ class ContextStatistics:
 
     @property
     def n_basis(self) -> int:
+        """Number of functions of each gene."""
         return self.means.shape[1] // self.n_genes
 
     @property
