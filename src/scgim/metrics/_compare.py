@@ -145,7 +145,8 @@ def compare_baselines(
     predicted
         Predictions of a model for all held-out contexts, as :meth:`scgim.model.GIM.predict` returns them, or several of them by name.
         Doses and names must be those of `adata`; predicted counts are read from `X`. Mean shifts are those of log1p of these counts, which is
-        not log1p of expected counts: predict more cells (`n_samples`) for less noisy means.
+        not log1p of expected counts. Predict many cells (`n_samples`): with n of them `mean_shift_error` is larger by about 1/n, and correlations
+        suffer where shifts are small, while the baselines' shifts are not drawn.
     split_key
         Column of obs with `"train"` and one or more labels of held-out contexts. Cells without label (NaN) are left out.
     methods
