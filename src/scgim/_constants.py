@@ -15,6 +15,18 @@ class _RegistryKeys(NamedTuple):
 
 REGISTRY = _RegistryKeys()
 
+_DIVISION_SLASH = "\N{DIVISION SLASH}"
+
+
+def stored_name(name: str) -> str:
+    """A name as a key of a file: "/", which separates groups there, as the division slash, which reads the same."""
+    return str(name).replace("/", _DIVISION_SLASH)
+
+
+def read_name(name: str) -> str:
+    """The name that :func:`stored_name` was given."""
+    return str(name).replace(_DIVISION_SLASH, "/")
+
 
 class Key:
     """Slots of an annotated AnnData; `key` is the `key_added` given to :meth:`scgim.model.GIM.annotate`."""

@@ -84,7 +84,7 @@ def test_combinations_can_be_ranked(gim, effects):
     wanted = effects.loc[["drug_02", "drug_03"], "d"].sum()
     ranked = gim.rank_drugs(pairs, {"d": wanted}, metric="distance", **FAST)
     assert ranked.index[0] == "drug_02+drug_03"
-    assert ranked.loc["drug_02+drug_03", "dosage"] == "3+3"
+    assert ranked.loc["drug_02+drug_03", "dosages"] == "3+3"
 
 
 def test_cells_in_the_wanted_state(gim, effects):

@@ -42,7 +42,7 @@ def test_baselines_are_uncertain(gim):
         expected = 2 * Z90 * relative * np.array([1.0, 0.0])
         np.testing.assert_allclose(width(means, f"{prefix}_")[:, D], expected, rtol=0.15, atol=1e-4)
     assert list(means.obs["perturbation"]) == [drug, "control"]
-    assert list(means.obs["dosage"]) == ["3", "0"]
+    assert list(means.obs["dosage"]) == [3.0, 0.0]
 
 
 def test_treated_cells_tell_of_baselines_where_genes_are_no_targets(gim):

@@ -55,7 +55,8 @@ def test_several_combinations(gim, emax):
     asked = [{}, {"drug_02": 3.0, "drug_03": 1.0}, {"drug_02": 0.5}]
     out = gim.predict_combination(asked, n_samples=4, seed=0)
     assert list(out.obs["perturbation"]) == ["control"] * 4 + ["drug_02+drug_03"] * 4 + ["drug_02"] * 4
-    assert list(out.obs["dosage"]) == ["0"] * 4 + ["3+1"] * 4 + ["0.5"] * 4
+    assert list(out.obs["dosages"]) == ["0"] * 4 + ["3+1"] * 4 + ["0.5"] * 4
+    np.testing.assert_array_equal(out.obs["dosage"], [0.0] * 4 + [np.nan] * 4 + [0.5] * 4)
     shift = [0.0, 0.75 * emax["drug_02"][D] + 0.5 * emax["drug_03"][D], emax["drug_02"][D] / 3]
     np.testing.assert_allclose(out.layers["expected"][::4, D], np.exp(INTERCEPT[D] + np.array(shift)), rtol=1e-5)
 

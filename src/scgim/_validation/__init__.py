@@ -8,9 +8,13 @@ from scgim._validation._design import (
     check_perturbations,
     check_query_dosage,
     check_size_factors,
+    match_doses,
+    merge_doses,
+    odd_labels,
 )
 from scgim._validation._embedding import check_query_embedding, resolve_embedding
 from scgim._validation._matrix import (
+    check_annotated,
     check_continuous,
     check_counts,
     check_gene_names,
@@ -20,10 +24,12 @@ from scgim._validation._matrix import (
     iterate_blocks,
     matrix_name,
 )
-from scgim._validation._messages import check_key, numeric_values, quote_some
+from scgim._validation._messages import check_column, check_key, numeric_values, quote_some
 from scgim._validation._priors import prior_log_odds
 
 __all__ = [
+    "check_annotated",
+    "check_column",
     "check_continuous",
     "check_counts",
     "check_covariates",
@@ -38,8 +44,11 @@ __all__ = [
     "check_size_factors",
     "check_var_names",
     "iterate_blocks",
+    "match_doses",
     "matrix_name",
+    "merge_doses",
     "numeric_values",
+    "odd_labels",
     "prior_log_odds",
     "quote_some",
     "resolve_embedding",

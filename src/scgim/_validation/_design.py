@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from scgim._validation._messages import check_key, numeric_values, quote_some
+from scgim._validation._messages import check_column, check_key, numeric_values, quote_some
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
+_NO_LABELS = (
+    "",
+    "nan",
+    "none",
+    "na",
+    "n/a",
+    "<na>",
+    "null",
+    "unknown",
+    "unassigned",
+)  # what missing labels become as text
+_SAME_DOSE = 1e-6  # relative difference that rounding makes: numbers of 32 bits keep about seven digits
 _VEHICLES = ("control", "ctrl", "dmso", "vehicle", "untreated", "mock", "pbs", "nt", "ntc", "non-targeting")
 
 
@@ -27,8 +40,11 @@ def check_perturbations(obs: pd.DataFrame, perturbation_key: str, control: str) 
     ValueError
         There are cells without label, no control cells, nothing but controls, or a perturbation with a single cell.
     """
-    check_key(perturbation_key, obs.columns, where="adata.obs", argument="perturbation_key")
-    column, where = obs[perturbation_key], f"adata.obs[{perturbation_key!r}]"
+    if not isinstance(control, str):
+        raise TypeError(
+            f"`control` is {control!r} ({type(control).__name__}). Labels are compared as text: pass `control={str(control)!r}`."
+        )
+    column, where = check_column(obs, perturbation_key, "perturbation_key"), f"adata.obs[{perturbation_key!r}]"
     missing = int(column.isna().sum())
     if missing:
         raise ValueError(
@@ -54,17 +70,41 @@ def check_perturbations(obs: pd.DataFrame, perturbation_key: str, control: str) 
             f"{len(single)} labels in `{where}` have a single cell: {quote_some(single)}. Remove them: "
             f"`n = {where}.value_counts(); adata = adata[{where}.isin(n.index[n > 1])].copy()`."
         )
+    if "" in counts.index:
+        raise ValueError(f"Some cells have an empty label in `{where}`. Remove them, or name what was done to them.")
+    for sentence in odd_labels(counts.index, control, where):
+        warnings.warn(sentence, UserWarning, stacklevel=3)
     return labels
 
 
+def odd_labels(labels: Iterable[str], control: str, where: str) -> list[str]:
+    """Sentences on labels that look like none, or like the control written otherwise; empty where there are none."""
+    found = []
+    missing = [name for name in labels if name.strip().lower() in _NO_LABELS and name != control]
+    if missing:
+        found.append(
+            f"Labels in `{where}` look like missing ones: {quote_some(missing)}. They are taken for perturbations; remove their cells "
+            "if they are none."
+        )
+    alike = [name for name in labels if name != control and name.strip().lower() == control.strip().lower()]
+    if alike:
+        found.append(
+            f"{quote_some(alike)} in `{where}` reads like the control, {control!r}, and is taken for a perturbation. If it is the "
+            f"same, rename it: `{where} = {where}.replace({alike[0]!r}, {control!r})`."
+        )
+    return found
+
+
 def check_dosage(obs: pd.DataFrame, dosage_key: str | None, perturbation_key: str, control: str) -> np.ndarray:
-    """Doses of all cells, shape (cells,), float64; 1 for treated cells and 0 for controls when `dosage_key` is None."""
+    """Doses of all cells, shape (cells,), float64; 1 for treated cells and 0 for controls when `dosage_key` is None.
+
+    Doses that differ by rounding only are one dose (:func:`merge_doses`).
+    """
     is_control = (obs[perturbation_key].astype(str) == control).to_numpy()
     if dosage_key is None:
         return np.where(is_control, 0.0, 1.0)
-    check_key(dosage_key, obs.columns, where="adata.obs", argument="dosage_key")
     where = f"adata.obs[{dosage_key!r}]"
-    dosage = numeric_values(obs[dosage_key], where)
+    dosage = numeric_values(check_column(obs, dosage_key, "dosage_key"), where)
     for name, bad in (("NaN", np.isnan(dosage)), ("infinite", np.isinf(dosage)), ("negative", dosage < 0)):
         if bad.any():
             of = quote_some(obs[perturbation_key].astype(str)[bad].unique())
@@ -86,7 +126,25 @@ def check_dosage(obs: pd.DataFrame, dosage_key: str | None, perturbation_key: st
             f"{int(undosed.sum())} treated cells have dose 0 in `{where}` (of {of}). If they got no drug, call them "
             f"{control!r} in `adata.obs[{perturbation_key!r}]`; otherwise give their dose."
         )
-    return dosage
+    return merge_doses(dosage)
+
+
+def merge_doses(dosage: np.ndarray) -> np.ndarray:
+    """Doses (cells,), those apart by rounding replaced by the one that most of these cells have."""
+    values, code, counts = np.unique(dosage, return_inverse=True, return_counts=True)
+    new = np.diff(values, prepend=-np.inf) > _SAME_DOSE * values
+    cluster = np.cumsum(new) - 1
+    order = np.lexsort((counts, cluster))  # the most frequent of each cluster comes last
+    usual = np.empty(cluster[-1] + 1 if len(values) else 0)
+    usual[cluster[order]] = values[order]
+    return usual[cluster][code]
+
+
+def match_doses(dosage: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Doses (cells,), those apart from a known one by rounding replaced by it."""
+    known = np.unique(known)
+    nearest = known[np.abs(dosage[:, None] - known).argmin(1)] if len(known) else dosage
+    return np.where(np.abs(dosage - nearest) <= _SAME_DOSE * np.abs(nearest), nearest, dosage)
 
 
 def check_query_dosage(dosage: Any, n: int) -> np.ndarray:
@@ -105,9 +163,8 @@ def check_query_dosage(dosage: Any, n: int) -> np.ndarray:
 
 def check_size_factors(obs: pd.DataFrame, size_factor_key: str) -> np.ndarray:
     """Size factors of all cells, shape (cells,), float64, positive and finite."""
-    check_key(size_factor_key, obs.columns, where="adata.obs", argument="size_factor_key")
     where = f"adata.obs[{size_factor_key!r}]"
-    factors = numeric_values(obs[size_factor_key], where)
+    factors = numeric_values(check_column(obs, size_factor_key, "size_factor_key"), where)
     bad = ~(np.isfinite(factors) & (factors > 0))
     if bad.any():
         raise ValueError(f"{int(bad.sum())} cells have a size factor in `{where}` that is not positive and finite.")

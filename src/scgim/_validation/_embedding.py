@@ -44,6 +44,11 @@ def resolve_embedding(adata: AnnData, key: str, perturbations: Sequence[str], *,
         where, frame = f"adata.uns[{key!r}]", _embedding_from_uns(adata.uns[key], key, drugs)
     else:
         where, frame = f"adata.obsm[{key!r}]", _embedding_from_obsm(adata.obsm[key], key, labels, drugs)
+    if frame.columns.nlevels > 1:
+        raise ValueError(
+            f"Columns of `{where}` have {frame.columns.nlevels} levels. Give each feature one name: "
+            "`frame.columns = ['_'.join(map(str, c)) for c in frame.columns]`."
+        )
     frame.columns = frame.columns.astype(str)
     if not frame.columns.is_unique:
         repeated = frame.columns[frame.columns.duplicated()].unique()
@@ -71,9 +76,11 @@ def check_query_embedding(
     """
     if isinstance(embedding, str):
         embedding = [embedding]
+    if isinstance(embedding, (pd.Series, pd.Categorical, pd.api.extensions.ExtensionArray)) and _is_text(embedding):
+        embedding = list(embedding)  # names, as `adata.obs["perturbation"].unique()` gives them
     if not sparse.issparse(embedding) and len(embedding) == 0:
         raise ValueError("`drug_embedding` has no rows. Give one row a drug to predict.")
-    if isinstance(embedding, (list, tuple, pd.Index, np.ndarray)) and all(isinstance(name, str) for name in embedding):
+    if isinstance(embedding, (list, tuple, pd.Index, np.ndarray)) and _is_text(embedding):
         return _measured(pd.DataFrame(index=pd.Index(embedding, dtype=object)), perturbation_names)
     if feature_names is None:
         if isinstance(embedding, pd.DataFrame):
@@ -93,6 +100,10 @@ def check_query_embedding(
     frame.index = frame.index.astype(str)
     _check_features(frame, "drug_embedding")
     return frame.astype(np.float64)
+
+
+def _is_text(values: Any) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _embedding_from_uns(frame: Any, key: str, drugs: list[str]) -> pd.DataFrame:
@@ -191,7 +202,7 @@ def _measured(frame: pd.DataFrame, perturbation_names: Sequence[str]) -> pd.Data
         raise ValueError(
             f"{quote_some(unseen)} not among the measured perturbations ({quote_some(perturbation_names)}). A drug that "
             "was never measured is predicted from its features: give them as `drug_embedding`, to a model set up with "
-            "`drug_embedding_key`."
+            "`drug_embedding_key`. Control cells are `model.predict_combination({})`."
         )
     return frame
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from anndata.abc import CSCDataset
 from scipy import sparse
 
@@ -15,11 +17,22 @@ from scgim._validation._messages import check_key, quote_some
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from anndata import AnnData
-
 _BLOCK_VALUES = 2**22  # values looked at in one go, so that a backed or sparse matrix is never densified as a whole
 _SPARSE_MATRICES = (sparse.csr_matrix, sparse.csc_matrix)
 _SPARSE_ARRAYS = (sparse.csr_array, sparse.csc_array)
+
+
+def check_annotated(adata: Any) -> None:
+    """Raise a TypeError for anything but an AnnData, and say how to get one."""
+    if isinstance(adata, AnnData):
+        return
+    if isinstance(adata, (str, os.PathLike)):
+        advice = f"Read it first: `adata = anndata.read_h5ad({str(adata)!r})`."
+    elif hasattr(adata, "mod"):
+        advice = f"Pass one of its modalities: `adata = mdata[{next(iter(adata.mod), 'rna')!r}]`."
+    else:
+        advice = "Expected cells x genes: `anndata.AnnData(counts, obs=..., var=...)`."
+    raise TypeError(f"`adata` is a `{type(adata).__name__}`, not an AnnData. {advice}")
 
 
 def check_matrix_type(adata: AnnData, layer: str | None = None, *, allow_stored: bool = False) -> None:
@@ -86,8 +99,14 @@ def check_continuous(X: Any, *, where: str) -> None:
         _raise_if_not_finite(values, where, "Remove or impute them before the fit.")
 
 
-def check_nonempty(X: Any, var_names: Sequence[str], obs_names: Sequence[str], *, where: str) -> None:
-    """Raise a ValueError for all-zero cells, all-zero genes, fewer than two genes, or duplicated gene names."""
+def check_nonempty(
+    X: Any, var_names: Sequence[str], obs_names: Sequence[str], *, where: str, empty_cells: bool = False
+) -> None:
+    """Raise a ValueError for all-zero cells, all-zero genes, fewer than two genes, or duplicated gene names.
+
+    `empty_cells` lets cells without counts pass: where the genes are a few of all that were measured, and size factors come from all, to
+    leave them out would be to select by the outcome.
+    """
     check_var_names(var_names)
     if len(obs_names) == 0:
         raise ValueError(f"`{where}` has no cells.")
@@ -102,11 +121,12 @@ def check_nonempty(X: Any, var_names: Sequence[str], obs_names: Sequence[str], *
             f"{len(names)} of {len(genes)} genes have no counts at all in `{where}`: {quote_some(names)}. "
             "Remove them: `sc.pp.filter_genes(adata, min_cells=1)`."
         )
-    if not cells.all():
+    if not (cells.all() or empty_cells):
         names = np.asarray(obs_names)[~cells]
         raise ValueError(
             f"{len(names)} of {len(cells)} cells have no counts at all in `{where}`: {quote_some(names)}. "
-            "Remove them: `sc.pp.filter_cells(adata, min_counts=1)`."
+            "Remove them (`sc.pp.filter_cells(adata, min_counts=1)`) or, if the genes are a few of those measured, keep them and "
+            "name size factors from all genes as `size_factor_key`."
         )
 
 

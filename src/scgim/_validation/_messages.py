@@ -30,6 +30,26 @@ def check_key(key: str, available: Iterable[Any], *, where: str, argument: str) 
     raise KeyError(f"`{argument}={key!r}` is not in `{where}`. {hint} Pass the right name as `{argument}=...`.")
 
 
+def check_column(obs: pd.DataFrame, key: str, argument: str) -> pd.Series:
+    """A column of `adata.obs`, which must be there, once.
+
+    Raises
+    ------
+    KeyError
+        It is not there.
+    ValueError
+        Several columns have this name.
+    """
+    check_key(key, obs.columns, where="adata.obs", argument=argument)
+    column = obs[key]
+    if isinstance(column, pd.DataFrame):
+        raise ValueError(
+            f"`adata.obs` has {column.shape[1]} columns called {key!r}. Keep one: "
+            "`adata.obs = adata.obs.loc[:, ~adata.obs.columns.duplicated()]`."
+        )
+    return column
+
+
 def numeric_values(column: pd.Series, where: str) -> np.ndarray:
     """Values of a column as float64; text is an error, also where it looks like a number."""
     if isinstance(column.dtype, pd.CategoricalDtype) and pd.api.types.is_numeric_dtype(column.cat.categories):

@@ -211,7 +211,8 @@ def _summarise(shift, variance, curves, grid: CurveGrid, prior: ShiftPrior, odds
     log_odds, weight, mean, spread = _posterior(shift, variance, curves, grid, prior, odds)
     probs = torch.sigmoid(_tempered(log_odds))
     low, high = float(grid.log_ec50.min()), float(grid.log_ec50.max())
-    span = torch.linspace(low, high, 12 if high > low else 1, dtype=torch.float64).clamp_min(-20.0)
+    # a flat curve, of a screen without doses, is at its height wherever it is looked at
+    span = torch.linspace(low, high, 12, dtype=torch.float64) if high > low else torch.zeros(1, dtype=torch.float64)
     shapes = grid.values(span)  # (m, S)
     average = (weight * mean) @ shapes.T  # (G, d, m)
     norm = shapes.square().sum(0)  # (S,)

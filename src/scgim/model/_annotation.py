@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from scipy import sparse
 
-from scgim._constants import Key
+from scgim._constants import Key, stored_name
 from scgim._validation import check_gene_names
 from scgim.interventions._sensitivity import feature_sensitivity
 from scgim.model._base import ScreenModel
@@ -44,12 +44,17 @@ class AnnotationMixin(ScreenModel):
         Nothing; adds `varp["gim_edge_probs"]`, `varp["gim_edge_weights"]`, data frames of genes x perturbations in
         `varm` (`"gim_targets"`, `"gim_shifts"`, `"gim_shift_sds"`, `"gim_total_effects"` at the largest measured dosage;
         `"gim_emax"`, `"gim_ec50"`, `"gim_hill"`), and `uns["gim"]` with parameters, perturbations, training history and,
-        where drugs have at most 4096 features, their importance (:meth:`get_feature_importance`). `var["gim_controls_agree"]`
+        where drugs have at most 4096 features, their importance (:meth:`get_feature_importance`). In names of columns "/" is stored as the
+        division slash, since files use the former for groups; plots take both. `var["gim_controls_agree"]`
         marks genes in which simulated control cells are like the observed ones; `uns["gim"]["controls"]` says how they differ.
         """
         self._check_if_trained(warn=False)
         if adata is None:
             adata = self._own_data()
+        if "/" in key_added:
+            raise ValueError(
+                f"`key_added={key_added!r}` holds a slash, which separates groups in files. Use another sign."
+            )
         check_gene_names(adata.var_names, self.gene_names_)
         self._store_graph(adata, key_added)
         self._store_drugs(adata, key_added, n_samples)
@@ -64,7 +69,8 @@ class AnnotationMixin(ScreenModel):
         features = self.drug_embedding
         if features is not None and features.shape[1] <= _MAX_FEATURES:
             importance = feature_sensitivity(self._drugs.generator.sparse)
-            entries[Key.uns.FEATURE_IMPORTANCE] = pd.DataFrame(importance.numpy(), features.columns, self.gene_names_)
+            genes = [stored_name(gene) for gene in self.gene_names_]
+            entries[Key.uns.FEATURE_IMPORTANCE] = pd.DataFrame(importance.numpy(), features.columns, genes)
         adata.uns[key_added] = entries
 
     def _store_graph(self, adata: AnnData, key: str) -> None:
@@ -90,7 +96,7 @@ class AnnotationMixin(ScreenModel):
             Key.varm.hill: fitted.hill.numpy(),
         }
         for slot, values in tables.items():
-            adata.varm[slot(key)] = pd.DataFrame(values.T, adata.var_names, [str(n) for n in names])
+            adata.varm[slot(key)] = pd.DataFrame(values.T, adata.var_names, [stored_name(n) for n in names])
 
     @property
     def _doses(self) -> pd.DataFrame:
@@ -120,6 +126,8 @@ class AnnotationMixin(ScreenModel):
 
     def _history_frame(self) -> pd.DataFrame:
         """Training history with one column a term; epochs without a value hold NaN."""
+        if not self.history:  # of another logger than the default one, or of none
+            return pd.DataFrame(index=pd.Index([], dtype=str))
         frame = pd.concat([f.astype(float) for f in self.history.values()], axis=1)
         frame.index = frame.index.astype(str)
         return frame

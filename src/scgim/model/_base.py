@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from scvi import REGISTRY_KEYS
+from scvi.data.fields import LayerField
 from scvi.model.base import BaseModelClass
 
 from scgim._backed import readable
@@ -19,7 +20,7 @@ from scgim._validation import (
     check_matrix_type,
     matrix_name,
 )
-from scgim.model._fields import ScreenField
+from scgim.model._fields import ScreenField, context_codes
 from scgim.predict._covariates import CovariateDesign, ScaledDesign
 from scgim.predict._drugs import Drugs
 from scgim.predict._sampler import Sampler
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from scgim.module import GIMModule
 
+_SET_UP_AGAIN = "Set up the data and make a new model: `GIM.setup_anndata(adata); model = GIM(adata)`."
 _SETUP_KEYS = ("perturbation_key", "control", "dosage_key", "drug_embedding_key")
 
 
@@ -57,6 +59,10 @@ class ScreenModel(BaseModelClass):
 
     _covariates: CovariateDesign
     _known_drugs: Drugs | None = None
+
+    def __getstate__(self) -> dict:
+        """What is pickled, for joblib and multiprocessing: trainer and plan belong to a run and hold functions, which cannot be."""
+        return {name: value for name, value in vars(self).items() if name not in ("trainer", "training_plan")}
 
     @property
     def _setup_args(self) -> dict:
@@ -136,6 +142,23 @@ class ScreenModel(BaseModelClass):
             self._check_values(adata)
             self._covariates.encode(adata.obs)
         return self._validate_anndata(adata)
+
+    def _check_unchanged(self, adata: AnnData) -> None:
+        """Raise where genes, labels or values of the model's data were changed in place after they were set up."""
+        known = self.registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"][LayerField.COLUMN_NAMES_KEY]
+        if list(adata.var_names.astype(str)) != [str(name) for name in known]:
+            raise ValueError(
+                f"Genes of `adata` were changed since `setup_anndata` ({len(known)} then, {adata.n_vars} now, or in another order). "
+                f"{_SET_UP_AGAIN}"
+            )
+        design = self._screen_field().design(adata, need_controls=False)
+        code = np.asarray(self.get_anndata_manager(adata, required=True).get_from_registry(REGISTRY.CONTEXT)).ravel()
+        changed = int((context_codes(design, self._screen) != code).sum())
+        if changed:
+            raise ValueError(
+                f"Perturbations or dosages of {changed} cells were changed since `setup_anndata`. {_SET_UP_AGAIN}"
+            )
+        self._check_values(adata)
 
     def _own_data(self) -> AnnData:
         """Data of the model; ValueError where it was loaded without."""

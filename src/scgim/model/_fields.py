@@ -11,7 +11,7 @@ from rich.table import Table
 from scvi.data.fields import BaseAnnDataField
 
 from scgim._constants import REGISTRY
-from scgim._validation import check_dosage, check_perturbations, resolve_embedding
+from scgim._validation import check_column, check_dosage, check_perturbations, match_doses, resolve_embedding
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -57,11 +57,10 @@ class ScreenField(BaseAnnDataField):
         if need_controls:
             perturbation = check_perturbations(obs, self.perturbation_key, self.control)
         else:
-            if self.perturbation_key not in obs:
-                raise KeyError(f"No column {self.perturbation_key!r} in `adata.obs`; found {list(obs.columns)}.")
-            perturbation = obs[self.perturbation_key].astype(str)
+            perturbation = check_column(obs, self.perturbation_key, "perturbation_key").astype(str)
         dosage = check_dosage(obs, self.dosage_key, self.perturbation_key, self.control)
-        return pd.DataFrame({"perturbation": np.asarray(perturbation, dtype=str), "dosage": dosage}, index=obs.index)
+        design = pd.DataFrame({"perturbation": np.asarray(perturbation, dtype=str), "dosage": dosage}, index=obs.index)
+        return design.rename_axis(None)  # an index may be called like a column
 
     def register_field(self, adata: AnnData) -> dict:
         """Find the contexts and the features of the drugs."""
@@ -107,6 +106,7 @@ class ScreenField(BaseAnnDataField):
 
 
 def context_codes(design: pd.DataFrame, state: dict) -> np.ndarray:
-    """Index of each cell's context, -1 if it is not among those of `state`."""
+    """Index of each cell's context, -1 if it is not among those of `state`; dosages may be rounded otherwise."""
     known = pd.MultiIndex.from_arrays([state["context_perturbation"], state["context_dosage"]])
-    return known.get_indexer(pd.MultiIndex.from_frame(design[["perturbation", "dosage"]])).astype(np.int64)
+    dosage = match_doses(design["dosage"].to_numpy(), np.asarray(state["context_dosage"]))
+    return known.get_indexer(pd.MultiIndex.from_arrays([design["perturbation"], dosage])).astype(np.int64)

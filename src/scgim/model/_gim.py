@@ -20,6 +20,7 @@ from scvi.data.fields import (
 
 from scgim._priors import usual_edge_log_odds
 from scgim._validation import (
+    check_annotated,
     check_gene_names,
     check_matrix_type,
     check_nonempty,
@@ -38,7 +39,7 @@ from scgim.model._whatif import WhatIfMixin
 from scgim.module import GIMModule
 from scgim.nn._likelihood import LIKELIHOODS
 from scgim.nn._mechanism import MECHANISMS
-from scgim.predict._covariates import CovariateDesign, check_columns
+from scgim.predict._covariates import CovariateDesign, as_list, check_columns
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -158,7 +159,7 @@ class GIM(TrainingMixin, SavingMixin, PredictionMixin, ResultsMixin, AnnotationM
         self._set_priors([str(gene) for gene in genes], target_prior, network_prior)
         if adata is not None:
             self.gene_names_ = adata.var_names.astype(str).tolist()
-            self._check_values(adata)
+            self._check_unchanged(adata)
         self._model_summary_string = (
             f"Generative intervention model with the following params: \ngenes: {self.summary_stats.n_vars}, "
             f"perturbations: {len(self.perturbations)}, contexts: {len(codes)}, mechanism: {mechanism}, "
@@ -216,10 +217,14 @@ class GIM(TrainingMixin, SavingMixin, PredictionMixin, ResultsMixin, AnnotationM
         ValueError
             Values, design or features cannot be used; the message says what was found and what to do.
         """
+        categorical_covariate_keys = as_list(categorical_covariate_keys)
+        continuous_covariate_keys = as_list(continuous_covariate_keys)
         setup_method_args = cls._get_setup_method_args(**locals())
+        check_annotated(adata)
         check_matrix_type(adata, layer, allow_stored=True)
         values = adata.X if layer is None else adata.layers[layer]
-        check_nonempty(values, adata.var_names, adata.obs_names, where=matrix_name(layer))
+        empty = size_factor_key is not None
+        check_nonempty(values, adata.var_names, adata.obs_names, where=matrix_name(layer), empty_cells=empty)
         if "source_registry" in kwargs:  # of the model to be loaded
             known = kwargs["source_registry"]["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
             check_gene_names(adata.var_names, known[LayerField.COLUMN_NAMES_KEY])

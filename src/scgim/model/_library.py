@@ -10,7 +10,7 @@ import torch
 from anndata import AnnData
 
 from scgim._constants import REGISTRY
-from scgim._validation import check_gene_names
+from scgim._validation import check_continuous, check_counts, check_gene_names, matrix_name
 from scgim.interventions._sensitivity import feature_sensitivity
 from scgim.model._base import ScreenModel
 from scgim.predict._means import Draws, posterior_means
@@ -62,7 +62,7 @@ class LibraryMixin(ScreenModel):
 
         Returns
         -------
-        One row a drug, best first, indexed by name: `dosage`, `score` (mean over the draws; more is better),
+        One row a drug, best first, indexed by name: `dosage` (of combinations `dosages`, as text), `score` (mean over the draws; more is better),
         `lower` and `upper`, and `top_targets`, its three likeliest direct targets. Intervals that overlap say that the
         order of two drugs is open.
 
@@ -88,16 +88,9 @@ class LibraryMixin(ScreenModel):
         draws = posterior_means(self._sampler, self._drugs, arms, Draws(n_draws, n_samples, seed))
         score = torch.cat([agreement(block.effect[..., genes], goal, metric) for block in draws], 1).numpy()
         lower, upper = np.quantile(score, [0.5 - level / 2, 0.5 + level / 2], axis=0)
-        frame = pd.DataFrame(
-            {
-                REGISTRY.DOSAGE: arms.dosages,
-                "score": score.mean(0),
-                "lower": lower,
-                "upper": upper,
-                "top_targets": named_targets(arms.expected()[1].numpy(), self.gene_names_),
-            },
-            index=pd.Index(arms.names, name=REGISTRY.PERTURBATION),
-        )
+        frame = arms.table().astype({REGISTRY.PERTURBATION: str}).set_index(REGISTRY.PERTURBATION)
+        top_targets = named_targets(arms.expected()[1].numpy(), self.gene_names_)
+        frame = frame.assign(score=score.mean(0), lower=lower, upper=upper, top_targets=top_targets)
         return frame.sort_values("score", ascending=False, kind="stable")
 
     def _wanted(self, toward: Any) -> pd.Series:
@@ -106,6 +99,8 @@ class LibraryMixin(ScreenModel):
             return wanted_change(toward, self.gene_names_)
         check_gene_names(toward.var_names, self.gene_names_)
         values = self._values(toward)
+        where = matrix_name(self._setup_args["layer"]).replace("adata", "toward")
+        (check_continuous if self._is_continuous else check_counts)(values, where=where)
         return change_to(self._sampler, values, self._size_factors_of(toward, values))
 
     def get_feature_importance(self) -> pd.DataFrame:

@@ -11,7 +11,6 @@ import torch
 from anndata import AnnData
 from scvi import settings
 
-from scgim._constants import REGISTRY
 from scgim._validation import check_query_embedding, quote_some, resolve_embedding
 from scgim.model._base import ScreenModel
 from scgim.predict._likelihood import cell_log_likelihoods, context_effects
@@ -173,10 +172,7 @@ class PredictionMixin(ScreenModel):
             keys = (name, *(f"{name}_{side}".lstrip("_") for side in ("lower", "upper")))
             values = (torch.cat(parts).numpy() for parts in zip(*(block[i] for block in blocks), strict=True))
             layers.update(zip(keys, values, strict=True))
-        names = pd.Categorical(arms.names, categories=list(dict.fromkeys(arms.names)))
-        obs = pd.DataFrame({REGISTRY.PERTURBATION: names, REGISTRY.DOSAGE: arms.dosages})
-        obs.index = obs.index.astype(str)
-        return AnnData(layers.pop(""), obs=obs, var=pd.DataFrame(index=self.gene_names_), layers=layers)
+        return AnnData(layers.pop(""), obs=arms.table(), var=pd.DataFrame(index=self.gene_names_), layers=layers)
 
     def score(self, adata: AnnData | None = None, *, by: str = "context", n_samples: int = 20, seed: int = 0):
         """Log-likelihood of cells under their drug and dosage, measured or not, per cell.

@@ -163,7 +163,9 @@ class ResultsMixin(ScreenModel):
         if genes is None:
             chosen = np.flatnonzero(interventions.target_probs[0].numpy() > 0.5)
         else:
-            genes = [genes] if isinstance(genes, str) else list(genes)
+            if isinstance(genes, (str, int)):
+                genes = [genes]
+            genes = list(genes)
             unknown = [g for g in genes if g not in self.gene_names_]
             if unknown:
                 raise ValueError(f"Genes {unknown} are not in the model. `model.gene_names_` lists those that are.")

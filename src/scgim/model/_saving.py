@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import anndata
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
 from scvi import settings
 from scvi.data import AnnDataManager
 
 from scgim._storage import Saved, read_folder, write_folder
+from scgim.model._arguments import NO_MPS
 from scgim.model._base import ScreenModel
 
 if TYPE_CHECKING:
@@ -79,7 +81,7 @@ class SavingMixin(ScreenModel):
             if self.adata is None:
                 raise ValueError("`save_anndata=True`, but the model was loaded without data. Leave it out.")
             # the function, not the method: that one makes a file that is written the one that the data are read from
-            writers[_ADATA] = lambda file: anndata.io.write_h5ad(file, self.adata, **anndata_write_kwargs)
+            writers[_ADATA] = lambda file: _write_data(file, self.adata, anndata_write_kwargs)
         content = {
             "attributes": {name: value for name, value in vars(self).items() if _is_saved(name)},
             "state": {name: value.cpu().numpy() for name, value in self.module.state_dict().items()},
@@ -196,6 +198,16 @@ class SavingMixin(ScreenModel):
         raise ValueError(f"{cls.__name__} has no saves in the legacy format of scvi-tools, and does not open pickles.")
 
 
+def _write_data(file: Path, adata: AnnData, options: dict) -> None:
+    """Write data whose tables in `uns` may have numbers for names of columns, as fingerprints have; files take text only."""
+    tables = {key: table for key, table in adata.uns.items() if isinstance(table, pd.DataFrame)}
+    try:
+        adata.uns.update({key: table.rename(columns=str).rename(index=str) for key, table in tables.items()})
+        anndata.io.write_h5ad(file, adata, **options)
+    finally:
+        adata.uns.update(tables)
+
+
 def _is_saved(name: str) -> bool:
     """Attributes that belong to the model: those whose names end in an underscore."""
     return name.endswith("_") and not name.startswith("_")
@@ -233,6 +245,8 @@ def _saved_data(saved: Saved) -> AnnData | Literal[False]:
 
 def _torch_device(accelerator: str, device: int | str) -> torch.device:
     """Device by the names that Lightning uses."""
+    if accelerator == "mps":
+        raise ValueError(NO_MPS)
     if accelerator not in ("auto", "cpu", "gpu", "cuda"):
         raise ValueError(f"`accelerator` must be 'auto', 'cpu' or 'gpu', found {accelerator!r}.")
     on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())

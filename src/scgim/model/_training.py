@@ -17,6 +17,7 @@ from scvi.model.base import PyroSviTrainMixin
 
 from scgim.fit._course import Course
 from scgim.fit._fit import Fit, Names
+from scgim.model._arguments import check_device, check_rate, check_trainer_arguments, whole_number
 from scgim.model._base import ScreenModel
 from scgim.model._checkpoints import attributes_of, resume
 from scgim.predict._covariates import centre_and_scale
@@ -34,22 +35,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_TRAIN_SIZE, _BATCH_SIZE = 0.95, 1024
 _MAX_CONTROL_POOL = 5000
 _FIRST_BATCH = 4096  # cells in a pass without gradients, or as many as the minibatches of the fit hold
-
-
-def _check_options(max_epochs: int | None, batch_size: int, accelerator: str, every: int) -> None:
-    """Raise for numbers that mean no training, and for a GPU that is not there."""
-    numbers = {"max_epochs": max_epochs, "batch_size": batch_size, "checkpoint_every_n_epochs": every}
-    for name, value in numbers.items():
-        if value is not None and value < 1:
-            raise ValueError(f"`{name}` must be at least 1, found {value}.")
-    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if not {"gpu": has_cuda or has_mps, "cuda": has_cuda, "mps": has_mps}.get(accelerator, True):
-        raise ValueError(
-            f"`accelerator={accelerator!r}` was asked for, but torch finds no GPU of that kind. Use `accelerator='cpu'` or "
-            "`'auto'`, or install a build of torch that fits the driver of your GPU."
-        )
 
 
 @contextmanager
@@ -88,11 +76,11 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
         *,
         accelerator: str = "auto",
         device: int | str = "auto",
-        train_size: float = 0.95,
+        train_size: float | None = _TRAIN_SIZE,
         validation_size: float | None = None,
         shuffle_set_split: bool = True,
         split_key: str | None = None,
-        batch_size: int = 1024,
+        batch_size: int | None = _BATCH_SIZE,
         early_stopping: bool = True,
         lr: float = 0.02,
         plan_kwargs: dict | None = None,
@@ -163,8 +151,14 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
         MemoryError, torch.cuda.OutOfMemoryError
             Memory ran out; the message says what can be done.
         """
-        _check_options(max_epochs, batch_size, accelerator, checkpoint_every_n_epochs)
+        check_rate(lr)
+        check_device(accelerator, device)
         check_plan_arguments(plan_kwargs or {})
+        check_trainer_arguments(trainer_kwargs)
+        every = whole_number("checkpoint_every_n_epochs", checkpoint_every_n_epochs)
+        batch_size = whole_number("batch_size", _BATCH_SIZE if batch_size is None else batch_size)
+        max_epochs = None if max_epochs is None else whole_number("max_epochs", max_epochs)
+        train_size = _TRAIN_SIZE if train_size is None else train_size
         cells = self._prepare_cells()
         if resume_from is None:
             indices = self._split(cells, train_size, validation_size, shuffle_set_split, split_key)
@@ -174,7 +168,7 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
             course = Course(indices, epochs, lr, batch_size, stop)
         else:
             course = resume(self, resume_from)
-        course.write_to(checkpoint_dir, resume_from, checkpoint_every_n_epochs)
+        course.write_to(checkpoint_dir, resume_from, every)
         self._note_measured(cells.context[course.indices[0]])
         arguments = {
             "accelerator": accelerator,
@@ -221,7 +215,9 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
 
     def _prepare_cells(self) -> Cells:
         """Cells of the training data, covariates centred; keeps what predictions need of the controls."""
-        cells = self._cells(self._validate_anndata(self._own_data()), training=True)
+        adata = self._own_data()
+        self._check_unchanged(adata)
+        cells = self._cells(self._validate_anndata(adata), training=True)
         if (cells.context < 0).any():
             raise ValueError(
                 f"{int((cells.context < 0).sum())} cells have a perturbation or dosage that the model was not set up with. "
@@ -282,7 +278,7 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
         plan_kwargs = {"lr": lr, "max_epochs": epochs, **own.pop("plan_kwargs")}
         checkpointer = course.checkpointer(partial(attributes_of, self))
         good = KeepGoodState(checkpointer.first_epoch)
-        own["callbacks"] = [checkpointer, good, *own.get("callbacks", [])]
+        own["callbacks"] = [checkpointer, good, *(own.get("callbacks") or [])]
         was_trained = self.is_trained_
         self.module.train()
         with _quiet_lightning(), threads_for(course.batch_size * len(self.gene_names_)):

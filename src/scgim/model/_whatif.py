@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from scgim._constants import REGISTRY
-from scgim._validation import check_gene_names, quote_some
+from scgim._validation import check_counts, check_gene_names, matrix_name, quote_some
 from scgim.model._base import ScreenModel
 from scgim.predict._sampler import Backdrop, random_generator
 
@@ -57,7 +57,8 @@ class WhatIfMixin(ScreenModel):
         Returns
         -------
         Cells x genes as from :meth:`predict`. In `obs`, `perturbation` joins the drugs by "+" ("drug_a+drug_b") and
-        `dosage` their dosages in the same order ("1+0.5", as text).
+        `dosages` their dosages in the same order ("1+0.5", as text); `dosage` is a number: that of a single drug, 0 of none, NaN of
+        several.
 
         Raises
         ------
@@ -215,6 +216,9 @@ class WhatIfMixin(ScreenModel):
             raise ValueError(
                 f"Genes {quote_some(unknown)} are not in the model. `model.gene_names_` lists those that are."
             )
+        text = {g: v for g, v in genes.items() if isinstance(v, (bool, str)) or not np.isscalar(v)}
+        if text:
+            raise ValueError(f"`genes` holds {text}. Values are numbers.")
         counts = kind == "set" and not self._is_continuous
         bad = {g: v for g, v in genes.items() if not np.isfinite(v) or (counts and v < 0)}
         if bad:
@@ -227,6 +231,7 @@ class WhatIfMixin(ScreenModel):
         counts = None
         if not self._is_continuous and self._mean_total is not None:
             check_gene_names(cells.var_names, self.gene_names_)
+            check_counts(self._values(cells), where=matrix_name(self._setup_args["layer"]).replace("adata", "cells"))
             counts = self._values(cells)
         size = self._size_factors_of(cells, counts)
         return torch.as_tensor(np.log(size).astype(np.float32))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from scgim._constants import Key
 from scgim._docs import d
 from scgim.pl._matrix import diagonal_order, matrix_plot, similarity_order
-from scgim.pl._utils import pick, stored, symmetric_limit
+from scgim.pl._utils import pick, stored, stored_entry, symmetric_limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -125,7 +125,7 @@ def _importance(adata: AnnData, key: str) -> pd.DataFrame:
             f"No `{Key.uns.FEATURE_IMPORTANCE}` in `adata.uns[{key!r}]`. Run `model.annotate(adata)` with a model that "
             "was set up with a drug embedding."
         )
-    values = results[Key.uns.FEATURE_IMPORTANCE]
+    values = stored_entry(adata, key, Key.uns.FEATURE_IMPORTANCE)
     if not values.to_numpy().any():
         raise ValueError(
             "No feature drives any effect: all importances are 0. Features are learned from by comparing perturbations, so "

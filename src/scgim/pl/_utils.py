@@ -13,7 +13,7 @@ import scanpy as sc
 from anndata import AnnData
 from matplotlib import patheffects
 
-from scgim._constants import Key
+from scgim._constants import Key, read_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -38,7 +38,8 @@ def stored(adata: AnnData, slot: Literal["varm", "varp", "uns"], name: str) -> A
         )
     if name not in getattr(adata, slot):
         raise KeyError(f"No `{name}` in `adata.{slot}`. Run `model.annotate(adata)` first.")
-    return getattr(adata, slot)[name]
+    found = getattr(adata, slot)[name]
+    return found.rename(columns=read_name) if isinstance(found, pd.DataFrame) else found
 
 
 def stored_entry(adata: AnnData, key: str, entry: str) -> Any:
@@ -46,7 +47,8 @@ def stored_entry(adata: AnnData, key: str, entry: str) -> Any:
     entries = stored(adata, "uns", key)
     if entry not in entries:
         raise KeyError(f"No `{entry}` in `adata.uns[{key!r}]`. Run `model.annotate(adata)` first.")
-    return entries[entry]
+    found = entries[entry]
+    return found.rename(columns=read_name) if isinstance(found, pd.DataFrame) else found
 
 
 def stored_params(adata: AnnData, key: str) -> dict[str, Any]:

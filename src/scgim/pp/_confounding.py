@@ -60,6 +60,10 @@ def batches(screen: Screen) -> Iterator[Row]:
     """How batches go with perturbations, if there are any."""
     if screen.batch_key is None:
         return
+    missing = int(screen.adata.obs[screen.batch_key].isna().sum())
+    if missing:
+        advice = f"{missing} {screen.unit}s have no batch (NaN). Name it, remove them, or leave the batch out."
+        yield row("batch", f"{missing} missing", advice, verdict=FAIL)
     batch = screen.adata.obs[[screen.batch_key]].astype(str)
     labels = np.asarray(screen.labels, dtype=object)
     table = pd.crosstab(batch[screen.batch_key].to_numpy(), labels)

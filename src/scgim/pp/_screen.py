@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,7 @@ from scgim._validation import (
     check_perturbations,
     iterate_blocks,
     matrix_name,
+    odd_labels,
     quote_some,
     resolve_embedding,
 )
@@ -127,7 +129,9 @@ def _labels(adata: AnnData, perturbation_key: str, control: str) -> pd.Categoric
     check_key(perturbation_key, adata.obs.columns, where="adata.obs", argument="perturbation_key")
     column = adata.obs[perturbation_key]
     several = column.map(column.value_counts()).astype(float) != 1
-    check_perturbations(adata.obs[several | (column == control)], perturbation_key, control)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the table says it
+        check_perturbations(adata.obs[several | (column == control)], perturbation_key, control)
     return pd.Categorical(column.astype(str))
 
 
@@ -209,6 +213,9 @@ def _observations(screen: Screen) -> Iterator[Row]:
     single = sorted(counts.index[counts == 1])
     advice = f"{quote_some(single)} have a single {unit}. Leave them out."
     yield row("perturbations", len(counts), advice if single else "", verdict=FAIL)
+    where = f"adata.obs[{screen.perturbation_key!r}]"
+    odd = odd_labels(screen.labels.categories, screen.control, where)
+    yield row("labels", "look odd" if odd else "ok", " ".join(odd))
 
 
 def _doses(screen: Screen) -> Iterator[Row]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
+from scgim._constants import REGISTRY
 from scgim.interventions._draws import draw_effects
 
 if TYPE_CHECKING:
@@ -24,7 +27,9 @@ class Arms:
     names
         Name of each arm; its drugs joined by "+".
     dosages
-        Dosage of each arm; text, joined by "+", where arms hold several drugs.
+        Dosage of each arm; of several drugs NaN, of none 0.
+    labels
+        Dosages as text, joined by "+" where arms hold several drugs.
     interventions
         What is known of each drug, Q rows.
     log_top
@@ -36,7 +41,8 @@ class Arms:
     """
 
     names: list[str]
-    dosages: list
+    dosages: list[float]
+    labels: list[str]
     interventions: Interventions
     log_top: Tensor
     is_new: Tensor
@@ -47,6 +53,20 @@ class Arms:
     def __len__(self) -> int:
         return len(self.names)
 
+    def table(self, repeats: int = 1) -> pd.DataFrame:
+        """Name and dosage of each arm, so many times one after the other; `dosages` as text where arms hold several drugs."""
+        names = np.repeat(self.names, repeats)
+        out = pd.DataFrame(
+            {
+                REGISTRY.PERTURBATION: pd.Categorical(names, categories=list(dict.fromkeys(names))),
+                REGISTRY.DOSAGE: np.repeat(np.asarray(self.dosages, dtype=float), repeats),
+            },
+            index=pd.RangeIndex(len(names)).astype(str),
+        )
+        if np.isnan(self.dosages).any():
+            out["dosages"] = np.repeat(self.labels, repeats)
+        return out
+
     def take(self, arms: range) -> Arms:
         """Arms in a row."""
         given = (self.arm >= arms.start) & (self.arm < arms.stop)
@@ -55,6 +75,7 @@ class Arms:
             self,
             names=self.names[part],
             dosages=self.dosages[part],
+            labels=self.labels[part],
             drug=self.drug[given],
             log_dosage=self.log_dosage[given],
             arm=self.arm[given] - arms.start,

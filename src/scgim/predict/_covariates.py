@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from scvi import REGISTRY_KEYS
 
-from scgim._validation import check_covariates, check_key, numeric_values
+from scgim._validation import check_column, check_covariates, check_key, numeric_values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
+
+
+def as_list(keys: Any) -> Any:
+    """Names of columns in a list, whatever they came in; text and None stay as they are, for :func:`check_columns` to look at."""
+    return keys if keys is None or isinstance(keys, str) else list(keys)
 
 
 def check_columns(
@@ -29,7 +34,7 @@ def check_columns(
         if isinstance(keys, str):
             raise TypeError(f"`{argument}` is the text {keys!r}. Expected a list: `{argument}=[{keys!r}]`.")
         for key in keys:
-            check_key(key, obs.columns, where="adata.obs", argument=argument)
+            check_column(obs, key, argument)
             where = f"adata.obs[{key!r}]"
             numeric = argument == "continuous_covariate_keys"
             missing = ~np.isfinite(numeric_values(obs[key], where)) if numeric else obs[key].isna().to_numpy()
@@ -124,4 +129,7 @@ class ScaledDesign:
         if set(frame) != set(self.keys):
             raise ValueError(f"`covariates` holds {list(frame)}. The model knows {self.keys}: give all of them.")
         check_covariates(frame[list(self.categories)], self.categories)
+        missing = [key for key in frame if frame[key].isna().any()]
+        if missing:
+            raise ValueError(f"`covariates` has no value (NaN) for {missing}. Give one, or leave `covariates` out.")
         return np.repeat(self.encode(frame), n, axis=0)

@@ -140,6 +140,7 @@ class Drugs:
         return Arms(
             names=names.tolist(),
             dosages=query.dosage.tolist(),
+            labels=[f"{dosage:g}" for dosage in query.dosage],
             interventions=query.interventions.rows(torch.as_tensor(first)),
             log_top=self._log_top(names[first]),
             is_new=self._is_new(names[first]),
@@ -161,7 +162,8 @@ class Drugs:
         drugs = list(dict.fromkeys(drug for drug, _, _ in given))
         return Arms(
             names=["+".join(map(str, c)) or self.control for c in combinations],
-            dosages=["+".join(f"{float(v):g}" for v in c.values()) or "0" for c in combinations],
+            dosages=[_single([float(v) for v in c.values()]) for c in combinations],
+            labels=["+".join(f"{float(v):g}" for v in c.values()) or "0" for c in combinations],
             interventions=self._of_each(drugs, drug_embedding),
             log_top=self._log_top(drugs),
             is_new=self._is_new(drugs),
@@ -193,6 +195,11 @@ class Drugs:
         with np.errstate(divide="ignore"):
             own = np.log(self.contexts.to_frame(index=False).groupby("perturbation")["dosage"].max())
         return torch.tensor(own.reindex(drugs).fillna(own.max()).to_numpy(dtype=np.float64))
+
+
+def _single(dosages: list[float]) -> float:
+    """Dosage of an arm as a number: that of its only drug, 0 without any, NaN of several."""
+    return (dosages or [0.0])[0] if len(dosages) < 2 else np.nan
 
 
 def _is_combinations(drugs: Any) -> bool:

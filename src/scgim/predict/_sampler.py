@@ -12,8 +12,6 @@ from anndata import AnnData
 from scipy import sparse
 from torch import Tensor
 
-from scgim._constants import REGISTRY
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -109,21 +107,14 @@ class Sampler:
 
         Returns
         -------
-        Cells x genes: values in `X` (CSR for counts), their means given the parents in `layers["expected"]`, `perturbation`, `dosage`
-        and `size_factor` in `obs`.
+        Cells x genes: values in `X` (CSR for counts), their means given the parents in `layers["expected"]`; `perturbation`, `dosage`,
+        for combinations `dosages`, and `size_factor` in `obs`.
         """
         drawn = list(self._blocks(arms, n_samples, backdrop, rng, shift or {}, fixed or {}))
         values, expected = ([part.numpy() for part in parts] for parts in zip(*drawn, strict=True))
         x = np.concatenate(values) if self.is_continuous else sparse.vstack([*map(sparse.csr_matrix, values)], "csr")
-        names = np.repeat(arms.names, n_samples)
-        obs = pd.DataFrame(
-            {
-                REGISTRY.PERTURBATION: pd.Categorical(names, categories=list(dict.fromkeys(names))),
-                REGISTRY.DOSAGE: np.repeat(np.asarray(arms.dosages), n_samples),
-                "size_factor": np.exp(backdrop.log_size.numpy()),
-            },
-            index=pd.RangeIndex(len(names)).astype(str),
-        )
+        obs = arms.table(n_samples)
+        obs["size_factor"] = np.exp(backdrop.log_size.numpy())
         return AnnData(x, obs=obs, var=pd.DataFrame(index=self.genes), layers={"expected": np.concatenate(expected)})
 
     def _blocks(

@@ -34,7 +34,8 @@ def check_plan_arguments(arguments: Mapping[str, Any]) -> None:
     if unknown:
         raise ValueError(
             f"`plan_kwargs` holds {unknown}, which the fit of scGIM has no use for: it maximises a joint density, without a "
-            f"divergence to be weighted. It takes {list(PLAN_ARGUMENTS)}."
+            f"divergence to be weighted. It takes {list(PLAN_ARGUMENTS)}; arguments of the optimiser, such as `weight_decay`, go into "
+            "`optim_kwargs`."
         )
 
 
