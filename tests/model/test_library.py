@@ -40,19 +40,28 @@ def test_scores_are_what_they_are_called():
     args = torch.as_tensor(effect), torch.as_tensor(goal)
     cosine = effect @ goal / np.linalg.norm(effect, axis=-1) / np.linalg.norm(goal)
     np.testing.assert_allclose(agreement(*args, "cosine"), cosine)
+    change = effect @ goal / np.abs(goal).sum()
+    np.testing.assert_allclose(agreement(*args, "change", sized=False), change)
+    stay = np.where(np.arange(5) < 2, 0.0, goal)
+    achieved = np.minimum(effect * np.sign(stay), np.abs(stay))
+    expected = achieved @ np.abs(stay) / np.abs(stay).sum() - np.abs(effect[..., :2]).mean(-1)
+    np.testing.assert_allclose(agreement(args[0], torch.as_tensor(stay), "change"), expected)
     np.testing.assert_allclose(agreement(*args, "distance"), -np.linalg.norm(effect - goal, axis=-1))
     np.testing.assert_allclose(agreement(*args, "correlation")[1, 2], pearsonr(effect[1, 2], goal)[0])
     assert (agreement(torch.zeros(1, 5).double(), args[1], "cosine") == 0).all()
 
 
-@pytest.mark.parametrize("metric", ["cosine", "correlation", "distance"])
+@pytest.mark.parametrize("metric", ["change", "cosine", "correlation", "distance"])
 def test_the_drug_that_does_what_is_wanted_comes_first(gim, effects, metric):
     ranked = gim.rank_drugs(gim.perturbations, effects.loc["drug_07"], dosage=3.0, metric=metric, **FAST)
     assert ranked.index[0] == "drug_07"
     assert ranked["score"].is_monotonic_decreasing
-    best = {"distance": 0.0}.get(metric, 1.0)
+    goal = effects.loc["drug_07"]
+    best = {"distance": 0.0, "change": (goal.abs() * goal.abs()).sum() / goal.abs().sum()}.get(metric, 1.0)
     assert ranked["score"].iloc[0] == pytest.approx(best, abs=0.1)
-    assert ((ranked["lower"] <= ranked["score"] + 1e-9) & (ranked["score"] <= ranked["upper"] + 1e-9)).all()
+    assert ((ranked["lower"] <= ranked["score"]) & (ranked["score"] <= ranked["upper"])).all()
+    assert set(ranked["known_by"]) == {"cells"}
+    assert ranked.attrs == {"metric": metric, "level": 0.9}
     assert set(ranked["dosage"]) == {3.0}
     assert set(ranked["top_targets"]) == {"a, d"}
     assert len(ranked) == 12
@@ -66,7 +75,9 @@ def test_genes_that_should_go_up_and_down(gim):
     assert up.index[0] == (second - 4 / 3).abs().idxmin()
     assert down.index[0] == (second + 4 / 3).abs().idxmin()
     np.testing.assert_allclose(up["score"], -(0.75 * second[up.index] - 1).abs(), atol=0.02)
-    sign = gim.rank_drugs(gim.perturbations, {"up": [], "down": ["d"]}, dosage=3.0, **FAST)["score"]
+    change = gim.rank_drugs(gim.perturbations, {"up": [], "down": ["d"]}, dosage=3.0, **FAST)["score"]
+    np.testing.assert_allclose(change, -0.75 * second[change.index], atol=0.02)
+    sign = gim.rank_drugs(gim.perturbations, {"down": ["d"]}, dosage=3.0, metric="cosine", **FAST)["score"]
     np.testing.assert_allclose(sign, -np.sign(second[sign.index]), atol=1e-4)
 
 
@@ -113,7 +124,7 @@ def test_blocks_do_not_matter(gim, effects, monkeypatch):
         (
             {"a": 1.0},
             {"metric": "euclid"},
-            r"`metric` must be one of \['cosine', 'correlation', 'distance'\], found 'euclid'",
+            r"`metric` must be one of \['change', 'cosine', 'correlation', 'distance'\], found 'euclid'",
         ),
     ],
 )
@@ -163,7 +174,13 @@ def test_ranking_in_a_simulated_world(clear):
     effects = world.total_effects(2.0, n_cells=4000).T
     measured = effects.loc[model.perturbations]
     for drug in ("drug_03", "drug_11"):
-        ranked = model.rank_drugs(model.perturbations, effects.loc[drug], dosage=2.0, n_draws=20)
+        goal = effects.loc[drug]
+        ranked = model.rank_drugs(model.perturbations, goal, dosage=2.0, n_draws=20)
+        assert ranked.index[0] == drug
+        achieved = agreement(torch.tensor(measured.to_numpy()), torch.tensor(goal.to_numpy()), "change")
+        truth = pd.Series(achieved.numpy(), measured.index)[ranked.index]
+        assert np.corrcoef(ranked["score"], truth)[0, 1] > 0.95
+        ranked = model.rank_drugs(model.perturbations, goal, dosage=2.0, metric="cosine", n_draws=20)
         cosine = measured @ effects.loc[drug] / np.linalg.norm(measured, axis=1) / np.linalg.norm(effects.loc[drug])
         assert ranked.index[0] == drug
         assert np.corrcoef(ranked["score"], cosine[ranked.index])[0, 1] > 0.95

@@ -8,6 +8,7 @@ import anndata as ad
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import scanpy as sc
 from matplotlib.axes import Axes
@@ -28,6 +29,15 @@ def _predicted(adata) -> ad.AnnData:
     return predicted
 
 
+def _ranked(adata) -> pd.DataFrame:
+    """A library as long as the screen has perturbations."""
+    shifts = adata.varm["gim_shifts"]
+    score = shifts.iloc[0].sort_values(ascending=False)
+    known = np.resize(["cells", "features", "mean"], len(score))
+    columns = {"dosage": 1.0, "score": score, "lower": score - 0.1, "upper": score + 0.2, "known_by": known}
+    return pd.DataFrame({**columns, "top_targets": f"{shifts.index[0]}, {shifts.index[-1]}"}, index=score.index)
+
+
 CALLS = {
     "calibration": lambda adata, **kwargs: pl.calibration(adata, **kwargs),
     "dose_response": lambda adata, **kwargs: pl.dose_response(adata, _drug(adata), **kwargs),
@@ -38,9 +48,11 @@ CALLS = {
     "network": lambda adata, **kwargs: pl.network(adata, **kwargs),
     "network_reached": lambda adata, **kwargs: pl.network(adata, _drug(adata), **kwargs),
     "predicted_vs_observed": lambda adata, **kwargs: pl.predicted_vs_observed(adata, _predicted(adata), **kwargs),
+    "rank_drugs": lambda adata, **kwargs: pl.rank_drugs(_ranked(adata), **kwargs),
     "targets": lambda adata, **kwargs: pl.targets(adata, **kwargs),
 }
 PANELS = {"dose_response", "history", "predicted_vs_observed"}
+TABLES = {"rank_drugs"}  # drawn from a table, not from annotated data
 MATRICES = {"feature_importance", "targets"}
 
 
@@ -92,12 +104,13 @@ def test_figsize_title_and_settings(adata, name):
     assert "A title of my own" in texts
 
 
+@pytest.mark.parametrize("name", sorted(set(CALLS) - TABLES))
 def test_missing_results_say_what_to_do(adata, name):
     with pytest.raises(KeyError, match=r"Run `model.annotate\(adata\)`"):
         CALLS[name](adata, key="absent", show=False)
 
 
-@pytest.mark.parametrize("function", sorted(set(pl.__all__) - {"history"}))
+@pytest.mark.parametrize("function", sorted(set(pl.__all__) - {"history"} - TABLES))
 def test_a_model_in_place_of_adata_is_explained(adata, model, function):
     more = (adata,) if function == "predicted_vs_observed" else ()
     with pytest.raises(TypeError, match="Expected annotated data"):
@@ -142,7 +155,8 @@ def test_signatures_and_docstrings(function):
     signature = inspect.signature(getattr(pl, function))
     positional = [p for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert len(positional) <= 3
-    assert {"ax", "show", "return_fig", "figsize", "title", "key"} <= set(signature.parameters)
+    assert {"ax", "show", "return_fig", "figsize", "title"} <= set(signature.parameters)
+    assert function in TABLES or "key" in signature.parameters
     text = inspect.getdoc(getattr(pl, function))
     assert "%(" not in text
     assert "Returns" in text

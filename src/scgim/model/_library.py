@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from scvi import settings
 
 from scgim._constants import REGISTRY
 from scgim._validation import check_continuous, check_counts, check_gene_names, matrix_name
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
+    from scgim.predict._arms import Arms
+
 
 class LibraryMixin(ScreenModel):
     """`rank_drugs` and `get_feature_importance` of :class:`scgim.model.GIM`."""
@@ -31,7 +35,7 @@ class LibraryMixin(ScreenModel):
         toward: pd.Series | Mapping | Sequence[str] | AnnData,
         *,
         dosage: float | ArrayLike | None = None,
-        metric: str = "cosine",
+        metric: str = "change",
         level: float = 0.9,
         n_draws: int = 50,
         n_samples: int = 50,
@@ -52,9 +56,11 @@ class LibraryMixin(ScreenModel):
         dosage
             One dosage, or one a row of `library`; None for the median measured dosage.
         metric
-            How the change is compared with what is wanted: `"cosine"` (direction), `"correlation"` (direction around
-            the mean over genes), or `"distance"` (direction and size: minus the Euclidean distance). With one gene only
-            the last tells more than the sign.
+            How the change is compared with what is wanted. `"change"`: how far genes go the wanted way, the mean of
+            their log fold changes, weighted by the size of what is wanted, less the mean absolute change of genes that should stay; in
+            nats, and 0 for a drug that does nothing. Where sizes are wanted, more than that earns no more. `"cosine"`: direction alone, whatever the size.
+            `"correlation"`: direction around the mean over genes. `"distance"`: minus the Euclidean distance, so that to do more than
+            is wanted is as bad as to do less.
         level
             Share of the draws within the intervals.
         n_draws, n_samples, seed
@@ -62,9 +68,10 @@ class LibraryMixin(ScreenModel):
 
         Returns
         -------
-        One row a drug, best first, indexed by name: `dosage` (of combinations `dosages`, as text), `score` (mean over the draws; more is better),
-        `lower` and `upper`, and `top_targets`, its three likeliest direct targets. Intervals that overlap say that the
-        order of two drugs is open.
+        One row a drug, best first, indexed by name: `dosage` (of combinations `dosages`, as text), `score` (median of the draws; more is better) with
+        the bounds `lower` and `upper` of its interval, `top_targets`, its three likeliest direct targets, and `known_by`: `"cells"`
+        (measured), `"features"`, or `"mean"` where features tell nothing and what is predicted is what measured drugs have in common; a
+        warning then says so. Intervals that overlap say that the order of two drugs is open. In `attrs`, `metric` and `level`.
 
         Raises
         ------
@@ -86,12 +93,37 @@ class LibraryMixin(ScreenModel):
         genes = torch.as_tensor(pd.Index(self.gene_names_).get_indexer(wanted.index))
         goal = torch.tensor(wanted.to_numpy())
         draws = posterior_means(self._sampler, self._drugs, arms, Draws(n_draws, n_samples, seed))
-        score = torch.cat([agreement(block.effect[..., genes], goal, metric) for block in draws], 1).numpy()
+        score = torch.cat(
+            [
+                agreement(block.effect[..., genes], goal, metric, sized=wanted.attrs.get("sized", True))
+                for block in draws
+            ],
+            1,
+        ).numpy()
         lower, upper = np.quantile(score, [0.5 - level / 2, 0.5 + level / 2], axis=0)
         frame = arms.table().astype({REGISTRY.PERTURBATION: str}).set_index(REGISTRY.PERTURBATION)
         top_targets = named_targets(arms.expected()[1].numpy(), self.gene_names_)
-        frame = frame.assign(score=score.mean(0), lower=lower, upper=upper, top_targets=top_targets)
+        frame = frame.assign(score=np.median(score, 0), lower=lower, upper=upper, top_targets=top_targets)
+        frame["known_by"] = self._known_by(arms)
+        frame.attrs.update(metric=metric, level=level)
         return frame.sort_values("score", ascending=False, kind="stable")
+
+    def _known_by(self, arms: Arms) -> list[str]:
+        """What tells of each arm: cells of all its drugs, the features of some, or nothing but the mean of the measured drugs."""
+        if not arms.is_new.any():
+            return ["cells"] * len(arms)
+        new = torch.zeros(len(arms), dtype=torch.bool)
+        new[arms.arm[arms.is_new[arms.drug]]] = True
+        tells = self._drugs.generator.of_sparse + self._drugs.generator.of_dense > 0
+        if not tells:
+            warnings.warn(
+                f"The features tell nothing of what drugs do: measured drugs that were left out were predicted no better by them than by "
+                f"the mean of the others. The {int(new.sum())} of {len(arms)} that were not measured have this mean, and their order "
+                "means nothing.",
+                UserWarning,
+                stacklevel=settings.warnings_stacklevel,
+            )
+        return [("features" if tells else "mean") if is_new else "cells" for is_new in new.tolist()]
 
     def _wanted(self, toward: Any) -> pd.Series:
         """Wanted change of each gene that counts; of cells, their change from the model's controls."""

@@ -10,6 +10,7 @@ from ._feature_importance import feature_importance
 from ._history import history
 from ._network import network
 from ._predicted_vs_observed import predicted_vs_observed
+from ._rank_drugs import rank_drugs
 from ._targets import targets
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "history",
     "network",
     "predicted_vs_observed",
+    "rank_drugs",
     "targets",
 ]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from scgim.predict._sampler import Sampler
 
-METRICS = ("cosine", "correlation", "distance")
+METRICS = ("change", "cosine", "correlation", "distance")
 _MIN_TARGET_PROB = 0.1  # genes less likely are not named as targets
 _N_NAMED = 3
 
@@ -35,7 +35,10 @@ def named_targets(probs: np.ndarray, genes: Sequence[str]) -> list[str]:
 
 
 def wanted_change(toward: Any, genes: Sequence[str]) -> pd.Series:
-    """Wanted change of each gene that counts, from genes up and down, or from changes by gene."""
+    """Wanted change of each gene that counts, from genes up and down, or from changes by gene; `attrs["sized"]` tells which."""
+    sized = isinstance(toward, (Mapping, pd.Series)) and not (
+        isinstance(toward, Mapping) and set(toward) <= {"up", "down"}
+    )
     if isinstance(toward, Mapping) and set(toward) <= {"up", "down"}:
         both = [toward.get(side, []) for side in ("up", "down")]
         both = [[names] if isinstance(names, str) else list(names) for names in both]
@@ -50,6 +53,7 @@ def wanted_change(toward: Any, genes: Sequence[str]) -> pd.Series:
         raise ValueError(f"`toward` holds {found}. `model.gene_names_` lists those that are.")
     if not wanted.index.is_unique or not np.isfinite(wanted).all():
         raise ValueError("`toward` must give each gene once, a finite value.")
+    wanted.attrs["sized"] = sized
     return wanted
 
 
@@ -66,8 +70,15 @@ def change_to(sampler: Sampler, values: Any, size: np.ndarray) -> pd.Series:
     return pd.Series(change, sampler.genes)
 
 
-def agreement(effects: Tensor, goal: Tensor, metric: str) -> Tensor:
-    """Agreement of effects (..., genes) with what is wanted (genes,); more is better."""
+def agreement(effects: Tensor, goal: Tensor, metric: str, *, sized: bool = True) -> Tensor:
+    """Agreement of effects (..., genes) with what is wanted (genes,); more is better. Goals that are not `sized` are signs only."""
+    if metric == "change":
+        limit = goal.abs() if sized else torch.full_like(goal, torch.inf)  # more than is wanted earns no more
+        wanted, kept = goal != 0, goal == 0
+        achieved = torch.minimum(effects * goal.sign(), limit)[..., wanted]
+        weight = goal.abs()[wanted] / goal.abs().sum().clamp_min(1e-12)
+        unwanted = effects[..., kept].abs().mean(-1) if kept.any() else torch.zeros_like(effects[..., 0])
+        return achieved @ weight - unwanted
     if metric == "distance":
         return -(effects - goal).square().sum(-1).sqrt()
     if metric == "correlation":

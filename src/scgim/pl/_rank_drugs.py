@@ -1,0 +1,135 @@
+"""A ranked library: scores of drugs with their intervals."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.lines import Line2D
+
+from scgim._docs import d
+from scgim.pl._utils import (
+    ELLIPSIS,
+    GREY,
+    INK,
+    OKABE_ITO,
+    axes_inches,
+    despine,
+    finish,
+    font_size,
+    legend_below,
+    new_axes,
+    shorten,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_LONGEST_TARGETS = 30  # characters
+_NEEDED = ("score", "lower", "upper")
+_COLORS = {"cells": INK, "features": OKABE_ITO[0], "mean": GREY}
+_LABELS = {"cells": "measured", "features": "by its features", "mean": "nothing known: mean of measured drugs"}
+_AXIS = {"change": "Wanted change achieved (log fold change)", "distance": "Minus distance to what is wanted"}
+
+
+@d.dedent
+def rank_drugs(
+    ranked: pd.DataFrame,
+    *,
+    n_top: int = 20,
+    targets: bool = True,
+    figsize: tuple[float, float] | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> Any:
+    """The best drugs of a library, a row a drug: score and its interval.
+
+    Where intervals overlap the order of two drugs is open. The colour tells what is known of a drug: cells that were treated with it,
+    its features, or neither.
+
+    Parameters
+    ----------
+    ranked
+        Table from :meth:`scgim.model.GIM.rank_drugs`.
+    n_top
+        Number of drugs, from the best.
+    targets
+        Whether the likeliest direct targets are named at the right.
+    %(figsize)s
+    %(title)s
+    %(ax)s
+    %(show)s
+    %(return_fig)s
+
+    Returns
+    -------
+    %(returns)s
+
+    Raises
+    ------
+    KeyError
+        If `ranked` lacks a column of such a table.
+    ValueError
+        If it has no rows, or `n_top` is below 1.
+
+    Examples
+    --------
+    >>> ranked = model.rank_drugs(library, toward={"up": ["gene_01"], "down": ["gene_05"]})
+    >>> scgim.pl.rank_drugs(ranked, n_top=15)
+    """
+    if not isinstance(ranked, pd.DataFrame):
+        raise TypeError(f"Expected the table that `model.rank_drugs(...)` returns, found {type(ranked).__name__}.")
+    missing = [name for name in _NEEDED if name not in ranked]
+    if missing:
+        raise KeyError(f"`ranked` has no columns {missing}. Pass the table that `model.rank_drugs(...)` returns.")
+    if n_top < 1 or not len(ranked):
+        raise ValueError(f"Expected `n_top` of at least 1 and a table with rows, found {n_top} and {len(ranked)} rows.")
+    shown = ranked.head(n_top)
+    names = shorten(_names(shown), 30)
+    default = (3.6 + 0.08 * max(map(len, names)), float(np.clip(0.21 * len(shown), 1.2, 11.0)) + 1.1)
+    ax, given = new_axes(ax, figsize or default)
+    known = shown["known_by"].tolist() if "known_by" in shown else ["cells"] * len(shown)
+    _draw(ax, shown, [_COLORS[kind] for kind in known])
+    ax.set_xlabel(_AXIS.get(ranked.attrs.get("metric", ""), str(ranked.attrs.get("metric", "score")).capitalize()))
+    if title is not None:
+        ax.set_title(title, fontsize="medium")
+    size = font_size(axes_inches(ax)[1] / len(shown))
+    ax.set_yticks(range(len(shown)), names, fontsize=size)
+    if targets and "top_targets" in shown:
+        right = ax.secondary_yaxis("right")
+        right.set_yticks(range(len(shown)), [_cut(names) for names in shown["top_targets"]], fontsize=size, color=GREY)
+        right.tick_params(length=0)
+        right.spines["right"].set_visible(False)
+    if len(set(known)) > 1:
+        kinds = [kind for kind in _COLORS if kind in known]
+        handles = [Line2D([], [], marker="o", ms=5, lw=1.2, color=_COLORS[kind]) for kind in kinds]
+        legend_below(ax, handles, [_LABELS[kind] for kind in kinds], given=given)
+    return finish(ax, given=given, show=show, return_fig=return_fig)
+
+
+def _cut(names: str) -> str:
+    return names if len(names) <= _LONGEST_TARGETS else names[: _LONGEST_TARGETS - 1] + ELLIPSIS
+
+
+def _names(shown: pd.DataFrame) -> list[str]:
+    """Names of the drugs, with dosages where these differ."""
+    names = [str(name) for name in shown.index]
+    column = "dosages" if "dosages" in shown else "dosage"
+    if column not in shown or shown[column].nunique() < 2:
+        return names
+    doses = shown[column] if column == "dosages" else [f"{dose:g}" for dose in shown[column]]
+    return [f"{name} at {dose}" for name, dose in zip(names, doses, strict=True)]
+
+
+def _draw(ax: Axes, shown: pd.DataFrame, colors: list[str]) -> None:
+    rows = np.arange(len(shown))
+    ax.axvline(0, color=GREY, lw=0.7, zorder=0)
+    ax.hlines(rows, shown["lower"], shown["upper"], colors=colors, lw=1.4, zorder=2)
+    ax.scatter(shown["score"], rows, s=24, c=colors, zorder=3)
+    ax.set_ylim(len(shown) - 0.4, -0.6)
+    ax.tick_params(axis="y", length=0)
+    despine(ax)
+    ax.spines["left"].set_visible(False)
