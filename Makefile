@@ -2,7 +2,8 @@
 # make splits lists at spaces, so every path below is relative.
 #
 #   make demo        simulate a drug screen, fit, predict, compare; figures and files go to demo_output/
-#   make test        the whole test suite, with coverage
+#   make test        the test suite, with coverage, but for tests marked slow
+#   make test-all    the slow ones too; what continuous integration runs
 #   make docs        the documentation, in docs/_build/html; warnings are errors
 #   make tutorials   run the tutorial notebooks again, in place
 #   make bench-real  tables on real data (DATA=folder)
@@ -28,7 +29,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install --constraint constraints
 # Matrices here are small: on a busy machine threads that wait for each other take many times longer than one alone.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test docs tutorials bench-real bench-structure bench-prediction bench-worlds bench-scale lint clean .venv
+.PHONY: help demo test test-all docs tutorials bench-real bench-structure bench-prediction bench-worlds bench-scale lint clean .venv
 
 help:
 	@sed -n 's/^#   make/make/p' Makefile
@@ -36,8 +37,13 @@ help:
 demo: .venv
 	$(PY) tutorials/demo.py --output demo_output
 
+PYTEST := $(PY) -m pytest --numprocesses 2 --dist loadfile --cov --cov-report=term --cov-report=xml
+
 test: .venv/test-$(HERE)
-	$(PY) -m pytest --numprocesses 2 --dist loadfile --cov --cov-report=term --cov-report=xml $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+test-all: test
+	$(PYTEST) -m slow --cov-append $(PYTEST_ARGS)
 
 docs: .venv/doc-$(HERE)
 	$(PY) -m sphinx -b html -W --keep-going docs docs/_build/html
