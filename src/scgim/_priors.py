@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_EDGE_LOG_ODDS, _EDGE_GENES = -2.0, 20
 
 @dataclass(frozen=True)
 class ShiftPrior:
@@ -78,4 +79,4 @@ def shift_log_prior(shift: Tensor, group: Tensor, target_prob: Tensor, spike_sd:
 
 def usual_edge_log_odds(n_genes: int) -> float:
     """Prior log odds of an edge of which nothing is known: among 20 genes or more, each has about two parents."""
-    return -2.0 - math.log(max(1.0, n_genes / 20))
+    return _EDGE_LOG_ODDS - math.log(max(1.0, n_genes / _EDGE_GENES))
