@@ -27,7 +27,15 @@ if TYPE_CHECKING:
 
 _N_SAMPLES = 200
 _QUICK = {
-    "kinetic": {"n_genes": 10, "n_regulators": 4, "n_drugs": 8, "n_new_drugs": 2, "n_classes": 4, "n_cells": 10, "n_controls": 100},
+    "kinetic": {
+        "n_genes": 10,
+        "n_regulators": 4,
+        "n_drugs": 8,
+        "n_new_drugs": 2,
+        "n_classes": 4,
+        "n_cells": 10,
+        "n_controls": 100,
+    },
     "gnw": {},
     "nonlinear": {"n_genes": 8, "n_drugs": 8, "n_cells": 10, "n_controls": 100, "n_unseen_drugs": 2, "n_features": 5},
 }
@@ -35,7 +43,7 @@ _QUICK = {
 
 def measure(job: Job, place: Place, data: Path) -> list[dict[str, float]]:
     """The scores of a fit, in one row; `data` is the folder that has GeneNetWeaver's files."""
-    with changed(CHANGES[job.labels["constant"]][job.labels["value"]].attributes):
+    with changed(CHANGES[str(job.world["maker"])][str(job.labels["constant"])][str(job.labels["value"])].attributes):
         adata = open_world(job, place, data)
         model, cost = common.fit(job, adata, place)
         contexts = common.held_out_contexts(adata)
@@ -73,7 +81,9 @@ def changed(attributes: Mapping[str, object]) -> Iterator[None]:
 def open_world(job: Job, place: Place, data: Path) -> AnnData:
     """Cells of a job with their truth."""
     maker = job.world["maker"]
-    options = {key: value for key, value in job.world.items() if key != "maker"} | (_QUICK[maker] if place.quick else {})
+    options = {key: value for key, value in job.world.items() if key != "maker"} | (
+        _QUICK[maker] if place.quick else {}
+    )
     if maker == "gnw":
         return read_gnw(data / "gnw" / f"size10_{job.seed + 1}.h5ad")
     if maker == "nonlinear":
