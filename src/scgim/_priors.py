@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_EDGE_LOG_ODDS, _EDGE_GENES = -2.0, 20
+# Prior log odds of an edge among up to this number of genes. Convention: sparse, 0.12 * 19 or about two parents a gene.
+# What other values do is in the tables `sensitivity-*` of docs/benchmarks.md.
+EDGE_LOG_ODDS, _EDGE_GENES = -2.0, 20
+
 
 @dataclass(frozen=True)
 class ShiftPrior:
@@ -28,7 +31,7 @@ class ShiftPrior:
     """
 
     target_prob: float
-    slab_var: float = 2.0
+    slab_var: float = 2.0  # to start from, so of little weight: an effect of some 1.4 spreads; the search fits it
     spike_var: float = 0.0
     known: Tensor | None = None
 
@@ -79,4 +82,4 @@ def shift_log_prior(shift: Tensor, group: Tensor, target_prob: Tensor, spike_sd:
 
 def usual_edge_log_odds(n_genes: int) -> float:
     """Prior log odds of an edge of which nothing is known: among 20 genes or more, each has about two parents."""
-    return _EDGE_LOG_ODDS - math.log(max(1.0, n_genes / _EDGE_GENES))
+    return EDGE_LOG_ODDS - math.log(max(1.0, n_genes / _EDGE_GENES))
