@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import anndata as ad
@@ -43,9 +44,10 @@ _QUICK = {
 
 def measure(job: Job, place: Place, data: Path) -> list[dict[str, float]]:
     """The scores of a fit, in one row; `data` is the folder that has GeneNetWeaver's files."""
-    with changed(CHANGES[str(job.world["maker"])][str(job.labels["constant"])][str(job.labels["value"])].attributes):
+    change = CHANGES[str(job.world["maker"])][str(job.labels["constant"])][str(job.labels["value"])]
+    with changed(change.attributes):
         adata = open_world(job, place, data)
-        model, cost = common.fit(job, adata, place)
+        model, cost = common.fit(replace(job, seed=job.seed + change.seed), adata, place)
         contexts = common.held_out_contexts(adata)
         drugs = contexts["perturbation"].astype(str)
         features = adata.uns["drug_embedding"].loc[drugs] if "drug_embedding" in adata.uns else drugs.tolist()

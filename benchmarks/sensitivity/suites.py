@@ -25,10 +25,11 @@ AS_IT_IS = "as it is"
 
 @dataclass(frozen=True)
 class Change:
-    """Another value of one constant: attributes of modules, by their full names, or arguments of the model."""
+    """Another value of one constant: attributes of modules, by their full names, arguments of the model, or a number added to its seed."""
 
     attributes: Mapping[str, object] = field(default_factory=dict)
     model: Mapping[str, object] = field(default_factory=dict)
+    seed: int = 0
 
 
 def _of(name: str, values: Mapping[str, object]) -> dict[str, Change]:
@@ -48,8 +49,9 @@ def steeper(h: Tensor, is_linear: bool) -> list[Tensor]:
 _LOG_2 = math.log(2)
 _STEPS = ((1.0, 0.0), (1.0, 1.5), (1.0, -1.5))
 _EXPONENTS = (0.5, 1.1, 2.0, 3.6)
-# Constants that matter to every world.
+# Constants that enter fits of every world; the seed tells how far a change of nothing goes.
 ANY = {
+    "seed of the fit": {"another": Change(seed=1000)},
     "edge prior": _of("_priors.EDGE_LOG_ODDS", {"half": -2.0 - _LOG_2, "double": -2.0 + _LOG_2}),
     "first target prior": {
         label: Change({f"{name}_PROB": by * 0.08, f"{name}S": by * 1.5})

@@ -81,5 +81,5 @@ def test_a_suite_runs_from_the_command_line(tmp_path, capsys):
     assert load("sensitivity.run").main(options) == 0
     assert "sensitivity-kinetic" in capsys.readouterr().out
     rows = pd.read_csv(tmp_path / "results" / "quick_sensitivity_kinetic.csv")
-    assert rows["constant"].tolist() == ["as it is", "edge prior"]
+    assert rows["constant"].tolist() == ["as it is", "seed of the fit"]
     assert rows[["edge_auprc", "target_auprc", "unseen_dose", "unseen_drug"]].notna().all(axis=None)

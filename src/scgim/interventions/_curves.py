@@ -15,9 +15,8 @@ from torch import Tensor
 
 NO_DOSE = -50.0  # log dosage of screens without doses, below any that could be asked for
 _SAME_DOSE = 1e-6  # log dosages that differ by less are rounded alike
-# Exponents to choose from, about evenly spaced in logarithms, and their prior: most drugs lie between 0.8 and 2.7,
-# within one standard deviation. Conventions of dose-response analysis; other grids and priors are in the tables
-# `sensitivity-*` of docs/benchmarks.md.
+# Exponents to choose from, about evenly spaced in logarithms, and their prior, two thirds of which lie between 0.8 and
+# 2.7. Conventions; other grids and priors are in the tables `sensitivity-*` of docs/benchmarks.md.
 _EXPONENTS = (0.5, 0.8, 1.1, 1.5, 2.0, 2.7, 3.6, 5.0)
 _LOG_EXPONENT_LOC, _LOG_EXPONENT_SD = math.log(1.5), 0.6
 # Midpoints to choose from: this many, to 1.5 e-folds beyond the measured doses, where a curve of exponent 1.5 has risen
