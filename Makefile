@@ -10,6 +10,7 @@
 #   make bench-structure   tables on simulated data: graph and targets (SUITES="main size ...", BENCH=folder)
 #   make bench-prediction  tables on simulated data: drugs and doses that were not measured (the same)
 #   make bench-worlds      tables on simulated data that share no code with the package (SUITES="kinetic variants sciplex")
+#   make bench-sensitivity tables of what other values of constants do (SUITES="kinetic gnw nonlinear")
 #   make bench-scale       what fits cost, on simulated data (SUITES="cells genes ...")
 #   make lint        style and types
 #   make clean       remove what the above made
@@ -29,7 +30,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install --constraint constraints
 # Matrices here are small: on a busy machine threads that wait for each other take many times longer than one alone.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-all docs tutorials bench-real bench-structure bench-prediction bench-worlds bench-scale lint clean .venv
+.PHONY: help demo test test-all docs tutorials bench-real bench-structure bench-prediction bench-worlds bench-sensitivity bench-scale lint clean .venv
 
 help:
 	@sed -n 's/^#   make/make/p' Makefile
@@ -62,6 +63,9 @@ bench-prediction: .venv/bench-$(HERE)
 
 bench-worlds: .venv/bench-$(HERE)
 	$(PY) benchmarks/worlds/run.py $(if $(filter main,$(SUITES)),kinetic variants sciplex,$(SUITES)) --data "$(DATA)"
+
+bench-sensitivity: .venv/bench-$(HERE)
+	$(PY) benchmarks/sensitivity/run.py $(if $(filter main,$(SUITES)),kinetic gnw nonlinear,$(SUITES)) --data "$(DATA)"
 
 bench-scale: .venv/bench-$(HERE)
 	$(PY) benchmarks/scale/run.py $(if $(filter main,$(SUITES)),cells genes contexts features library stored steps,$(SUITES))

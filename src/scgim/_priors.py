@@ -11,6 +11,9 @@ from torch import Tensor
 # Added to the spike in the descent, where effects are parameters without an error of their own and a spike of no width would have no
 # density: a standard deviation of 2 % of the mean, less than any screen can tell from none.
 MIN_SPIKE_VAR = 4e-4
+# Prior log odds of an edge among up to this number of genes. Convention: sparse, 0.12 * 19 or about two parents a gene.
+# What other values do is in the tables `sensitivity-*` of docs/benchmarks.md.
+EDGE_LOG_ODDS, _EDGE_GENES = -2.0, 20
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class ShiftPrior:
     """
 
     target_prob: float
-    slab_var: float = 2.0
+    slab_var: float = 2.0  # to start from, so of little weight: an effect of some 1.4 spreads; the search fits it
     spike_var: float = 0.0
     known: Tensor | None = None
 
@@ -82,4 +85,4 @@ def shift_log_prior(shift: Tensor, group: Tensor, target_prob: Tensor, spike_sd:
 
 def usual_edge_log_odds(n_genes: int) -> float:
     """Prior log odds of an edge of which nothing is known: among 20 genes or more, each has about two parents."""
-    return -2.0 - math.log(max(1.0, n_genes / 20))
+    return EDGE_LOG_ODDS - math.log(max(1.0, n_genes / _EDGE_GENES))

@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_MIN_COMMON_VARIANCE = 0.01  # a spread of library sizes of about 10 %
+# A spread of library sizes of about 10 %, below which totals hold more biology than depth: convention.
+_MIN_COMMON_VARIANCE = 0.01
+# Of the most counts, that the variance is estimated on: 45,000 pairs are enough for a median.
 _MAX_CELLS, _MAX_GENES = 4000, 300
+_MIN_CELLS, _MIN_GENES = 10, 3  # with fewer there is nothing to estimate from: three genes make three pairs
+_MIN_RATIO = 1e-3  # so that pairs never seen together have a logarithm; the median hardly depends on it
 
 
 def common_variance(counts: NDArray | sparse.spmatrix | StoredMatrix) -> float:
@@ -37,12 +41,12 @@ def common_variance(counts: NDArray | sparse.spmatrix | StoredMatrix) -> float:
     mean = x.mean(0)
     best = np.argsort(-mean)[:_MAX_GENES]
     best = best[mean[best] > 0]
-    if len(best) < 3 or len(x) < 10:
+    if len(best) < _MIN_GENES or len(x) < _MIN_CELLS:
         return 0.0
     x, mean = x[:, best], mean[best]
     ratio = (x.T @ x / len(x)) / np.outer(mean, mean)
     pairs = ratio[np.triu_indices(len(best), 1)]
-    return float(np.median(np.log(np.maximum(pairs, 1e-3))))
+    return float(np.median(np.log(np.maximum(pairs, _MIN_RATIO))))
 
 
 def total_counts(counts: NDArray | sparse.csr_matrix | StoredMatrix) -> NDArray[np.float64]:

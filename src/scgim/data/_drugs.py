@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 FeatureKind = Literal["linear", "nonlinear"]
+_ROUNDING, _TINY = 1e-9, 1e-300  # singular values below this share of the largest are zero, and so are all where it is
 
 
 @dataclass
@@ -64,7 +65,7 @@ def _principal_scores(effects: np.ndarray, n_train: int, n_features: int, rng: n
     """Scores of all drugs on the principal components of the training drugs, turned into `n_features` columns."""
     centred = effects - effects[:n_train].mean(0)
     _, singular, components = np.linalg.svd(centred[:n_train], full_matrices=False)
-    rank = int((singular > 1e-9 * max(singular.max(), 1e-300)).sum())
+    rank = int((singular > _ROUNDING * max(singular.max(), _TINY)).sum())
     scores = centred @ components[: min(max(rank, 1), n_features)].T
     n_spare = n_features - scores.shape[1]
     if n_spare == 0:

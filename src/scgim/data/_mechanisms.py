@@ -8,8 +8,8 @@ import numpy as np
 
 MechanismKind = Literal["linear", "mlp"]
 
-_N_HIDDEN = 8
-_N_CALIBRATION = 2000
+_N_HIDDEN = 8  # units of a random mechanism: enough for bends and thresholds; convention
+_N_CALIBRATION = 2000  # standard normal cells that its centre is found on
 
 
 class Mechanism(Protocol):

@@ -11,14 +11,15 @@ import numpy as np
 from scgim.data._graphs import topological_order
 from scgim.data._mechanisms import MechanismKind, random_mechanism
 
-_N_CALIBRATION = 20_000
-_CALIBRATION_SIZE = 5_000_000
-_N_SWEEPS = 20
-_SIGNAL_SD = 0.6
-_FEEDBACK_WEIGHT = 0.4
-_MAX_LOG_FOLD = 5.0
-_MAX_LOG_MEAN = 12.0
-_MIN_MEAN = 1e-2
+# What simulated worlds are like; each number is a convention of the simulator.
+_N_CALIBRATION, _MIN_CALIBRATION = 20_000, 2000  # control cells that scales are set on, at most and at least
+_CALIBRATION_SIZE = 5_000_000  # values of them, 40 MB
+_N_SWEEPS = 20  # over the genes, after which cycles of weight 0.4 have settled: 0.4 ** 20 is nothing
+_SIGNAL_SD = 0.6  # of what parents do to a log mean, in control cells
+_FEEDBACK_WEIGHT = 0.4  # below one, so that cycles settle
+_MAX_LOG_FOLD = 5.0  # of the mean of a gene, see below
+_MAX_LOG_MEAN = 12.0  # 160,000 counts, so that deep graphs stay finite
+_MIN_MEAN = 1e-2  # that a gene can be held at, so that it has a logarithm
 
 
 class Interventions(NamedTuple):
@@ -101,7 +102,7 @@ class StructuralModel(ABC):
     def _calibrate(self, rng: np.random.Generator) -> None:
         """Go through the genes once on control cells, so that every mechanism has a set scale."""
         n_genes = len(self.order)
-        n_cells = max(2000, min(_N_CALIBRATION, _CALIBRATION_SIZE // n_genes))
+        n_cells = max(_MIN_CALIBRATION, min(_N_CALIBRATION, _CALIBRATION_SIZE // n_genes))
         size_factor = np.ones(n_cells)
         H = np.zeros((n_cells, n_genes), order="F")
         hidden = rng.normal(size=(n_cells, len(self.confounding)))

@@ -28,8 +28,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 CONTROL = "control"
-_BLOCK_SIZE = 10_000_000
-_MIN_MEAN = 1e-3
+_BLOCK_SIZE = 10_000_000  # values drawn at a time, 80 MB
+_MIN_MEAN = 1e-3  # so that genes without counts have a fold change
+# Each gene has a mean, in units of that asked for, and an inverse dispersion from these ranges: conventions.
+_MEANS, _INVERSE_DISPERSIONS = (1 / 3, 5 / 3), (5.0, 20.0)
+_REACH = 4  # a hidden cause acts on one gene in so many
+_N_STREAMS = 6  # of random numbers, so that one choice does not change the others
 
 
 def _names(prefix: str, n: int) -> pd.Index:
@@ -66,7 +70,7 @@ class ScreenSimulator(ScreenSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        streams = [np.random.default_rng(child) for child in np.random.SeedSequence(self.seed).spawn(6)]
+        streams = [np.random.default_rng(child) for child in np.random.SeedSequence(self.seed).spawn(_N_STREAMS)]
         self._graph_rng, self._mechanism_rng, drug_rng, feature_rng, self._batch_rng, _ = streams
         n_all = self.n_drugs + self.n_unseen_drugs
         self.gene_names = _names("gene", self.n_genes)
@@ -91,7 +95,7 @@ class ScreenSimulator(ScreenSettings):
         feedback = feedback_edges(dag, self.n_feedback, rng)
         confounding = np.zeros((self.n_confounders, self.n_genes))
         for loadings in confounding:
-            reached = rng.choice(self.n_genes, min(max(2, self.n_genes // 4), self.n_genes), replace=False)
+            reached = rng.choice(self.n_genes, min(max(2, self.n_genes // _REACH), self.n_genes), replace=False)
             loadings[reached] = self.confounder_sd * rng.choice([-1.0, 1.0], len(reached))
         self.adjacency = dag | feedback
         structure = Structure(dag, feedback, confounding, self.mechanism, hard=self.intervention == "hard")
@@ -103,10 +107,10 @@ class ScreenSimulator(ScreenSettings):
     def _observed(self, structure: Structure, rng: np.random.Generator) -> StructuralModel:
         if self.likelihood == "normal":
             return GaussianModel(structure, rng)
-        mean_count = self.mean_count * rng.uniform(1 / 3, 5 / 3, self.n_genes)
+        mean_count = self.mean_count * rng.uniform(*_MEANS, self.n_genes)
         if self.measurement == "poisson":
             return LatentCountModel(structure, rng, mean_count=mean_count, latent_sd=self.latent_sd)
-        theta = rng.uniform(5.0, 20.0, self.n_genes) if self.likelihood == "nb" else None
+        theta = rng.uniform(*_INVERSE_DISPERSIONS, self.n_genes) if self.likelihood == "nb" else None
         return CountModel(structure, rng, mean_count=mean_count, inverse_dispersion=theta)
 
     def _positions(self, index: pd.Index, names: Mapping[str, float], kind: str) -> np.ndarray:
@@ -231,7 +235,7 @@ class ScreenSimulator(ScreenSettings):
 
     def screen(self) -> AnnData:
         """The screen, as :func:`~scgim.data.simulate_screen` describes it; the same on every call."""
-        rng = np.random.default_rng(np.random.SeedSequence(self.seed).spawn(6)[-1])
+        rng = np.random.default_rng(np.random.SeedSequence(self.seed).spawn(_N_STREAMS)[-1])
         contexts = self._contexts()
         obs = self._obs(contexts, rng)
         to_matrix = np.asarray if self.likelihood == "normal" else sparse.csr_matrix

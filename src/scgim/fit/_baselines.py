@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from scgim.module import GIMModule
     from scgim.train import BatchLoader
 
+# Drawn at most, cells and values: 50 MB; means are then known to half a percent.
 _N_CELLS, _N_VALUES = 40_000, 12_000_000
-_N_ROUNDS = 6
-_MAX_STEP = 0.5
-_FEW_CONTROLS = 100  # fewer, as on a plate, are too noisy to be matched by themselves
-_TOLERANCE = 0.04  # difference of log means that is let pass, or two standard errors if that is less
-_HALF_A_COUNT = 0.5
+_N_ROUNDS = 6  # of correction a layer: steps of half, six times, bridge a factor of twenty
+_MAX_STEP = 0.5  # of a log mean in a round, since drawn means are noisy
+_FEW_CONTROLS = 100  # fewer, as on a plate, are too noisy to be matched by themselves: convention
+_TOLERANCE = 0.04  # difference of log means that is let pass, or so many standard errors if that is less: conventions
+_N_ERRORS = 2
+_HALF_A_COUNT = 0.5  # so that means of no counts have a logarithm
 
 
 @torch.no_grad()
@@ -45,7 +47,7 @@ def match_baselines(module: GIMModule, loader: BatchLoader) -> None:
     depth = log_size.exp().double().sum()
     observed = torch.log(x.double().sum(0) / depth + enough)
     error = x.double().std(0) / (x.double().mean(0) + enough) / min(len(rows), n) ** 0.5
-    tolerance = (2 * error).clamp_max(_TOLERANCE)
+    tolerance = (_N_ERRORS * error).clamp_max(_TOLERANCE)
     shift, targets = _draw_effects(module, context.cpu())
     base = module.intercept + covariates @ module.covariate_effect + shift
     h, rng = torch.zeros_like(shift), torch.Generator(module.device).manual_seed(0)

@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from scgim.module import GIMModule
     from scgim.train import BatchLoader
 
-_MAX_CELLS = 20_000
+_MAX_CELLS = 20_000  # compared at most, for time
 _FEW_CELLS = 100  # of fewer, largest values say nothing
+# What is let pass: differences that matter little for what is predicted. Conventions.
 _MAX_MEAN_RATIO, _MAX_VARIANCE_RATIO, _MAX_LARGEST_RATIO = 1.25, 3.0, 4.0
 _MAX_ZEROS = 0.05  # difference of the shares of zeros
-_N_ERRORS = 4.0  # standard errors, that sampling may explain
+_MAX_DISTANCE = 0.25  # of means of continuous values, in standard deviations
+_N_ERRORS = 4.0  # standard errors, that sampling may explain: chance exceeds them in one gene of 16,000
+_TINY, _FEW_COUNTS = 1e-12, 2  # means and variances must not be zero; of so few counts, a ratio says nothing
 
 
 def compare_controls(module: GIMModule, loader: BatchLoader, genes: list[str]) -> pd.DataFrame:
@@ -61,15 +64,15 @@ def _agree(table: pd.DataFrame, n: int, *, counts: bool) -> pd.Series:
     distance = (table["mean"] - table["simulated_mean"]).abs()
     near = distance <= _N_ERRORS * error
     spread = np.sqrt(2 / max(1, n - 1)) * _N_ERRORS
-    ratio = np.log((table["simulated_variance"] + 1e-12) / (table["variance"] + 1e-12)).abs()
+    ratio = np.log((table["simulated_variance"] + _TINY) / (table["variance"] + _TINY)).abs()
     good = ratio <= np.log(_MAX_VARIANCE_RATIO) + spread
     if not counts:
-        return (near | (distance <= 0.25 * np.sqrt(table["variance"]))) & good
-    near |= np.log((table["simulated_mean"] + 1e-12) / (table["mean"] + 1e-12)).abs() <= np.log(_MAX_MEAN_RATIO)
+        return (near | (distance <= _MAX_DISTANCE * np.sqrt(table["variance"]))) & good
+    near |= np.log((table["simulated_mean"] + _TINY) / (table["mean"] + _TINY)).abs() <= np.log(_MAX_MEAN_RATIO)
     zeros = (table["zeros"] - table["simulated_zeros"]).abs()
     good &= zeros <= _MAX_ZEROS + _N_ERRORS * np.sqrt(table["zeros"] * (1 - table["zeros"]) * 2 / n)
     if n >= _FEW_CELLS:
-        largest = np.log((table["simulated_largest"] + 2) / (table["largest"] + 2)).abs()
+        largest = np.log((table["simulated_largest"] + _FEW_COUNTS) / (table["largest"] + _FEW_COUNTS)).abs()
         good &= largest <= np.log(_MAX_LARGEST_RATIO)
     return near & good
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_FEWER_EPOCHS, _SMALLER_RATE = 3, 4  # times, to refine: little is left to be done
+_FEWER_EPOCHS, _SMALLER_RATE = 3, 4  # times, to refine: little is left to be done; conventions, for time
 _MAX_EVIDENCE = 50.0  # nats; what is more certain does not show in a probability
 
 

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from scgim.module import GIMModule
     from scgim.train import BatchLoader
 
-_MAX_LOG_FOLD_CHANGE = 15.0
+_MAX_LOG_FOLD_CHANGE = 15.0  # as the likelihood has no smaller means: from nothing to everything
+_MIN_PRECISION = 1e-3  # of an effect, a standard error of 30 e-folds: nothing is known of it
+_MIN_SPIKE, _TINY = 1e-6, 1e-12  # variances must not be zero
 
 
 @torch.no_grad()
@@ -53,7 +55,7 @@ def _cut_evidence(module: GIMModule, x: Tensor, whole: Tensor, cut: Tensor, log_
 def infer_targets(module: GIMModule, information: FitInformation, features: Tensor | None) -> None:
     """Posterior of targets, dose-response curves and background, written to the module; `features` (U, p) are those of the drugs."""
     seen = module.treated.cpu() & (information.information.amax(1) > NO_PRECISION)  # not those without training cells
-    precision = information.information[seen].clamp_min(1e-3)
+    precision = information.information[seen].clamp_min(_MIN_PRECISION)
     shift = module.shift.detach().double().cpu()[seen] + information.score[seen] / precision
     if module.likelihood != "normal":  # where a context tells nothing the step has no bound
         shift = shift.clamp(-_MAX_LOG_FOLD_CHANGE, _MAX_LOG_FOLD_CHANGE)
@@ -119,9 +121,9 @@ def infer_edges(module: GIMModule, information: FitInformation, n_cells: int) ->
     adjacency = module.adjacency.cpu().numpy().astype(bool)
     index, mask = parent_table(adjacency)
     on = module.knowledge.target_probs.cpu()[module.group.cpu().clamp_min(0)] * module.treated.cpu()[:, None]
-    spike = prior.spike_var + 1e-6
+    spike = prior.spike_var + _MIN_SPIKE
     covariance = information.edge_covariance(1 / (on * prior.slab_var + spike))
-    sd = covariance.diagonal(dim1=1, dim2=2).clamp_min(1e-12).sqrt().numpy()
+    sd = covariance.diagonal(dim1=1, dim2=2).clamp_min(_TINY).sqrt().numpy()
     module.knowledge.weight_sd.zero_()
     evidence = np.full(adjacency.shape, -np.inf)
     weight = module.mean_slopes().numpy()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from scgim.fit._fit import Names
     from scgim.module._knowledge import Knowledge
 
-_N_SHOWN = 3
+_N_SHOWN = 3  # in a message
 
 
 def warn_of_prior(known: Knowledge, measured: Tensor, names: Names) -> None:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from scgim.module import GIMModule
     from scgim.train import BatchLoader
 
-_ODD_CELLS = 2e-3
-_MAX_FOLD = 10.0  # of the mean, that parents make of a single cell
+_ODD_CELLS = 2e-3  # share of cells at either end: convention
+_MAX_FOLD = 10.0  # of the mean, that parents make of a single cell: convention
 
 
 @torch.no_grad()

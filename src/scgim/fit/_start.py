@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from scgim.structure._search import StructureResult
     from scgim.structure._statistics import ContextStatistics
 
+# Of weights from log1p to the log mean, for means from a quarter up: weights of rarer genes start smaller.
 _MAX_STRETCH = 5.0
+_MIN_MEAN = 1e-3  # guard of a quotient
+_SURE = 1e-3  # probabilities of targets to start from must not be 0 or 1, which have no slope
 
 
 @torch.no_grad()
@@ -30,7 +33,7 @@ def start_from(module: GIMModule, statistics: ContextStatistics, result: Structu
     else:
         # log1p(x) moves by less than log(mean) does where counts are small
         mean = module.intercept_loc.double().exp().cpu()
-        stretch = module.spread.double().cpu() * ((1 + mean) / mean.clamp_min(1e-3)).clamp_max(_MAX_STRETCH)
+        stretch = module.spread.double().cpu() * ((1 + mean) / mean.clamp_min(_MIN_MEAN)).clamp_max(_MAX_STRETCH)
     linear = linear_part(module.mechanism)
     weight = torch.zeros(d, d, dtype=torch.float64)
     n = statistics.n_basis
@@ -44,7 +47,7 @@ def start_from(module: GIMModule, statistics: ContextStatistics, result: Structu
     probs[:, group >= 0] = fit.target_probs[:, group[group >= 0]]
     module.shift[statistics.observed] = ((probs * fit.residuals).T * stretch).to(module.shift)
     if module.intervention == "hard":
-        module.target_logits.copy_(torch.logit(fit.target_probs.T.clamp(1e-3, 1 - 1e-3)))
+        module.target_logits.copy_(torch.logit(fit.target_probs.T.clamp(_SURE, 1 - _SURE)))
     scale = float(stretch.median()) ** 2
     prior = result.prior
     module.knowledge.prior.copy_(torch.tensor([prior.target_prob, prior.slab_var * scale, prior.spike_var * scale]))

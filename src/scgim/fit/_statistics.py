@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from scgim.module import GIMModule
     from scgim.train import BatchLoader
 
-MAX_SAMPLED_CELLS = 20_000
-_MIN_SPREAD = 1e-3
+MAX_SAMPLED_CELLS = 20_000  # that regressions go through: for time
+_MIN_SPREAD = 1e-3  # of a gene that varies among controls; others keep their scale
+_HALF_A_COUNT = 0.5  # so that a gene without counts has a log mean
 
 
 def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -41,13 +42,16 @@ def set_scales(module: GIMModule, loader: BatchLoader) -> None:
     module.centre.copy_(centre)
     module.spread.copy_(torch.where(spread > _MIN_SPREAD, spread, torch.ones_like(spread)))
     if module.likelihood != "normal":
-        module.intercept_loc.copy_(((values + 0.5) / sizes).log())
+        module.intercept_loc.copy_(((values + _HALF_A_COUNT) / sizes).log())
     module.intercept.copy_(module.intercept_loc)
 
 
 @torch.no_grad()
 def _basis(h: Tensor, is_linear: bool) -> list[Tensor]:
-    """Functions of the features that the search regresses on. Mechanisms saturate, and so do these."""
+    """Functions of the features that the search regresses on. Mechanisms saturate, and so do these.
+
+    One odd and one even: convention; others are in the tables `sensitivity-gnw` and `-nonlinear` of docs/benchmarks.md.
+    """
     return [h] if is_linear else [h, h.tanh(), h.tanh().square()]
 
 

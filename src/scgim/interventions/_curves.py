@@ -13,11 +13,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NO_DOSE = -50.0
-_SAME_DOSE = 1e-6
+NO_DOSE = -50.0  # log dosage of screens without doses, below any that could be asked for
+_SAME_DOSE = 1e-6  # log dosages that differ by less are rounded alike
+# Exponents to choose from, about evenly spaced in logarithms, and their prior, two thirds of which lie between 0.8 and
+# 2.7. Conventions; other grids and priors are in the tables `sensitivity-*` of docs/benchmarks.md.
 _EXPONENTS = (0.5, 0.8, 1.1, 1.5, 2.0, 2.7, 3.6, 5.0)
 _LOG_EXPONENT_LOC, _LOG_EXPONENT_SD = math.log(1.5), 0.6
-_N_MIDPOINTS = 21
+# Midpoints to choose from: this many, to 1.5 e-folds beyond the measured doses, where a curve of exponent 1.5 has risen
+# to a tenth.
+_N_MIDPOINTS, _BEYOND = 21, 1.5
+_MIN_SPREAD = 0.7  # of the midpoint before data: a factor of two, where doses span less
+_EVERY = 6  # every sixth curve is enough to fit the prior: one or two exponents a midpoint; convention, for time
+_N_POINTS = 8  # doses at which responses are kept: screens have no more as a rule, and curves no more bends
 
 
 def hill_curve(log_dosage: Tensor | float, log_ec50: Tensor, hill: Tensor) -> Tensor:
@@ -55,10 +62,10 @@ class CurveGrid:
     @staticmethod
     def over(low: float, high: float) -> CurveGrid:
         """Midpoints from well below to well above the measured range, and usual exponents."""
-        midpoints = torch.linspace(low - 1.5, high + 1.5, _N_MIDPOINTS, dtype=torch.float64)
+        midpoints = torch.linspace(low - _BEYOND, high + _BEYOND, _N_MIDPOINTS, dtype=torch.float64)
         exponents = torch.tensor(_EXPONENTS, dtype=torch.float64)
         log_ec50, hill = (t.flatten() for t in torch.meshgrid(midpoints, exponents, indexing="ij"))
-        centre, spread = 0.5 * (low + high), max(0.7, 0.5 * (high - low))
+        centre, spread = 0.5 * (low + high), max(_MIN_SPREAD, 0.5 * (high - low))
         log_prior = -0.5 * ((log_ec50 - centre) / spread).square()
         log_prior = log_prior - 0.5 * ((hill.log() - _LOG_EXPONENT_LOC) / _LOG_EXPONENT_SD).square()
         return CurveGrid(log_ec50, hill, log_prior - log_prior.logsumexp(0))
@@ -71,7 +78,7 @@ class CurveGrid:
 
     def coarse(self) -> CurveGrid:
         """A sixth of the curves, enough to fit the prior."""
-        keep = slice(1, None, 6) if len(self.log_ec50) > 6 else slice(None)
+        keep = slice(1, None, _EVERY) if len(self.log_ec50) > _EVERY else slice(None)
         log_prior = self.log_prior[keep]
         return CurveGrid(self.log_ec50[keep], self.hill[keep], log_prior - log_prior.logsumexp(0))
 
@@ -80,7 +87,7 @@ class CurveGrid:
         return hill_curve(log_dosage[:, None], self.log_ec50, self.hill)
 
 
-def dose_grid(log_dosage: Tensor, n_points: int = 8) -> Tensor:
+def dose_grid(log_dosage: Tensor, n_points: int = _N_POINTS) -> Tensor:
     """Log dosages at which responses are kept: those measured, or as many as asked for between the least and the largest."""
     measured = torch.unique(log_dosage.double())
     apart = torch.ones(len(measured), dtype=torch.bool)

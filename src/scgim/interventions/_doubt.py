@@ -15,10 +15,14 @@ from scgim.interventions._interventions import Interventions
 if TYPE_CHECKING:
     from scgim.interventions._curves import CurveGrid
 
-_FEW, _N_FOLDS = 40, (10, 5)  # of few drugs, each counts: more folds leave more of them in
+_FEW, _N_FOLDS = 40, (10, 5)  # of few drugs, each counts: more folds leave more of them in; the usual numbers of folds
 _MAX_DRUGS = 500  # beyond this a single part is left out: the fit is slow, and many drugs are left to judge by
-_MAX_LEFT_OUT = 100
+_MAX_LEFT_OUT = 100  # of these, enough for one number
+# Prior of the log factor, of weight where hardly any gene is a target: about two, give or take a factor of three.
+# Convention.
 _LOG_INFLATION_LOC, _LOG_INFLATION_SD = 0.7, 1.0
+_MAX_LOG_INFLATION, _N_STEPS = 5.0, 101  # a factor of 148 at most, in steps of 5 %
+_TINY = 1e-6  # variances must not be zero
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,11 @@ def variance_inflation(predicted: Interventions, measured: Interventions, log_do
     """
     (mean, variance), (seen, error) = (_at(i, log_dosage) for i in (predicted, measured))
     weight = predicted.target_probs * measured.target_probs
-    grid = torch.linspace(0.0, 5.0, 101, dtype=torch.float64)
+    grid = torch.linspace(0.0, _MAX_LOG_INFLATION, _N_STEPS, dtype=torch.float64)
     square = (seen - mean).square()
     score = []
     for log_factor in grid:
-        total = log_factor.exp() * variance + error + 1e-6
+        total = log_factor.exp() * variance + error + _TINY
         fit = -0.5 * (weight * (square / total + total.log())).sum()
         score.append(fit - 0.5 * ((log_factor - _LOG_INFLATION_LOC) / _LOG_INFLATION_SD) ** 2)
     return float(grid[torch.stack(score).argmax()].exp())

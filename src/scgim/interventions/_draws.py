@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from scgim.interventions._doubt import Doubt
     from scgim.interventions._interventions import Interventions
 
-_MIN_SHARE = 0.05  # of the largest effect: what was measured below it does not say how far the curve rises
+_MIN_SHARE = 0.05  # of the largest effect: what was measured below it does not say how far the curve rises: convention
 
 
 def draw_effects(

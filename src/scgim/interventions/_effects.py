@@ -20,12 +20,27 @@ from scgim.interventions._programmes import effective_genes, initial_loadings, p
 if TYPE_CHECKING:
     from scgim.interventions._curves import CurveGrid
 
-_MAX_ROUNDS = 30
-_MAX_PROGRAMMES = 4
-_MIN_GENES = 5.0  # effective number of genes of a programme; fewer are shared targets
-_MARGIN = 10.0  # nats
-_MAX_LOG_ODDS = 12.0
-_BLOCK_VALUES = 2**21
+_MAX_ROUNDS = 30  # of expectation-maximisation, unless changes are small sooner, as said below
+# Change of the prior, 2 %, that ends it; variance that a spike is compared to where it is nothing.
+_SETTLED, _SMALL_SPIKE = 0.02, 1e-4
+_STILL = 1e-3  # change of programmes, in logarithms, that ends it
+_MAX_PROGRAMMES = 4  # more would take the place of targets: convention
+_MIN_GENES = 5.0  # effective number of genes of a programme; fewer are shared targets: convention
+# Nats that a programme must bring beyond its price: strong evidence. Convention; others are in the tables
+# `sensitivity-*` of docs/benchmarks.md.
+_MARGIN = 10.0
+_MAX_LOG_ODDS = 12.0  # a probability of 6e-6 to be wrong, less than any model is
+_BLOCK_VALUES = 2**21  # 16 MB at a time: for memory, results do not depend on it
+# Limits of the fitted prior, far from what is usual: conventions. A target has a standard deviation of at least 0.2 and
+# twice that of other genes, else it could not be told from them.
+_MIN_TARGET_PROB, _MAX_TARGET_PROB = 1e-4, 0.3
+_MIN_SLAB, _MAX_SPIKE = 0.04, 0.25
+# Hyperpriors, weak and conventions: one target among the genes of two drugs, of this number where genes are fewer; and
+# so many targets that have the slab as it was before.
+_MIN_COUNTED_GENES, _PSEUDO_TARGETS = 10, 2
+_N_POINTS = 12  # of dose, at which curves are compared with their mean
+_MIN_SHARE = 0.05  # of the height that a curve reached where it was measured, else errors have no bound: convention
+_TINY, _MIN_INFORMATION = 1e-9, 1e-6  # guards of quotients
 
 
 class Estimate(NamedTuple):
@@ -57,7 +72,7 @@ def estimate_interventions(
     prior
         Prior to start from, on the scale of the effects.
     """
-    shift, variance = shift.double(), 1 / information.double().clamp_min(1e-6)
+    shift, variance = shift.double(), 1 / information.double().clamp_min(_MIN_INFORMATION)
     coarse = grid.coarse()
     curves = coarse.values(log_dosage.double())  # (K, S)
     data = (shift, variance, group, _blocks(group, shift.shape[1] * curves.shape[1]), curves, coarse, prior)
@@ -136,7 +151,7 @@ def _fit(shift, variance, group, blocks, curves, grid: CurveGrid, prior: ShiftPr
         probs, prior, evidence = _fit_prior(shift - programme, variance, blocks, curves, grid, prior, 1)
         noise = variance + prior.spike_var + probs[group] * prior.slab_var
         loadings = update_loadings(shift, noise, loadings)
-        if (programme - before).abs().max() < 1e-3:
+        if (programme - before).abs().max() < _STILL:
             break
     if effective_genes(shift, noise, loadings) < _MIN_GENES:
         return None
@@ -154,9 +169,9 @@ def _fit_prior(shift, variance, blocks, curves, grid: CurveGrid, prior: ShiftPri
         target_probs, mean_square, misfit, evidence = moments
         updated = _update(prior, target_probs, mean_square, misfit)
         change = abs(math.log(updated.slab_var / prior.slab_var)) + abs(updated.log_odds - prior.log_odds)
-        change += abs(updated.spike_var - prior.spike_var) / (1e-4 + prior.spike_var)
+        change += abs(updated.spike_var - prior.spike_var) / (_SMALL_SPIKE + prior.spike_var)
         prior = updated
-        if change < 0.02:
+        if change < _SETTLED:
             break
     return target_probs.clone(), prior, float(evidence.sum())
 
@@ -197,13 +212,16 @@ def _moments(shift, variance, curves: Tensor, grid: CurveGrid, prior: ShiftPrior
 def _update(prior: ShiftPrior, target_probs: Tensor, mean_square: Tensor, misfit: Tensor) -> ShiftPrior:
     """Maximise the expected log posterior over the prior's parameters; weak hyperpriors keep them off the borders."""
     free = prior.is_open(target_probs)
-    target_prob = float(((free * target_probs).sum() + 1.0) / (free.sum() + 2.0 * max(target_probs.shape[1], 10)))
+    target_prob = float(
+        ((free * target_probs).sum() + 1.0) / (free.sum() + 2.0 * max(target_probs.shape[1], _MIN_COUNTED_GENES))
+    )
     on = target_probs.sum()
-    slab = float(((target_probs * mean_square).sum() + 2 * prior.slab_var) / (on + 2))
+    slab = float(((target_probs * mean_square).sum() + _PSEUDO_TARGETS * prior.slab_var) / (on + _PSEUDO_TARGETS))
     off = 1 - target_probs
     # the median over genes: a few genes that fit badly must not widen the spike for all
-    spike = float(((off * misfit).sum(0) / off.sum(0).clamp_min(1e-9)).median().clamp_min(0.0))
-    return ShiftPrior(min(max(target_prob, 1e-4), 0.3), max(slab, 0.04), min(spike, 0.25 * slab), prior.known)
+    spike = float(((off * misfit).sum(0) / off.sum(0).clamp_min(_TINY)).median().clamp_min(0.0))
+    target_prob = min(max(target_prob, _MIN_TARGET_PROB), _MAX_TARGET_PROB)
+    return ShiftPrior(target_prob, max(slab, _MIN_SLAB), min(spike, _MAX_SPIKE * slab), prior.known)
 
 
 def _summarise(shift, variance, curves, grid: CurveGrid, prior: ShiftPrior, odds: Tensor) -> tuple[Tensor, ...]:
@@ -212,7 +230,8 @@ def _summarise(shift, variance, curves, grid: CurveGrid, prior: ShiftPrior, odds
     probs = torch.sigmoid(_tempered(log_odds))
     low, high = float(grid.log_ec50.min()), float(grid.log_ec50.max())
     # a flat curve, of a screen without doses, is at its height wherever it is looked at
-    span = torch.linspace(low, high, 12, dtype=torch.float64) if high > low else torch.zeros(1, dtype=torch.float64)
+    flat = torch.zeros(1, dtype=torch.float64)
+    span = torch.linspace(low, high, _N_POINTS, dtype=torch.float64) if high > low else flat
     shapes = grid.values(span)  # (m, S)
     average = (weight * mean) @ shapes.T  # (G, d, m)
     norm = shapes.square().sum(0)  # (S,)
@@ -224,7 +243,7 @@ def _summarise(shift, variance, curves, grid: CurveGrid, prior: ShiftPrior, odds
     top = curves.max(1).values  # (G, S)
     effect = (weight * mean * top[:, None]).sum(-1)
     square = (weight * (mean.square() + spread) * top[:, None].square()).sum(-1)
-    emax_sd = (square - effect.square()).clamp_min(0.0).sqrt() / top.gather(1, best).clamp_min(0.05)
+    emax_sd = (square - effect.square()).clamp_min(0.0).sqrt() / top.gather(1, best).clamp_min(_MIN_SHARE)
     log_ec50_mean = weight @ grid.log_ec50
     log_ec50_sd = (weight @ grid.log_ec50.square() - log_ec50_mean.square()).clamp_min(0.0).sqrt()
     return (probs, emax, emax_sd, grid.log_ec50[best], log_ec50_sd, grid.hill[best])

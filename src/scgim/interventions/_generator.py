@@ -24,14 +24,32 @@ if TYPE_CHECKING:
 
     from scgim.interventions._curves import CurveGrid
 
-_N_GRID = 8
+_N_GRID = 8  # doses at which curves are written: as many as responses are kept at
 _LEVEL = 1e3  # prior variance of the mean, which is so fitted anew where a drug is left out
-_MAX_CURVES = 2
-_MAX_ACTIVE_GENES = 300
-_MAX_CHOOSING = 1000  # drugs
-_PRIOR_SHARE = 0.8  # of the spread of the outputs that is taken out; less than all, since it is an estimate
-_MAX_SEARCHED = 2000  # genes times drugs
-_MIN_TARGET_PROB = 0.02  # of the likeliest drug; genes below it are never drawn as targets of a new drug
+_MAX_CURVES = 2  # principal curves, about height and place of the rise: convention
+_MAX_ACTIVE_GENES = 300  # the likeliest; matrices are genes by genes, so this is for time and memory
+_MAX_CHOOSING = 1000  # drugs that decide on the kernel: an eigenvalue problem for each choice, so this is for time
+# What the kernel is chosen from, by leaving drugs out, in coarse steps: conventions, for time.
+_WIDTHS, _RADIAL_SHARES = (0.3, 1.0, 3.0), (0.0, 0.3, 0.7, 1.0)
+# Of ten, from, below and step: from features that tell all to features that tell nothing.
+_LOG_NOISES = (-3.0, 3.5, 0.5)
+_PRIOR_SHARE = 0.8  # of the spread of the outputs that is taken out; less than all, since it is an estimate: convention
+_MAX_SEARCHED = 2000  # genes times drugs that share a search: for the processor's cache, results do not depend on it
+# Of the likeliest drug; genes below it are never drawn as targets of a new drug: convention, for time.
+_MIN_TARGET_PROB = 0.02
+# Drugs' worth of the mean over genes that the frequency of each gene as a target is shrunk by, and of zero that its
+# mean effect is: conventions.
+_PSEUDO_DRUGS, _PSEUDO_TARGETS = 10, 2
+_PROB_LIMITS = (1e-4, 0.9)  # of that frequency, so that features can overrule it
+# Least and most of a covariance between genes that is removed, and how it rises in between with outputs over drugs: a
+# simple form of linear shrinkage (Ledoit and Wolf). The numbers are conventions.
+_LEAST_SHRUNK, _MOST_SHRUNK, _SHRUNK = 0.2, 0.9, 0.3
+_FLOOR = 1e-3  # of the mean variance, below which none is estimated
+_MIN_SHARE = 0.05  # of the height that a curve reached at the largest dose, else errors have no bound: convention
+_USUAL_EXPONENT = 1.5  # of genes that are no targets, where it has no effect: the centre of the prior
+# Guards: of quotients, of drugs of equal features, and to break ties by the prior.
+_TINY, _SAME, _EVEN = 1e-6, 1e-9, 1e-12
+_MIN_SCALE = 1e-8  # of features that do not vary
 
 
 class DrugKernel:
@@ -45,10 +63,10 @@ class DrugKernel:
 
     def __init__(self, features: Tensor):
         self.mean = features.mean(0)
-        self.scale = (features - self.mean).square().mean().sqrt().clamp_min(1e-8)
+        self.scale = (features - self.mean).square().mean().sqrt().clamp_min(_MIN_SCALE)
         self.features = self.standardise(features)
         distances = _square_distances(self.features, self.features)
-        positive = distances[distances > 1e-9]
+        positive = distances[distances > _SAME]
         self.median = float(positive.median()) if len(positive) else 1.0
 
     def standardise(self, features: Tensor) -> Tensor:
@@ -107,7 +125,7 @@ class KernelFit:
         cross = (1 - self.radial) * linear + self.radial * radial + _LEVEL
         own = (1 - self.radial) * features.square().mean(1) + self.radial + _LEVEL
         variance = own - ((cross @ self.inverse) * cross).sum(1) + self.noise
-        return cross @ self.dual, variance.clamp_min(1e-6) / self.unit
+        return cross @ self.dual, variance.clamp_min(_TINY) / self.unit
 
 
 def fit_kernel(kernel: DrugKernel, outputs: Tensor) -> KernelFit:
@@ -133,13 +151,13 @@ def _mixture(kernel: DrugKernel, rows: Tensor | slice, share: float, width: floa
 
 def _losses(kernel: DrugKernel, outputs: Tensor, rows: Tensor) -> Iterator[tuple[float, float, float, float]]:
     """Sum of the squared errors of drugs left out, by share of the radial kernel, its width and the noise."""
-    for width in (0.3, 1.0, 3.0):
-        for share in (0.0, 0.3, 0.7, 1.0):
+    for width in _WIDTHS:
+        for share in _RADIAL_SHARES:
             if share == 0.0 and width != 1.0:
                 continue
             values, vectors = torch.linalg.eigh(_mixture(kernel, rows, share, width))
             rotated, square = vectors.T @ outputs, vectors.square()
-            for noise in 10.0 ** torch.arange(-3.0, 3.5, 0.5, dtype=torch.float64):
+            for noise in 10.0 ** torch.arange(*_LOG_NOISES, dtype=torch.float64):
                 weight = 1 / (values.clamp_min(0) + noise)
                 dual, precision = vectors @ (weight[:, None] * rotated), square @ weight
                 yield float((dual / precision[:, None]).square().sum()), share, width, float(noise)
@@ -192,12 +210,11 @@ class FeatureGenerator:
         counts, total = probs.sum(0), outputs.sum(0)
         self.prior_probs, self.slab_mean = _usual(counts, total, u)
         self.usual_left_out = _usual(counts - probs, total - outputs, u - 1)
-        spread = torch.einsum("ugq,ugr->qr", outputs, outputs) / probs.sum().clamp_min(1e-6)
-        spread = spread - torch.einsum("g,gq,gr->qr", counts, self.slab_mean, self.slab_mean) / counts.sum().clamp_min(
-            1e-6
-        )
+        spread = torch.einsum("ugq,ugr->qr", outputs, outputs) / probs.sum().clamp_min(_TINY)
+        usual = torch.einsum("g,gq,gr->qr", counts, self.slab_mean, self.slab_mean)
+        spread = spread - usual / counts.sum().clamp_min(_TINY)
         eye = torch.eye(keep, dtype=torch.float64)
-        floor = 1e-3 * spread.diagonal().abs().mean() + 1e-6
+        floor = _FLOOR * spread.diagonal().abs().mean() + _TINY
         self.slab_cov = (spread + spread.T) / 2 + floor * eye
         values, vectors = torch.linalg.eigh(self.slab_cov)
         self.slab_cov = (vectors * values.clamp_min(float(floor))) @ vectors.T
@@ -255,16 +272,16 @@ class FeatureGenerator:
         shapes = self.shapes.values(self.grid)  # (m, S)
         norm = shapes.square().sum(0)
         height = (mean @ self.basis.T) @ shapes / norm  # (Q, g, S)
-        best = (height.square() * norm + 1e-12 * self.shapes.log_prior.exp()).argmax(-1)
+        best = (height.square() * norm + _EVEN * self.shapes.log_prior.exp()).argmax(-1)
         effect = torch.einsum("q,ngqr,r->ng", self.basis[-1], cov, self.basis[-1]).clamp_min(0.0).sqrt()
         # a drug that was never measured shares the uncertainty of the midpoints that were
         return Interventions(
             target_probs=self._everywhere(probs, 0.0),
             emax=self._everywhere(height.gather(-1, best[..., None])[..., 0], 0.0),
-            emax_sd=self._everywhere(effect / shapes[-1][best].clamp_min(0.05), 0.0),
+            emax_sd=self._everywhere(effect / shapes[-1][best].clamp_min(_MIN_SHARE), 0.0),
             log_ec50=self._everywhere(self.shapes.log_ec50[best], float(self.shapes.log_ec50.mean())),
             log_ec50_sd=self._everywhere(self.midpoint_sd.expand_as(probs), float(self.midpoint_sd)),
-            hill=self._everywhere(self.shapes.hill[best], 1.5),
+            hill=self._everywhere(self.shapes.hill[best], _USUAL_EXPONENT),
         )
 
     def _everywhere(self, value: Tensor, default: float) -> Tensor:
@@ -277,8 +294,8 @@ class FeatureGenerator:
 def _usual(counts: Tensor, outputs: Tensor, n_drugs: int) -> tuple[Tensor, Tensor]:
     """Probability that a gene is a target of any drug, and the mean effect if so, from sums over drugs (..., g) and (..., g, q)."""
     pooled = counts.mean(-1, keepdim=True) / max(1, n_drugs)
-    probs = ((counts.clamp_min(0) + 10 * pooled) / (n_drugs + 10)).clamp(1e-4, 0.9)
-    return probs, outputs / (counts.clamp_min(0) + 2)[..., None]
+    probs = ((counts.clamp_min(0) + _PSEUDO_DRUGS * pooled) / (n_drugs + _PSEUDO_DRUGS)).clamp(*_PROB_LIMITS)
+    return probs, outputs / (counts.clamp_min(0) + _PSEUDO_TARGETS)[..., None]
 
 
 def _precisions(errors: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -302,6 +319,6 @@ def _square_distances(a: Tensor, b: Tensor) -> Tensor:
 def _shrunk_covariance(rows: Tensor) -> Tensor:
     """Covariance about zero, a fifth of its off-diagonal removed, or more where outputs outnumber drugs."""
     n, p = rows.shape
-    shrink = min(0.9, max(0.2, 0.3 * p / (p + n)))
+    shrink = min(_MOST_SHRUNK, max(_LEAST_SHRUNK, _SHRUNK * p / (p + n)))
     cov = rows.T @ rows / n
-    return (1 - shrink) * cov + torch.diag(shrink * cov.diagonal() + 1e-6 + 1e-3 * cov.diagonal().mean())
+    return (1 - shrink) * cov + torch.diag(shrink * cov.diagonal() + _TINY + _FLOOR * cov.diagonal().mean())

@@ -10,7 +10,8 @@ from torch import Tensor
 from scgim.interventions._curves import hill_curve, interpolation
 
 _UNLIMITED = 50.0  # log dosage that nobody gives
-_MAX_GROWTH = 2.0  # of effects beyond the measured doses
+_MAX_GROWTH = 2.0  # of effects beyond the measured doses: twice, as from half to all of a curve; convention
+_TINY = 1e-9  # probabilities must not be 0 or 1
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Interventions:
         genes = torch.nonzero((self.target_probs > 0).any(0))[:, 0]
         shape = (*shape[:2], len(genes))
         targets[..., genes] = _stratified(shape, rng).to(self.emax) < self.target_probs[:, None, genes]
-        noise[..., genes] = torch.special.ndtri(_stratified(shape, rng).clamp(1e-9, 1 - 1e-9)).to(self.emax)
+        noise[..., genes] = torch.special.ndtri(_stratified(shape, rng).clamp(_TINY, 1 - _TINY)).to(self.emax)
         effects = targets * (self.emax[:, None] + self.emax_sd[:, None] * noise) * self.curve(log_dosage)[:, None]
         return effects + self.background_at(log_dosage)[:, None], targets
 

@@ -24,11 +24,14 @@ if TYPE_CHECKING:
     from scgim._priors import ShiftPrior
     from scgim.interventions._curves import CurveGrid
 
-_MIN_DRUGS = 8  # fewer have too little to say of each other
-_MAX_ROUNDS = 3
-_MAX_TARGETS = 12.0  # a drug; of more, sets are too many to go through, and effects are dense rather than sparse
-_SURPRISE = 0.1  # share of the prior that features do not touch: a drug may be unlike all others
-_MIN_GAIN = 2.0  # nats that features must bring
+_MIN_DRUGS = 8  # fewer have too little to say of each other: convention
+_MAX_ROUNDS = 3  # each costs a fit of the generator: convention, for time
+# A drug; of more, sets are too many to go through, and effects are dense rather than sparse: convention.
+_MAX_TARGETS = 12.0
+_SURPRISE = 0.1  # share of the prior that features do not touch: a drug may be unlike all others: convention
+_MIN_GAIN = 2.0  # nats that features must bring: a factor of seven; convention
+_USUAL_LIMITS = (1e-4, 0.3)  # of the mean probability of a target, as of the fitted prior
+_LIMITS = (1e-5, 1 - 1e-2)  # of what features may say beforehand: cells can overrule them either way
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,9 @@ def estimate_jointly(screen: Screen, prior: ShiftPrior) -> Estimate:
 def informed_prior(screen: Screen, found: Estimate, given: ShiftPrior) -> ShiftPrior:
     """Prior of each drug's targets from the features of the others; what is known beforehand stays."""
     generator = FeatureGenerator(screen.features, found.interventions, screen.curves, screen.log_dosages)
-    usual = float(found.interventions.target_probs.mean().clamp(1e-4, 0.3))
+    usual = float(found.interventions.target_probs.mean().clamp(*_USUAL_LIMITS))
     probs = (1 - _SURPRISE) * generator.left_out().target_probs + _SURPRISE * usual
-    odds = torch.logit(probs.clamp(1e-5, 1 - 1e-2))
+    odds = torch.logit(probs.clamp(*_LIMITS))
     if given.known is not None:
         odds = torch.where(given.known.isnan(), odds, given.known)
     return replace(found.prior, known=odds)

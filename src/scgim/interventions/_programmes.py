@@ -15,6 +15,8 @@ import math
 import torch
 from torch import Tensor
 
+_TINY, _RIDGE = 1e-12, 1e-6  # guards: of a quotient, and of scores that are all zero
+
 
 def initial_loadings(shift: Tensor, variance: Tensor, n_programmes: int) -> Tensor:
     """Leading patterns over contexts of the displacements (K, d) in units of each gene's noise, shape (K, r)."""
@@ -28,7 +30,7 @@ def effective_genes(shift: Tensor, noise: Tensor, loadings: Tensor) -> float:
     """Number of genes that share the weakest programme, as a participation ratio of what it explains."""
     scores, _ = _gene_scores(shift, noise, loadings)
     explained = torch.einsum("kq,jq,kj->qj", loadings.square(), scores.square(), 1 / noise)
-    return float((explained.sum(1).square() / explained.square().sum(1).clamp_min(1e-12)).min())
+    return float((explained.sum(1).square() / explained.square().sum(1).clamp_min(_TINY)).min())
 
 
 def update_loadings(shift: Tensor, noise: Tensor, loadings: Tensor) -> Tensor:
@@ -36,7 +38,7 @@ def update_loadings(shift: Tensor, noise: Tensor, loadings: Tensor) -> Tensor:
     mean, cov = _gene_scores(shift, noise, loadings)  # (d, r), (d, r, r)
     second = cov + mean[:, :, None] * mean[:, None, :]
     precision = torch.einsum("kj,jqr->kqr", 1 / noise, second)
-    precision = precision + 1e-6 * torch.eye(loadings.shape[1], dtype=shift.dtype)
+    precision = precision + _RIDGE * torch.eye(loadings.shape[1], dtype=shift.dtype)
     return torch.linalg.solve(precision, torch.einsum("kj,jq->kq", shift / noise, mean)[..., None])[..., 0]
 
 

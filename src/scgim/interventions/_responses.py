@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from scgim.interventions._generator import DrugKernel
 
 _LEVEL, _COMMON, _COMMON_LENGTH = 1e3, 10.0, 1.0  # variances in units of the noise: what is common is hardly shrunk
+# What settings are chosen from, by leaving drugs or contexts out, in coarse steps: conventions, for time.
 _CHOICES = {
     "length": (1.0, 2.0, 4.0, math.inf),  # in e-folds of dose
     "variance": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
@@ -35,8 +36,10 @@ _CHOICES = {
     "width": (0.0, 0.3, 1.0, 3.0),  # 0: the linear kernel
 }
 _MAX_CONTEXTS = 600  # more do not change what is chosen
-_MAX_FITTED = 4000
-_N_SWEEPS = 2
+_MAX_FITTED = 4000  # the kernel is contexts by contexts: for time and memory
+_N_SWEEPS = 2  # over the settings, one after the other: convention, for time
+_FIRST_FEATURES = 0.6  # share that the choice starts from where there are features: the middle of the choices
+_TINY = 1e-12  # guard of a quotient
 
 
 @dataclass(frozen=True)
@@ -116,8 +119,8 @@ def _feature_kernel(a: Tensor, b: Tensor, kernel: DrugKernel, width: float) -> T
     """Linear or radial kernel of standardised features; drugs beyond the measured ones are drawn back to their distance."""
     if width:
         return torch.exp(-torch.cdist(a, b).square() / (width * kernel.median))
-    furthest = kernel.features.norm(dim=1).max().clamp_min(1e-12)
-    a, b = (x * (furthest / x.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0) for x in (a, b))
+    furthest = kernel.features.norm(dim=1).max().clamp_min(_TINY)
+    a, b = (x * (furthest / x.norm(dim=1, keepdim=True).clamp_min(_TINY)).clamp_max(1.0) for x in (a, b))
     return a @ b.T / a.shape[1]
 
 
@@ -157,7 +160,7 @@ def choose_settings(
     use_features = features and kernel is not None
     if use_features:
         names += ["features", "width"]
-    best = Settings(features=0.6 if use_features else 0.0)
+    best = Settings(features=_FIRST_FEATURES if use_features else 0.0)
     total = _memoised(lambda s: float(loss(left_out(responses, contexts, kernel, s, by), rows).sum()))
     for _ in range(_N_SWEEPS):
         for name in names:

@@ -25,11 +25,14 @@ if TYPE_CHECKING:
 NO_PRECISION = 1e-6  # of contexts of which nothing is known
 # Three doses that are left determine a curve of three numbers; judged on fewer, curves look worse than they are.
 _MIN_DOSES = 4
-_USUAL = 10.0  # times the median variance of an error is what a context may have and weigh as others
-_MIN_DRUGS = 4  # fewer tell nothing of how a drug differs from others
-_CLEAR = 3.0  # standard errors: a gain without doubt
-_SHARES = torch.linspace(0.0, 1.0, 11, dtype=torch.float64)
-_LEEWAY = 1.0  # effects that features predict well may lie beyond those measured, by at most this share of their range
+_USUAL = 10.0  # times the median variance of an error is what a context may have and weigh as others: convention
+_MIN_DRUGS = 4  # fewer tell nothing of how a drug differs from others: convention
+_CLEAR = 3.0  # standard errors: a gain without doubt: convention
+_SHARES = torch.linspace(0.0, 1.0, 11, dtype=torch.float64)  # in tenths; the loss is a parabola, flat at its minimum
+# Effects that features predict well may lie beyond those measured, by at most this share of their range: convention.
+_LEEWAY = 1.0
+_MIN_SPREAD, _TINY = 1e-6, 1e-12  # guards: of changes that are all noise, and of quotients
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class Responses:
     @cached_property
     def weight(self) -> Tensor:
         """Weight of each of these by its error, between 0 and 1, (K, d)."""
-        spread = _spread(self.totals, self.error).clamp_min(1e-6)
+        spread = _spread(self.totals, self.error).clamp_min(_MIN_SPREAD)
         return spread / (spread + self.error)
 
     def loss(self, predicted: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
@@ -135,7 +138,7 @@ class Responses:
 
 def _kept(difference: Tensor, error: Tensor) -> Tensor:
     """How much of a difference is left when it is shrunk by the variance of its error."""
-    return (1 - error / difference.square().clamp_min(1e-12)).clamp_min(0.0)
+    return (1 - error / difference.square().clamp_min(_TINY)).clamp_min(0.0)
 
 
 def _spread(values: Tensor, error: Tensor) -> Tensor:
@@ -152,7 +155,7 @@ def trust(gain: Tensor, group: Tensor) -> float:
     if len(by_drug) < _MIN_DRUGS:
         return 0.0
     error = by_drug.std() / len(by_drug) ** 0.5
-    ratio = float(by_drug.mean() / error.clamp_min(1e-12))
+    ratio = float(by_drug.mean() / error.clamp_min(_TINY))
     return min(1.0, (1 - ratio**-2) / (1 - _CLEAR**-2)) if ratio > 1 else 0.0
 
 
@@ -194,7 +197,7 @@ class DrugGenerator:
         sparse = self.left_out.rows(group).direct(responses.log_dosage) @ responses.carry
         self.of_sparse, self.of_dense = _shares(mean, sparse, dense, responses)
         best = mean + self.of_sparse * (sparse - mean) + self.of_dense * (dense - mean)
-        self.error = responses.loss(best).mean() / responses.loss(0 * best).mean().clamp_min(1e-12)
+        self.error = responses.loss(best).mean() / responses.loss(0 * best).mean().clamp_min(_TINY)
         self.fitted = interventions.rows(group).mean(responses.log_dosage)
         self.mean, self.dense = (
             ResponseSurface(responses.effects, contexts, kernel, settings) for settings in (plain, featured)
@@ -233,7 +236,7 @@ def _shares(mean: Tensor, sparse: Tensor, dense: Tensor, responses: Responses) -
         (float(s), float(t)): responses.loss(mean + s * (sparse - mean) + t * (dense - mean))
         for s in _SHARES
         for t in _SHARES
-        if s + t <= 1 + 1e-9
+        if s + t <= 1 + _ROUNDING
     }
     best = min(loss, key=lambda c: float(loss[c].sum()))
     for corner in sorted([(1.0, 0.0), (0.0, 1.0)], key=lambda c: float(loss[c].sum())):

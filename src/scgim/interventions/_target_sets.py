@@ -16,10 +16,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_MAX_TARGETS = 40
-_N_KEPT = 30
-_NEGLIGIBLE = 8.0  # log weight below that of the best set
+_MAX_TARGETS = 40  # of a drug; sets as large are not sparse; the search ends sooner where larger sets weigh nothing
+_N_KEPT = 30  # sets of each size: convention, for time
+_NEGLIGIBLE = 8.0  # log weight below that of the best set, 0.0003 of it
 _NO_WEIGHT = -1e9  # of a set that is there twice; finite, so that none of its genes is taken for a further one
+_HASHES = 2**62  # numbers of 64 bits whose sums tell sets apart
+_TINY = 1e-300  # of a gene that is in no set, whose effect is zero over zero
 
 
 class TargetAverages(NamedTuple):
@@ -215,7 +217,7 @@ def _likeliest(members: Tensor, log_weight: Tensor, gain: Tensor) -> tuple[Tenso
 
 def _set_labels(members: Tensor, g: int) -> Tensor:
     """A number for each set that does not depend on the order of its members: a sum of random 64-bit numbers of the genes."""
-    numbers = torch.randint(-(2**62), 2**62, (g,), generator=torch.Generator().manual_seed(0))
+    numbers = torch.randint(-_HASHES, _HASHES, (g,), generator=torch.Generator().manual_seed(0))
     return numbers[members].sum(-1)
 
 
@@ -241,7 +243,7 @@ class _Sums:
             sums[drugs] = shrink * sums[drugs] + value.sum(1)
 
     def averages(self) -> TargetAverages:
-        share = self.probs.clamp_min(1e-300)
+        share = self.probs.clamp_min(_TINY)
         effect = self.effect / share[:, None]
         cov = self.square / share[:, None, None] - effect[:, :, None] * effect[:, None]
         probs = (self.probs / self.weight[:, None]).clamp_max(1.0)

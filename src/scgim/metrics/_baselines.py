@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
     from sklearn.base import BaseEstimator
 
+# What the baselines choose from, by cross-validation; wide enough to hold the best of most screens. Conventions.
 _ALPHAS = np.logspace(-4, 3, 11)
 _KERNEL_ALPHAS = np.logspace(-3, 2, 6)
 _KERNEL_WIDTHS = np.array([0.01, 0.03, 0.1, 0.5])
 _N_FOLDS = 5
-_DECADE = 10.0
-_N_TREES = 200
+_DECADE = 10.0  # of doses, from which their logarithm is taken: convention
+_N_TREES = 200  # convention; more only steady the mean
+_TINY = 1e-12  # so that a dose of zero has a logarithm
 
 
 @dataclass
@@ -41,7 +43,7 @@ class Contexts:
 
 
 def _log_dose(dosage: np.ndarray) -> np.ndarray:
-    return np.log(np.maximum(dosage, 1e-12))
+    return np.log(np.maximum(dosage, _TINY))
 
 
 def control(train: Contexts, test: Contexts) -> np.ndarray:

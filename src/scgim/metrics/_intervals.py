@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-_N_DRAWS = 2000
+_N_DRAWS = 2000  # of a bootstrap, the usual number for percentiles of 95 %
 
 
 def mean_limits(scores: pd.DataFrame, drugs: pd.Series, *, level: float, seed: int) -> pd.Series:

@@ -12,8 +12,8 @@ from scgim.metrics._scale import ControlScale, as_matrix, dense, subsample
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_BLOCK_VALUES = 2**22
-_CONSTANT = 1e-9
+_BLOCK_VALUES = 2**22  # distances at a time, 32 MB: for memory, results do not depend on it
+_CONSTANT = 1e-9  # spread below which values are constant, but for rounding
 
 
 def _cells(observed: Any, predicted: Any) -> tuple[np.ndarray, np.ndarray]:

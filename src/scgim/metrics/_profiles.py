@@ -11,7 +11,7 @@ from scipy.spatial.distance import cdist
 from scgim.metrics._prediction import r2_scores
 
 # Distances are computed with rounding errors; a tie is one up to these.
-_TIE = 1e-9
+_TIE = 1e-9  # distances that differ by less are equal, but for rounding
 
 
 def _profiles(observed: Any, predicted: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from scipy import sparse
 
 from scgim._validation import iterate_blocks
 
-_MIN_SD = 1e-8
+_MIN_SD = 1e-8  # below it a gene is constant, but for rounding, and keeps its scale
 
 
 def as_matrix(cells: Any, name: str) -> Any:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from scgim.metrics._scale import ControlScale
 
 CONTEXT = ["perturbation", "dosage"]
+_SAME_DOSE = 1e-4  # relative; doses that went through files are rounded
 
 
 class Keys(NamedTuple):
@@ -139,7 +140,7 @@ def predicted_cells(predicted: AnnData, table: pd.DataFrame, keys: Keys, name: s
     if keys.dosage is not None:
         dosage = keys.dosage if keys.dosage in obs else REGISTRY.DOSAGE
         check_key(dosage, obs.columns, where=where, argument="dosage_key")
-        same_dose = np.isclose(obs[dosage].to_numpy(dtype=float), table["dosage"].to_numpy()[:, None], rtol=1e-4)
+        same_dose = np.isclose(obs[dosage].to_numpy(dtype=float), table["dosage"].to_numpy()[:, None], rtol=_SAME_DOSE)
     rows = [np.flatnonzero(same) for same in same_drug & same_dose]
     few = np.array([len(cells) < 2 for cells in rows])
     if few.any():

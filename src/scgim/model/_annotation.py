@@ -19,7 +19,7 @@ from scgim.predict._totals import total_effects
 if TYPE_CHECKING:
     from anndata import AnnData
 
-_MAX_FEATURES = 4096  # beyond this their importance is not stored
+_MAX_FEATURES = 4096  # beyond this their importance, features x genes, is not stored: for the size of files
 
 
 class AnnotationMixin(ScreenModel):

@@ -38,7 +38,7 @@ from scgim.model._training import TrainingMixin
 from scgim.model._whatif import WhatIfMixin
 from scgim.module import GIMModule
 from scgim.nn._likelihood import LIKELIHOODS
-from scgim.nn._mechanism import MECHANISMS
+from scgim.nn._mechanism import MECHANISMS, N_HIDDEN
 from scgim.predict._covariates import CovariateDesign, as_list, check_columns
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class GIM(TrainingMixin, SavingMixin, PredictionMixin, ResultsMixin, AnnotationM
         likelihood: str = "nb",
         intervention: str = "shift",
         measurement: str = "direct",
-        n_hidden: int = 8,
+        n_hidden: int = N_HIDDEN,
         target_prior: pd.DataFrame | None = None,
         network_prior: pd.DataFrame | None = None,
     ):

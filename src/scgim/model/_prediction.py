@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
-_NEGLIGIBLY_BEYOND = 0.01  # of the range
+_NEGLIGIBLY_BEYOND = 0.01  # of the range of a covariate or value, without a warning: convention
 
 
 class PredictionMixin(ScreenModel):

@@ -35,9 +35,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Convention: a validation set that is large enough to see the fit stop improving; minibatches that a processor works through at ease.
 _TRAIN_SIZE, _BATCH_SIZE = 0.95, 1024
-_MAX_CONTROL_POOL = 5000
+_MAX_CONTROL_POOL = 5000  # control cells whose depth and covariates are drawn from, kept in the model: for memory
 _FIRST_BATCH = 4096  # cells in a pass without gradients, or as many as the minibatches of the fit hold
+# Without progress, a third of the epochs and at least this many stop the fit: convention.
+_PATIENCE, _MIN_PATIENCE = 3, 10
 
 
 @contextmanager
@@ -269,7 +272,7 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
 
     def _descend(self, course: Course, arguments: dict, epochs: int, lr: float, *, early_stopping: bool) -> Trainer:
         """Gradient descent on the graph as it stands, to the end or from a checkpoint (:class:`scgim.fit._fit.Descend`)."""
-        stop = {"early_stopping_patience": max(10, epochs // 3)} if early_stopping else {}
+        stop = {"early_stopping_patience": max(_MIN_PATIENCE, epochs // _PATIENCE)} if early_stopping else {}
         validate = {"check_val_every_n_epoch": 1 if len(course.indices[1]) else None}
         # scvi-tools and Lightning write to some of these
         own: dict[str, Any] = {

@@ -29,6 +29,13 @@ if TYPE_CHECKING:
     from scgim.interventions._curves import CurveGrid
     from scgim.interventions._interventions import Interventions
 
+# Standard normal cells that slopes are averaged over; those of linear mechanisms are the same everywhere.
+_N_SLOPES = 512
+# Prior of the log inverse dispersion: from Poisson to an overdispersion of 7, within two standard deviations. The log
+# precision of standardised values has the same. Convention.
+_LOG_SCALE, _LOG_SCALE_SD = 2.0, 2.0
+_MIN_MEAN = 1e-6  # of a gene that is set to nothing, so that it has a logarithm
+
 
 class GIMModule(PyroBaseModuleClass):
     r"""Generative intervention model of counts (GIM paper, section 3).
@@ -80,7 +87,7 @@ class GIMModule(PyroBaseModuleClass):
         self.mechanism = make_mechanism(mechanism, n_genes, n_hidden)
         self.intercept = nn.Parameter(torch.zeros(n_genes))
         self.covariate_effect = nn.Parameter(torch.zeros(n_covariates, n_genes))
-        self.log_scale = nn.Parameter(torch.full((n_genes,), 2.0))
+        self.log_scale = nn.Parameter(torch.full((n_genes,), _LOG_SCALE))
         self.shift = nn.Parameter(torch.zeros(n_contexts, n_genes))
         self.target_logits = nn.Parameter(torch.zeros(n_groups, n_genes), requires_grad=intervention == "hard")
         self.register_buffer("centre", torch.zeros(n_genes))
@@ -124,7 +131,7 @@ class GIMModule(PyroBaseModuleClass):
     @torch.no_grad()
     def mean_slopes(self) -> Tensor:
         """Change of each gene's predictor for one control standard deviation of a parent, on average, shape (d, d); on the CPU."""
-        h = torch.randn(512, len(self.centre), generator=torch.Generator().manual_seed(0))
+        h = torch.randn(_N_SLOPES, len(self.centre), generator=torch.Generator().manual_seed(0))
         return self.mechanism.slopes(h.to(self.device)).double().cpu()
 
     @torch.no_grad()
@@ -191,7 +198,7 @@ class GIMModule(PyroBaseModuleClass):
         _, slab, spike = self.knowledge.prior.float()
         priors: dict[str, TorchDistribution] = {
             "intercept": dist.Normal(self.intercept_loc, 1.0).to_event(1),
-            "log_scale": dist.Normal(zero + 2.0, 2.0).expand(self.log_scale.shape).to_event(1),
+            "log_scale": dist.Normal(zero + _LOG_SCALE, _LOG_SCALE_SD).expand(self.log_scale.shape).to_event(1),
             "shift": SpikeAndSlab(
                 self.group,
                 self.shift.shape[1],
@@ -298,7 +305,7 @@ class GIMModule(PyroBaseModuleClass):
             x[:, genes], mean[:, genes] = value, m
             features = parent_features(value, log_size, self.likelihood)
             if self.measurement == "latent":
-                features = torch.log(m.clamp_min(1e-6)) - log_size if fixed else hidden
+                features = torch.log(m.clamp_min(_MIN_MEAN)) - log_size if fixed else hidden
             h[:, genes] = (features - self.centre[genes]) / self.spread[genes]
         return x, mean
 

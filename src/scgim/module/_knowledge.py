@@ -12,6 +12,8 @@ from scgim.interventions._curves import NO_DOSE, CurveGrid, dose_grid
 from scgim.interventions._interventions import DIRECT_FIELDS, Interventions
 from scgim.interventions._stacking import NO_PRECISION, Responses
 
+_UNFITTED_PRIOR = (0.05, 1.0, 1e-3)  # until the search has fitted it, so that it enters nothing
+
 
 class Knowledge(nn.Module):
     """Buffers for K contexts, U perturbations and d genes; what is read from them is on the CPU.
@@ -33,7 +35,7 @@ class Knowledge(nn.Module):
         self.register_buffer("group", group)
         self.register_buffer("log_dosage", torch.zeros(k).double() if log_dosage is None else log_dosage)
         # prior of the direct effects: probability of a target, variances of slab and spike
-        self.register_buffer("prior", torch.tensor([0.05, 1.0, 1e-3], dtype=torch.float64))
+        self.register_buffer("prior", torch.tensor(_UNFITTED_PRIOR, dtype=torch.float64))
         # what is given beforehand: log odds of targets, where anything is known, and of edges
         self.register_buffer("target_log_odds", torch.zeros(u, d, dtype=torch.float64))
         self.register_buffer("target_is_known", torch.zeros(u, d, dtype=torch.bool))

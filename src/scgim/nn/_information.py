@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_TINY = 1e-12  # guard of a quotient
+
 
 @dataclass(frozen=True)
 class FitInformation:
@@ -36,7 +38,7 @@ class FitInformation:
         `shift_precision` (K, d) is the prior precision of the direct effects: where it is large, means of contexts tell
         of the weights as well.
         """
-        weight = 1 / (self.information + shift_precision).clamp_min(1e-12)
+        weight = 1 / (self.information + shift_precision).clamp_min(_TINY)
         lost = torch.einsum("kjp,kj,kjq->jpq", self.cross_information, weight, self.cross_information)
         return torch.linalg.pinv(self.edge_information - lost, hermitian=True)
 

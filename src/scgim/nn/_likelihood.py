@@ -13,10 +13,14 @@ if TYPE_CHECKING:
     from pyro.distributions.torch_distribution import TorchDistribution
 
 LIKELIHOODS = ("nb", "poisson", "normal")
-MIN_LOG_MEAN, MAX_LOG_MEAN = -15.0, 14.0  # exp(14) is a million counts; beyond it float32 loses the likelihood
+# exp(14) is a million counts; beyond it float32 loses the likelihood. exp(-15) is one count in three million cells.
+MIN_LOG_MEAN, MAX_LOG_MEAN = -15.0, 14.0
 _ONE_AT_A_TIME = threading.Lock()
 
+# Rate from which the expansion is taken: there it is off by a count in one draw of a hundred, and less often above. And
+# a count that smaller rates do not reach: 150 is 22 standard deviations beyond a mean of 30.
 _LARGE_RATE, _MAX_SMALL_COUNT = 30.0, 150
+_TINY = 1e-12  # uniform numbers must not be 0 or 1
 
 
 def parent_features(x: Tensor, log_size: Tensor, likelihood: str) -> Tensor:
@@ -89,7 +93,7 @@ def poisson_quantile(rate: Tensor, uniform: Tensor) -> Tensor:
         count += below
         term = term * small / k
         reached += term
-    z = torch.special.ndtri(uniform.clamp(1e-12, 1 - 1e-12))
+    z = torch.special.ndtri(uniform.clamp(_TINY, 1 - _TINY))
     large = torch.round(rate.double() + rate.double().sqrt() * z + (z.square() - 1) / 6).clamp_min(0.0)
     return torch.where(rate < _LARGE_RATE, count, large).to(rate)
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MECHANISMS = ("linear", "mlp")
+# Units a gene: convention; others are in the tables `sensitivity-gnw` and `-nonlinear` of docs/benchmarks.md.
+N_HIDDEN = 8
 
 
 class LinearMechanism(nn.Module):
@@ -63,7 +65,7 @@ class MLPMechanism(nn.Module):
 
     is_linear = False
 
-    def __init__(self, n_genes: int, n_hidden: int = 8):
+    def __init__(self, n_genes: int, n_hidden: int = N_HIDDEN):
         super().__init__()
         self.linear = LinearMechanism(n_genes)
         self.n_hidden = n_hidden

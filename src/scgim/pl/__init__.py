@@ -1,4 +1,7 @@
-"""Plots of stored results, in the conventions of scanpy; none of them needs a model or torch."""
+"""Plots of stored results, in the conventions of scanpy; none of them needs a model or torch.
+
+Bare numbers in the code of plots are sizes, in inches, points, characters or shares of an axis, chosen by eye.
+"""
 
 from __future__ import annotations
 

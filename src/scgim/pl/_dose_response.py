@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
-# smallest half height of a panel: noise around zero is not to look like an effect
+# smallest half height of a panel, in the units of effects: noise around zero is not to look like an effect; by eye
 LEAST_EFFECT, LEAST_SHIFT = 0.25, 0.25
 # so many curves can be told apart, each with a colour and a dash of its own
 DASHES = ("-", "--", ":", "-.")

@@ -15,8 +15,8 @@ from scgim.pp._report import FAIL, Row, Screen, row
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_HIGH = 0.5  # Cramer's V
-_TOLERANCE = 1e-6
+_HIGH = 0.5  # Cramer's V that is called large: Cohen's convention
+_TOLERANCE = 1e-6  # of eigenvalues, relative to the largest, and of what they move: rounding
 
 
 def cramers_v(table: np.ndarray) -> float:

@@ -22,6 +22,10 @@ from scgim._validation import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_LEVEL = 0.05  # of the false discovery rate: convention
+_MIN_CONTROLS = 10  # of a batch, for a variance of its own: convention
+_ROUNDING, _TINY = 1e-12, 1e-300  # relative error of a sum of squares, and a guard where that is zero
+
 
 def select_genes(
     adata: AnnData,
@@ -87,7 +91,7 @@ def select_genes(
     variance = _control_variance(X[is_control], batch[is_control])
     n_cells = np.asarray((X > 0).sum(axis=0)).ravel()
     p_adj = stats.false_discovery_control(p)
-    response = np.where(p_adj < 0.05, f, -np.inf)
+    response = np.where(p_adj < _LEVEL, f, -np.inf)
     chosen = _merge(response, variance, n_cells >= min_cells, adata.var_names.isin(keep), n_genes)
     adata.var["response_f"] = f
     adata.var["response_pval_adj"] = p_adj
@@ -142,7 +146,7 @@ def _response(log_expr: sparse.csr_matrix, context: np.ndarray, batch: np.ndarra
     if df_between == 0 or df_within == 0:
         raise ValueError("No batch has two contexts with several cells, so that no response can be told from batches.")
     # Rounding leaves a constant gene with a tiny residue of either sign: it has no response.
-    floor = 1e-12 * np.maximum(explained, 1e-300)
+    floor = _ROUNDING * np.maximum(explained, _TINY)
     f = np.where(within > floor, (between / df_between) / (np.maximum(within, floor) / df_within), 0.0)
     return np.maximum(f, 0.0), stats.f.sf(np.maximum(f, 0.0), df_between, df_within)
 
@@ -152,7 +156,7 @@ def _control_variance(X: sparse.csr_matrix, batch: np.ndarray) -> np.ndarray:
     obs = pd.DataFrame({"batch": pd.Categorical(batch.astype(str))}, index=np.arange(len(batch)).astype(str))
     controls = AnnData(X, obs=obs)
     # A variance needs cells: batches with hardly any control are pooled with the others.
-    enough = obs["batch"].value_counts().min() >= 10
+    enough = obs["batch"].value_counts().min() >= _MIN_CONTROLS
     sc.experimental.pp.highly_variable_genes(
         controls, n_top_genes=X.shape[1], batch_key="batch" if enough else None, check_values=False
     )

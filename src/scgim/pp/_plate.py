@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _WELL = re.compile(r"\s*([A-Z]|A[A-F])0*([1-9]|[1-3][0-9]|4[0-8])\s*", re.IGNORECASE)  # up to 1536 wells
-_MAX_LEVELS = 48
+_MAX_LEVELS = 48  # columns of a plate of 1536 wells
 _WELL_NAMES = ("well", "well_id", "well_position", "rna_well", "det_well")
 _AXIS_NAMES = {
     "row": ("plate_row", "well_row", "row"),

@@ -32,8 +32,16 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+# What a screen is told about. Conventions, most of them explained in the advice that goes with them.
 _MANY_COUNTS = 500  # of an observation that may be a well
 _LARGEST_LOG = 50  # larger values are not logarithms of expression
+_MAX_REPLICATES, _ALIKE = 4, 0.5  # wells a context on a plate, and the share of contexts that have the same number
+_LOW_DEPTH = 0.5  # of the controls' counts
+_SOME_ZEROS = 0.01  # share of zeros that logarithms of intensities do not have
+_MIN_CONTROLS = {True: 32, False: 100}  # of a plate or not: means of controls to 0.18 and 0.1 standard deviations
+_MIN_CONTEXT = {True: 3, False: 20}  # observations of a drug and dose
+_MIN_DOSES = 3  # a curve has three numbers
+_MIN_DRUGS = 10  # for features to say something of others
 
 
 def check_screen(
@@ -143,7 +151,7 @@ def _is_plate(screen: Screen) -> bool:
         context.append(obs[screen.dosage_key])
     sizes = pd.concat(context, axis=1)[~screen.is_control].value_counts()
     usual = sizes.mode().min()
-    if not (usual <= 4 and (sizes == usual).mean() >= 0.5):
+    if not (usual <= _MAX_REPLICATES and (sizes == usual).mean() >= _ALIKE):
         return False
     if find_position(obs):
         return True
@@ -181,7 +189,7 @@ def _values(screen: Screen) -> Iterator[Row]:
     yield nonempty
     totals = pd.Series(counts).groupby(screen.labels, observed=True).median()
     ratio = totals / totals[screen.control]
-    poor = ratio.index[ratio < 0.5]
+    poor = ratio.index[ratio < _LOW_DEPTH]
     advice = f"{quote_some(poor)} have less than half: dying cells or few reads. Look at them before trusting effects."
     yield row("depth", f"{ratio.min():.2f} x control at least", advice if len(poor) else "")
 
@@ -192,7 +200,7 @@ def _continuous(screen: Screen) -> Row:
     least, most = min(block.min() for block in blocks), max(block.max() for block in blocks)
     zeros = 1 - sum(int((block != 0).sum()) for block in blocks) / (screen.adata.n_obs * screen.adata.n_vars)
     advice = "Build the model with `likelihood='normal'`, which size factors do not enter."
-    if least >= 0 and zeros > 0.01:
+    if least >= 0 and zeros > _SOME_ZEROS:
         advice += f" With {zeros:.0%} zeros they look like normalised counts: raw counts, if there are any, say more."
     if most > _LARGEST_LOG:
         advice += " Values this large are not logarithms: take those first."
@@ -201,13 +209,17 @@ def _continuous(screen: Screen) -> Row:
 
 def _observations(screen: Screen) -> Iterator[Row]:
     n, unit = int(screen.is_control.sum()), screen.unit
-    few = "Effects are differences to controls: 100 control cells or more make them stable." if n < 100 else ""
+    few = (
+        "Effects are differences to controls: 100 control cells or more make them stable."
+        if n < _MIN_CONTROLS[False]
+        else ""
+    )
     if screen.is_plate:
         few = (
             f"Effects are differences to controls. The mean of {n} control wells is off by some {n**-0.5:.2f} standard "
             "deviations of a well, in the effects of all drugs alike. Have 32 or more, spread over the plate."
         )
-    yield row(f"control {unit}s", n, few if n < (32 if screen.is_plate else 100) else "")
+    yield row(f"control {unit}s", n, few if n < _MIN_CONTROLS[screen.is_plate] else "")
     counts = pd.Series(screen.labels[~screen.is_control]).value_counts()
     counts = counts[counts > 0]
     single = sorted(counts.index[counts == 1])
@@ -232,11 +244,11 @@ def _doses(screen: Screen) -> Iterator[Row]:
     value = (
         f"{n_doses.min()} to {n_doses.max()} a drug" if n_doses.min() != n_doses.max() else f"{n_doses.min()} a drug"
     )
-    curve = n_doses.min() < 3 and screen.dosage_key is not None
+    curve = n_doses.min() < _MIN_DOSES and screen.dosage_key is not None
     advice = "Fewer than three doses do not fix a dose-response curve: EC50 and slope then come from the prior."
     yield row("doses", value, advice if curve else "")
     sizes = treated.groupby(["drug", "dose"]).size()
-    enough = 3 if screen.is_plate else 20
+    enough = _MIN_CONTEXT[screen.is_plate]
     small = sizes.index[sizes < enough]
     shown = quote_some(f"{drug} at {dose:g}" for drug, dose in small)
     advice = f"{len(small)} of {len(sizes)} contexts have fewer than {enough} {screen.unit}s ({shown}): "
@@ -263,7 +275,7 @@ def _features(screen: Screen) -> Iterator[Row]:
     if frame is None:
         yield checked
         return
-    few = len(frame) < 10
+    few = len(frame) < _MIN_DRUGS
     advice = "With fewer than ten drugs, features say little about drugs that were not measured."
     yield row("features", f"{frame.shape[0]} drugs x {frame.shape[1]}", advice if few else "")
     rank = int(np.linalg.matrix_rank(frame.to_numpy() - frame.to_numpy().mean(axis=0)))

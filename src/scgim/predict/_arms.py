@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from scgim.interventions._doubt import Doubt
     from scgim.interventions._interventions import Interventions
 
+_TINY = 1e-12  # probabilities must not be 1, whose complement has no logarithm
+
 
 @dataclass(frozen=True)
 class Arms:
@@ -96,7 +98,7 @@ class Arms:
     def expected(self) -> tuple[Tensor, Tensor]:
         """Expected effects, and probability that a gene is a target of any of the drugs; both (arms, d)."""
         chosen = self.interventions.rows(self.drug)
-        missed = torch.log1p(-chosen.target_probs.clamp_max(1 - 1e-12))
+        missed = torch.log1p(-chosen.target_probs.clamp_max(1 - _TINY))
         effects, missed = self._sum(chosen.mean(self.log_dosage)), self._sum(missed)
         return effects, -torch.expm1(missed)
 

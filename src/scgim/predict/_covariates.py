@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+_MIN_SPREAD = 1e-8  # below it a covariate is constant, but for rounding, and keeps its scale
+
 
 def as_list(keys: Any) -> Any:
     """Names of columns in a list, whatever they came in; text and None stay as they are, for :func:`check_columns` to look at."""
@@ -94,7 +96,7 @@ def centre_and_scale(design: NDArray, n_continuous: int, controls: NDArray[np.bo
     scale = np.ones(design.shape[1], dtype=np.float32)
     if n_continuous:
         spread = design[:, -n_continuous:].std(0)
-        scale[-n_continuous:] = np.where(spread > 1e-8, spread, 1.0)
+        scale[-n_continuous:] = np.where(spread > _MIN_SPREAD, spread, 1.0)
     return centre, scale
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from scgim.interventions._interventions import Interventions
 
 _COLUMNS = ["gene", "dosage", "effect", "lower", "upper", "target_prob", "emax", "ec50", "hill"]
-_N_DOSES, _BEYOND = 50, np.log(10)  # from a tenth of the smallest dosage to ten times the largest
+_N_DOSES, _BEYOND = 50, np.log(10)  # from a tenth of the smallest dosage to ten times the largest: convention
 
 
 def usual_log_dosages(low: float, high: float) -> NDArray[np.float64]:

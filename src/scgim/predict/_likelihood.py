@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from scgim.module import GIMModule
     from scgim.train import Cells
 
-_BATCH_SIZE = 2048
+_BATCH_SIZE = 2048  # cells at a time: for memory, results do not depend on it
 
 
 def context_effects(

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from scgim.predict._sampler import Sampler
 
 MIN_MEAN = 1e-6  # counts: genes that are never seen have a logarithm all the same
-N_CONTROLS = 2000  # drawn to find the means of controls
+N_CONTROLS = 2000  # drawn to find the means of controls: to 2 % of a standard deviation
+_TINY = 1e-30  # variances of draws must not be zero
 _BLOCK = 500  # arms whose draws are held in memory together
 
 
@@ -120,7 +121,7 @@ def without_sampling_noise(draws: Tensor, noise_var: Tensor) -> Tensor:
         Their variance by the choice of cells, the same shape.
     """
     centre, noise = draws.mean(0), noise_var.mean(0)
-    total = draws.var(0).clamp_min(1e-30)
+    total = draws.var(0).clamp_min(_TINY)
     kept = (1 - noise / total).clamp_min(0.0) + noise / total / len(draws)
     return centre + (draws - centre) * kept.clamp_max(1.0).sqrt()
 

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from scgim.predict._sampler import Sampler
 
 METRICS = ("change", "cosine", "correlation", "distance")
-_MIN_TARGET_PROB = 0.1  # genes less likely are not named as targets
-_N_NAMED = 3
+_MIN_TARGET_PROB = 0.1  # genes less likely are not named as targets: convention
+_N_NAMED = 3  # in a row of the table
+_TINY = 1e-12  # lengths below it have no direction
 
 
 def named_targets(probs: np.ndarray, genes: Sequence[str]) -> list[str]:
@@ -85,7 +86,7 @@ def agreement(effects: Tensor, goal: Tensor, metric: str, *, sized: bool = True)
         effects, goal = effects - effects.mean(-1, keepdim=True), goal - goal.mean()
     size = effects.square().sum(-1).sqrt() * goal.square().sum().sqrt()
     # a drug that does nothing has no direction
-    return torch.where(size > 1e-12, (effects @ goal) / size.clamp_min(1e-12), 0.0)
+    return torch.where(size > _TINY, (effects @ goal) / size.clamp_min(_TINY), 0.0)
 
 
 def _mean_per_size(x: Any, size: np.ndarray) -> np.ndarray:

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from scgim.predict._covariates import ScaledDesign
 
 _CHUNK_VALUES = 8_000_000  # values drawn at a time: with all that is drawn for them, some 300 MB
+_SEEDS = 2**31  # seeds that generators draw for each other
 
 
 def random_generator(seed: int | None) -> torch.Generator:
     """Generator of a seed, or one seeded by torch's global one, so that `scvi.settings.seed` makes it reproducible."""
-    return torch.Generator().manual_seed(int(torch.randint(2**31, ())) if seed is None else seed)
+    return torch.Generator().manual_seed(int(torch.randint(_SEEDS, ())) if seed is None else seed)
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class Sampler:
     ) -> tuple[Tensor, Tensor]:
         """Mean per unit of size factor over n cells of each row of direct effects (rows, d), and its variance, both (rows, d)."""
         cells = self.backdrop(n, rng, covariates)
-        draws = torch.Generator(self.module.device).manual_seed(int(torch.randint(2**31, (), generator=rng)))
+        draws = torch.Generator(self.module.device).manual_seed(int(torch.randint(_SEEDS, (), generator=rng)))
         means, variances = [], []
         for rows in torch.arange(len(shift)).split(self._rows_at_once(n)):
             effects, on = (values[rows].repeat_interleave(n, 0) for values in (shift, targets))
@@ -203,7 +204,7 @@ class Sampler:
         """A generator on the device of the module that goes on from `rng`."""
         if self.module.device.type == "cpu":
             return rng
-        return torch.Generator(self.module.device).manual_seed(int(torch.randint(2**31, (), generator=rng)))
+        return torch.Generator(self.module.device).manual_seed(int(torch.randint(_SEEDS, (), generator=rng)))
 
     def _rows_at_once(self, n: int) -> int:
         return max(1, _CHUNK_VALUES // (n * len(self.genes)))

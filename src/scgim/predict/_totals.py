@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from scgim.predict._sampler import Sampler
 
 _N_VALUES = 3e7  # drawn where nothing is asked for: half a minute
-_N_SAMPLES = (200, 4000)
+_N_SAMPLES = (200, 4000)  # but at least and at most so many cells a drug: conventions
 
 
 def total_effects(

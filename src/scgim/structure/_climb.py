@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from scgim._priors import EDGE_LOG_ODDS
 from scgim.structure._graph import descendants, reachability
 from scgim.structure._score import GeneFit, empirical_prior, fit_genes
 from scgim.structure._screening import score_test
@@ -25,11 +26,16 @@ if TYPE_CHECKING:
     from scgim._priors import ShiftPrior
     from scgim.structure._statistics import ContextStatistics
 
-TOLERANCE = 1e-6
-_BATCH_ELEMENTS = 2_000_000
-_FEW_GENES = 41  # up to this number all are scored as parents of each
-_N_NEAR = 10  # further parents that are scored where genes are more; others have edge probability 0
-_MIN_HELP = -7.0  # an edge that falls shorter has a probability of about 0.001 at most
+TOLERANCE = 1e-6  # nats; what rounding may feign, so that moves do not go round in circles
+_BATCH_ELEMENTS = 2_000_000  # numbers of a batch of regressions, 16 MB: for memory, results do not depend on it
+_ELEMENTS_OF_BASIS = 4  # of a regression, for each context and function: for the size of batches only
+# Up to this number of genes all are scored as parents of each. With more, these many further parents are; others have
+# edge probability 0. Conventions, for time; what they do to results is in the tables `sensitivity-kinetic` and
+# `-nonlinear` of docs/benchmarks.md.
+_FEW_GENES = 41
+_N_NEAR = 10
+_MIN_HELP = -7.0  # an edge that falls shorter has a probability of about 0.001 at most: exp(-7)
+_N_ITERATIONS = 6  # of expectation-maximisation in a regression: convention, for time
 
 Parents = tuple[int, ...]
 
@@ -59,7 +65,7 @@ class HillClimb:
         prior: ShiftPrior,
         *,
         intervention: str = "shift",
-        edge_log_odds: float | NDArray = -2.0,
+        edge_log_odds: float | NDArray = EDGE_LOG_ODDS,
         seed: int = 0,
         on_move: Callable[[float], None] | None = None,
     ):
@@ -73,7 +79,7 @@ class HillClimb:
         self.candidates = self.required.copy()  # parents that were scored at one time or another
         self.random = np.random.default_rng(seed)
         self.n_evaluations = 0
-        self.n_iterations = 6
+        self.n_iterations = _N_ITERATIONS
         self.adjacency = np.zeros((d, d), dtype=bool)
         self._reset()
 
@@ -120,7 +126,7 @@ class HillClimb:
     def _fits(self, pairs: list[tuple[int, Parents]]) -> Iterator[tuple[list[tuple[int, Parents]], GeneFit]]:
         """Fits in batches; their scores are kept."""
         s = self.statistics
-        step = max(1, _BATCH_ELEMENTS // (s.n_contexts * (s.n_basis * 4 + 4)))
+        step = max(1, _BATCH_ELEMENTS // (s.n_contexts * (s.n_basis + 1) * _ELEMENTS_OF_BASIS))
         for start in range(0, len(pairs), step):
             batch = pairs[start : start + step]
             fit = self.fit(batch)

@@ -7,9 +7,13 @@ from torch import Tensor
 
 from scgim.nn._likelihood import MAX_LOG_MEAN, MIN_LOG_MEAN, score_and_information
 
-_N_STEPS = 6
-_MAX_CHANGE = 2.0  # of the log mean of any cell, and half of it of the log inverse dispersion, in a step
-_LOG_SCALE_RANGE = (-4.0, 8.0)
+_N_STEPS = 6  # of Newton's method: convention, for time
+# Of the log mean of any cell, and half of it of the log inverse dispersion, in a step: a factor of seven.
+_MAX_CHANGE = 2.0
+_START = 2.0  # log inverse dispersion, an overdispersion of exp(-2) = 0.14, as the model's prior has it
+_LOG_SCALE_RANGE = (-4.0, 8.0)  # from hardly any information to Poisson
+_HALF_A_COUNT = 0.5  # so that zeros have a logarithm
+_TINY = 1e-6  # the spread of fitted values must not be zero
 _RIDGE = 1e-2  # where there are few different fitted values a parabola is not determined
 
 
@@ -38,11 +42,13 @@ class CountFit:
 
     def log_likelihood(self, fitted: Tensor) -> Tensor:
         """Log-likelihood for fitted values of log1p(x / s), standardised or not, shape (n,)."""
-        z = (fitted - fitted.mean()) / fitted.std().clamp_min(1e-6)
+        z = (fitted - fitted.mean()) / fitted.std().clamp_min(_TINY)
         columns = torch.cat([torch.ones_like(z)[:, None], z[:, None], z.square()[:, None], self.covariates], 1)
         ridge = _RIDGE * torch.eye(columns.shape[1], dtype=z.dtype)
-        weights = torch.linalg.solve(columns.T @ columns + ridge, columns.T @ (torch.log(self.x + 0.5) - self.log_size))
-        log_scale = torch.tensor(2.0, dtype=z.dtype)
+        weights = torch.linalg.solve(
+            columns.T @ columns + ridge, columns.T @ (torch.log(self.x + _HALF_A_COUNT) - self.log_size)
+        )
+        log_scale = torch.tensor(_START, dtype=z.dtype)
         for _ in range(_N_STEPS):
             predictor = columns @ weights
             score, information = score_and_information(self.likelihood, self.x, predictor, self.log_size, log_scale)

@@ -29,13 +29,21 @@ if TYPE_CHECKING:
 
     from scgim._priors import ShiftPrior
 
+# Functions that a regression may use, of parents in control standard deviations. Their number and form are conventions:
+# they need only span smooth functions, since the widths of their priors are fitted. Other choices are in the tables
+# `sensitivity-gnw` and `-nonlinear` of docs/benchmarks.md.
 _N_UNITS = 64
 _STEPS = ((1.0, 0.0), (1.0, 1.5), (1.0, -1.5), (2.0, 0.75), (2.0, -0.75))  # slope and place of functions of one parent
-_SHARPNESS = (0.33, 2.0)
+_SHARPNESS = (0.33, 2.0)  # from nearly linear to nearly a step within the usual range of two standard deviations
+_BIAS_SD = 1.5  # so that units bend anywhere in that range
+# Of expectation-maximisation, more than elsewhere since the widths are fitted too: convention, for time.
 _N_ITERATIONS = 10
-_N_NEAR = 5  # candidate parents of a gene beside those of the first graphs
+# Each regression takes long: candidate parents of a gene beside those of the first graphs, random moves a round, and
+# regressions a gene that the larger moves may cost. Conventions, for time.
+_N_NEAR = 5
 _N_PERTURBATIONS = 2
-_MAX_EVALUATIONS = 20  # regressions a gene that the larger moves may cost
+_MAX_EVALUATIONS = 20
+_MIN_VARIANCE = 1e-6  # as the least noise of a regression
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ class RandomUnits:
         low, high = (math.log(s) for s in _SHARPNESS)
         self.weight = torch.randn(n_genes, _N_UNITS, generator=rng)
         self.weight *= torch.exp(low + (high - low) * torch.rand(_N_UNITS, generator=rng))
-        self.bias = 1.5 * torch.randn(_N_UNITS, generator=rng)
+        self.bias = _BIAS_SD * torch.randn(_N_UNITS, generator=rng)
 
     def __call__(self, h: Tensor, parents: Parents) -> tuple[Tensor, Tensor]:
         """Values of the functions (n, q) and the family of each: linear 0, of one parent 1, of all parents 2."""
@@ -174,7 +182,7 @@ class FunctionSearch(StructureSearch):
             own = (y - fitted).square()
             total = torch.zeros(statistics.n_groups + 1, dtype=y.dtype).index_add_(0, group[cells.context], own)
             count = torch.bincount(group[cells.context], minlength=len(total)).clamp_min(1)
-            variance = torch.where(is_target, (total / count).clamp_min(1e-6)[group[cells.context]], variance)
+            variance = torch.where(is_target, (total / count).clamp_min(_MIN_VARIANCE)[group[cells.context]], variance)
         residual = y - fitted
         if cells.covariates.shape[1]:
             c = cells.covariates

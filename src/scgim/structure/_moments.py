@@ -20,9 +20,12 @@ from torch import Tensor
 
 from scgim.structure._statistics import ContextStatistics
 
-_MIN_VARIANCE = 0.02  # of log expression; less cannot be told from none
-_PSEUDOCOUNT = 0.1  # cells' worth of one count, so that a context without counts has a log mean
-_DOF_QUANTILE = 0.1  # certainty is that of the least certain pairs, since those make the spurious edges
+_MIN_VARIANCE = 0.02  # of log expression, a spread of 14 %; less cannot be told from none: convention
+_PSEUDOCOUNT = 0.1  # cells' worth of one count, so that a context without counts has a log mean: convention
+_DOF_QUANTILE = 0.1  # certainty is that of the least certain pairs, since those make the spurious edges: convention
+_MIN_RATIO = 0.05  # of E[xy] to E[x] E[y], so that pairs never seen together have a logarithm: convention
+_HALF = 0.5  # of the variance is what parents typically leave unexplained: convention
+_TINY = 1e-12  # guard of a quotient
 
 
 @dataclass(frozen=True)
@@ -82,16 +85,16 @@ class MomentAccumulator:
         """Covariance, log means and how certain they are."""
         n, d = self.n_cells.sum(), len(self.counting)
         raw, counting = self.products / n, self.counting / n
-        covariance = torch.log((raw - torch.diag(counting)).clamp_min(0.05))
+        covariance = torch.log((raw - torch.diag(counting)).clamp_min(_MIN_RATIO))
         values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
         covariance = (vectors * values.clamp_min(_MIN_VARIANCE)) @ vectors.T
         variance = covariance.diagonal()
         # degrees of freedom of a Wishart matrix whose entries vary as much as these do
-        observed = ((self.squares / n - raw.square()) / raw.square() / n).clamp_min(1e-12)
+        observed = ((self.squares / n - raw.square()) / raw.square() / n).clamp_min(_TINY)
         observed = torch.where(raw > 0, observed, torch.inf)  # genes never seen together tell nothing of each other
         dof = (torch.outer(variance, variance) + covariance.square()) / observed
         pairs = dof[torch.ones(d, d).triu(1).bool()]
-        half = 0.5 * variance  # what parents typically leave unexplained
+        half = _HALF * variance
         kept = ((half / (half + counting)) * (variance + counting) / variance).mean()
         certainty = (half / (variance.exp() - 1 - half + counting)).mean().clamp_max(1.0)
         spread = variance.sqrt()

@@ -23,6 +23,16 @@ if TYPE_CHECKING:
     from scgim.structure._statistics import ContextStatistics
 
 _MIN_NOISE = 1e-6  # of the spread in controls; genes that do not vary, or copies of others, must not divide by zero
+_RIDGE = 1e-8  # of normal equations, so that parents that are copies of each other can be solved for
+_TINY = 1e-9  # sums of squares and of weights must not be zero
+_N_ITERATIONS = 10  # of expectation-maximisation where nothing else is said: convention
+# Limits of the fitted prior, far from what is usual, for screens where hardly anything is a target, or everything: a
+# quarter of a target a drug, 0.3 of the genes, and effects of 0.3 to 7 control standard deviations. Conventions.
+_MIN_TARGETS, _MAX_TARGET_PROB = 0.25, 0.3
+_SLAB_LIMITS = (0.1, 50.0)
+_INTERCEPT_PRECISION = 1e-2  # a prior standard deviation of 10: means of standardised values are hardly shrunk
+_PRECISION_LIMITS = (1e-3, 1e6)  # of fitted weights: from flat to a family that is left out
+_MIN_DETERMINED = 1e-3  # weights that data determine, in a family of which they say nothing
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,7 @@ def fit_genes(
     prior: ShiftPrior,
     *,
     intervention: str = "shift",
-    n_iterations: int = 10,
+    n_iterations: int = _N_ITERATIONS,
     families: Tensor | None = None,
 ) -> GeneFit:
     """Fit and score genes given parents by expectation-maximisation over the target indicators.
@@ -90,7 +100,7 @@ def fit_genes(
     y = s.means.T[genes]  # (B, K)
     x = torch.cat([s.means.T[columns] * column_mask[:, :, None], torch.ones_like(y)[:, None]], 1)  # (B, q + 1, K)
     scatter = _Scatter(s, genes, columns, column_mask, pairs, hard=intervention == "hard")
-    ridge = torch.diag_embed(torch.nn.functional.pad(1 - column_mask, (0, 1)) + 1e-8)
+    ridge = torch.diag_embed(torch.nn.functional.pad(1 - column_mask, (0, 1)) + _RIDGE)
     relevance = None if families is None else _Relevance(families, len(genes))
 
     log_odds = prior.target_log_odds(s.n_groups, genes).T
@@ -131,18 +141,18 @@ def empirical_prior(statistics: ContextStatistics, fit: GeneFit, prior: ShiftPri
     square = fit.residuals[:, treated].square() - fit.noise_var[:, None] / statistics.n_cells[treated]
     on, off = probs, 1 - probs
     # the median over genes: a few genes with wrong parents must not widen the spike for all
-    spike = ((off * square).sum(1) / off.sum(1).clamp_min(1e-9)).median().clamp_min(0.0)
-    slab = ((on * square).sum() / on.sum().clamp_min(1e-9)).clamp(0.1, 50.0)
+    spike = ((off * square).sum(1) / off.sum(1).clamp_min(_TINY)).median().clamp_min(0.0)
+    slab = ((on * square).sum() / on.sum().clamp_min(_TINY)).clamp(*_SLAB_LIMITS)
     free = prior.is_open(fit.target_probs.T).T
     mean = (free * fit.target_probs).sum() / free.sum().clamp_min(1.0)
-    target_prob = float(mean.clamp(0.25 / statistics.n_genes, 0.3))
+    target_prob = float(mean.clamp(_MIN_TARGETS / statistics.n_genes, _MAX_TARGET_PROB))
     return replace(prior, target_prob=target_prob, slab_var=float(slab), spike_var=float(spike))
 
 
 def _rss(weights: Tensor, xx: Tensor, xy: Tensor, yy: Tensor) -> Tensor:
     """Residual sum of squares from normal equations, shape (B,)."""
     quadratic = (weights * torch.bmm(xx, weights[:, :, None])[:, :, 0]).sum(1)
-    return (yy - 2 * (weights * xy).sum(1) + quadratic).clamp_min(1e-9)
+    return (yy - 2 * (weights * xy).sum(1) + quadratic).clamp_min(_TINY)
 
 
 class _Relevance:
@@ -154,7 +164,7 @@ class _Relevance:
         self.of_column = torch.nn.functional.pad(families, (0, 1), value=n_families)
         self.member = torch.nn.functional.one_hot(self.of_column).T.double()  # (F, q + 1)
         self.precision = torch.ones(n_pairs, len(self.member), dtype=torch.float64)
-        self.precision[:, -1] = 1e-2
+        self.precision[:, -1] = _INTERCEPT_PRECISION
         self.log_volume = torch.zeros(n_pairs, dtype=torch.float64)
 
     def solve(self, a: Tensor, b: Tensor) -> Tensor:
@@ -165,8 +175,8 @@ class _Relevance:
         log_det = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
         self.log_volume = 0.5 * (prior.log().sum(1) - log_det - (prior * weights.square()).sum(1))
         variance = torch.cholesky_inverse(factor).diagonal(dim1=1, dim2=2)
-        determined = ((1 - prior * variance) @ self.member.T).clamp_min(1e-3)
-        fitted = (determined / (weights.square() @ self.member.T).clamp_min(1e-9)).clamp(1e-3, 1e6)
+        determined = ((1 - prior * variance) @ self.member.T).clamp_min(_MIN_DETERMINED)
+        fitted = (determined / (weights.square() @ self.member.T).clamp_min(_TINY)).clamp(*_PRECISION_LIMITS)
         self.precision = torch.cat([fitted[:, :-1], self.precision[:, -1:]], 1)
         return weights
 
@@ -214,7 +224,7 @@ class _Scatter:
         """Residual sum of squares by perturbation, shape (B, U + 1)."""
         w = weights[:, :-1]
         quadratic = torch.einsum("bp,bupq,bq->bu", w, self.xx, w)
-        return (self.yy - 2 * torch.einsum("bp,bup->bu", w, self.xy) + quadratic).clamp_min(1e-9)
+        return (self.yy - 2 * torch.einsum("bp,bup->bu", w, self.xy) + quadratic).clamp_min(_TINY)
 
     def group_evidence(self, weights, noise_var, residuals, y, intercept, prior) -> tuple[Tensor, Tensor]:
         """Log evidence of each perturbation's cells if the gene is not, and if it is, its target; (B, U) each."""
@@ -224,7 +234,8 @@ class _Scatter:
             return off, self._by_group(_log_normal(residuals, v0 + prior.slab_var))
         dof, own = self.group_dof[:-1], self.yy[:, :-1]
         off = off - 0.5 * (self._group_rss(weights)[:, :-1] / noise_var[:, None] + dof * noise_var[:, None].log())
-        own_var = ((own + noise_var[:, None]) / (dof + 1)).clamp_min(1e-6)  # one pseudo-observation keeps it positive
+        # One pseudo-observation keeps it positive.
+        own_var = ((own + noise_var[:, None]) / (dof + 1)).clamp_min(_MIN_NOISE)
         context_var = torch.cat([own_var, noise_var[:, None]], 1)[:, self.group]  # (B, K); controls unused
         displaced = _log_normal(y - intercept[:, None], context_var / self.s.n_cells + prior.slab_var)
         cost = 0.5 * (dof + 1).log()  # of the variance, a parameter of its own

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 _MIN_FREE = 1e-6  # of the curvature; a copy of a parent has none of its own
+_RIDGE, _TINY = 1e-8, 1e-9  # copies among the parents must be solved for, and nothing divided by zero
 
 
 def score_test(
@@ -40,11 +41,11 @@ def score_test(
         shared += means.T @ (precision[b][:, None] * present)  # (P, q + 1)
         own = torch.nn.functional.pad(s.gram[columns][:, columns] / noise_var, (0, 1, 0, 1))
         own += present.T @ (precision[b][:, None] * present)
-        solved = torch.linalg.solve(own + 1e-8 * torch.eye(len(own), dtype=own.dtype), shared.T)  # (q + 1, P)
+        solved = torch.linalg.solve(own + _RIDGE * torch.eye(len(own), dtype=own.dtype), shared.T)  # (q + 1, P)
         left = s.gram[:, gene] - s.gram[:, columns] @ fit.weights[b, : len(columns)]
         weighted = precision[b] * fit.residuals[b]
         slope = left / noise_var + means.T @ weighted
         slope -= solved.T @ (torch.nn.functional.pad(left[columns] / noise_var, (0, 1)) + present.T @ weighted)
         free = curvature[:, b] - (shared * solved.T).sum(1)
-        gain[:, b] = slope.square() / (2 * torch.maximum(free, _MIN_FREE * curvature[:, b]).clamp_min(1e-9))
+        gain[:, b] = slope.square() / (2 * torch.maximum(free, _MIN_FREE * curvature[:, b]).clamp_min(_TINY))
     return gain.reshape(s.n_basis, s.n_genes, len(pairs)).sum(0).numpy()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scgim._priors import ShiftPrior
+from scgim._priors import EDGE_LOG_ODDS, ShiftPrior
 from scgim.structure._climb import TOLERANCE, HillClimb, Parents, toggle
 from scgim.structure._graph import descendants
 
@@ -25,9 +25,17 @@ if TYPE_CHECKING:
 
     from scgim.structure._statistics import ContextStatistics
 
-_MAX_OPTIONS = 10
-_FIRST_ITERATIONS = (3, 6)  # of expectation-maximisation, in the climbs that the prior is fitted on
-_CELLS_A_GENE = 12  # with fewer the budget of the search is less
+_MAX_OPTIONS = 10  # further parents tried where those of a gene are chosen anew: convention, for time
+# Of expectation-maximisation, in the climbs that the prior is fitted on: few, as these are crude; convention, for time.
+_FIRST_ITERATIONS = (3, 6)
+# Prior probability of a target in the first climb, after which it is fitted: this, or so many targets a drug where that
+# is less. Convention: few targets. What other values do is in the tables `sensitivity-*` of docs/benchmarks.md.
+_FIRST_TARGET_PROB, _FIRST_TARGETS = 0.08, 1.5
+_CELLS_A_GENE = 12  # with fewer the budget of the search is less: convention
+# Regressions that larger moves may cost, beside those for each gene, and at most: conventions, for time.
+_BUDGET, _BUDGET_A_GENE, _MAX_BUDGET = 50_000, 2_000, 400_000
+_N_PERTURBATIONS = 20  # random moves a round: convention, for time
+_SHARE_TO_GO_ON = 4  # part of the budget, 1 / this, for a search that goes on from another: little is left to be done
 
 
 @dataclass(frozen=True)
@@ -182,7 +190,7 @@ class StructureSearch(HillClimb):
         for gene in self.random.permutation(self.n_genes):
             yield partial(self.remove_and_return, int(gene))
         for k in range(n_perturbations):
-            yield partial(self.reverse_at_random, 2 + 2 * (k % 2))
+            yield partial(self.reverse_at_random, 2 + 2 * (k % 2))  # two edges or four
 
 
 def usual_budget(statistics: ContextStatistics) -> int:
@@ -191,16 +199,16 @@ def usual_budget(statistics: ContextStatistics) -> int:
     Few wells say little of a graph, and a better score little of the graph.
     """
     share = min(1.0, float(statistics.n_cells.sum()) / (_CELLS_A_GENE * statistics.n_genes))
-    return int(share**2 * min(50_000 + 2_000 * statistics.n_genes, 400_000))
+    return int(share**2 * min(_BUDGET + _BUDGET_A_GENE * statistics.n_genes, _MAX_BUDGET))
 
 
 def search_structure(
     statistics: ContextStatistics,
     *,
     intervention: str = "shift",
-    edge_log_odds: float | NDArray = -2.0,
+    edge_log_odds: float | NDArray = EDGE_LOG_ODDS,
     known_targets: Tensor | None = None,
-    n_perturbations: int = 20,
+    n_perturbations: int = _N_PERTURBATIONS,
     max_evaluations: int | None = None,
     seed: int = 0,
     on_move: Callable[[float], None] | None = None,
@@ -230,8 +238,8 @@ def search_structure(
         Result of a search of the same cells under another prior of targets, to go on from.
     """
     if max_evaluations is None:
-        max_evaluations = usual_budget(statistics) // (1 if start is None else 4)
-    prior = ShiftPrior(target_prob=min(0.08, 1.5 / statistics.n_genes), known=known_targets)
+        max_evaluations = usual_budget(statistics) // (1 if start is None else _SHARE_TO_GO_ON)
+    prior = ShiftPrior(target_prob=min(_FIRST_TARGET_PROB, _FIRST_TARGETS / statistics.n_genes), known=known_targets)
     search = StructureSearch(
         statistics,
         prior,

@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+# Covariates that are copies or sums of each other must be solved for, and so must those that do not vary.
+_RIDGE, _TINY = 1e-6, 1e-8
+
 
 @dataclass(frozen=True)
 class ContextStatistics:
@@ -156,6 +159,6 @@ class StatisticsAccumulator:
 def _regression(gram: Tensor, n_columns: int) -> Tensor:
     """Coefficients of the features on the covariates within contexts, shape (Q, P)."""
     covariates = gram[n_columns:, n_columns:]
-    ridge = 1e-6 * covariates.diagonal().mean() + 1e-8
+    ridge = _RIDGE * covariates.diagonal().mean() + _TINY
     covariates = covariates + ridge * torch.eye(len(covariates), dtype=gram.dtype)
     return torch.linalg.solve(covariates, gram[n_columns:, :n_columns])

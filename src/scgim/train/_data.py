@@ -20,10 +20,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_DENSE_BYTES = 2**30  # counts smaller than this when dense are kept dense; larger ones a minibatch at a time
-_AHEAD = 16  # minibatches that are read from a file in one go
-_AHEAD_VALUES = 2**26  # most values, counting zeros, that they hold
+# Counts smaller than this when dense are kept dense; larger ones a minibatch at a time: for memory.
+_DENSE_BYTES = 2**30
+_BYTES_OF_VALUE = 4  # float32
+_STEPS_OF_COPY = 8  # at least, so that there is no second copy
+_AHEAD = 16  # minibatches that are read from a file in one go: for time
+_AHEAD_VALUES = 2**26  # most values, counting zeros, that they hold: 256 MB
 _BLOCK = 64  # neighbouring cells that stay together when a file is read in random order, until those read are shuffled
+_SEEDS, _ROUNDING = 2**31, 1e-9  # seeds to draw from, and what shares may add up to beyond 1
 
 
 @dataclass(frozen=True)
@@ -189,14 +193,14 @@ def _tensor(values: Any) -> Tensor:
 def _dense(x: Any, device: torch.device) -> Tensor:
     """All rows of a matrix as a dense tensor, some at a time so that there is no second copy."""
     out = torch.empty(x.shape, device=device)
-    step = max(1, _DENSE_BYTES // 8 // (4 * x.shape[1]))
+    step = max(1, _DENSE_BYTES // _STEPS_OF_COPY // (_BYTES_OF_VALUE * x.shape[1]))
     for start in range(0, len(out), step):
         out[start : start + step] = _tensor(x[start : start + step])
     return out
 
 
 def _dense_bytes(shape: tuple[int, int]) -> int:
-    return 4 * shape[0] * shape[1]
+    return _BYTES_OF_VALUE * shape[0] * shape[1]
 
 
 def _has_room(device: torch.device, shape: tuple[int, int]) -> bool:
@@ -206,7 +210,7 @@ def _has_room(device: torch.device, shape: tuple[int, int]) -> bool:
 
 def _common_generator() -> torch.Generator:
     """Random numbers that are the same in all processes, seeded by those of the first."""
-    seed = [int(torch.randint(2**31, ()))]
+    seed = [int(torch.randint(_SEEDS, ()))]
     torch.distributed.broadcast_object_list(seed, src=0)
     return torch.Generator().manual_seed(seed[0])
 
@@ -277,7 +281,7 @@ def split_cells(
     if not 0 < train_size <= 1:
         raise ValueError(f"`train_size` must lie in (0, 1], found {train_size}.")
     validation_size = 1 - train_size if validation_size is None else validation_size
-    if validation_size < 0 or train_size + validation_size > 1 + 1e-9:
+    if validation_size < 0 or train_size + validation_size > 1 + _ROUNDING:
         raise ValueError(
             f"`train_size` {train_size} and `validation_size` {validation_size} must not exceed 1 together."
         )

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 MAX_GRADIENT = 10.0  # of the loss per cell; ordinary gradients stay below one
 MIN_LOG_SCALE, MAX_LOG_SCALE = -10.0, 14.0  # beyond it the likelihood no longer depends on the scale, or overflows
 MAX_INTERCEPT = 20.0  # log means beyond this are cut off by the likelihood
-_FACTOR = 10.0
-_MIN_STEPS = 5
-_EXTREME_COUNT, _EXTREME_SIZE = 1e5, 1e-2
+_FACTOR = 10.0  # of the first loss that is far above it: a fit that converges stays below, convention
+_MIN_STEPS = 5  # of an epoch, so that single batches of extreme cells do not count
+_EXTREME_COUNT, _EXTREME_SIZE = 1e5, 1e-2  # that are worth a mention, none that a sound screen has: conventions
 
 
 class LossWatch:

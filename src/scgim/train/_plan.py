@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 
     from scgim.module import GIMModule
 
+# The learning rate holds for this share of the epochs and falls to this share of itself: conventions of such schedules.
+_FLAT, _LAST_RATE = 0.3, 0.01
+# Descent starts from the fit of the search, so that little is left to be done: steps of this rate, this many, in epochs
+# within these limits. Conventions, for time; early stopping and the history tell where more are due.
+_RATE, _N_STEPS, _MIN_EPOCHS, _MAX_EPOCHS = 0.02, 400, 10, 400
+
 
 PLAN_ARGUMENTS = ("lr", "max_epochs", "optim", "optim_kwargs")
 
@@ -66,7 +72,7 @@ class GIMTrainingPlan(LowLevelPyroTrainingPlan):
         self,
         pyro_module: GIMModule,
         *,
-        lr: float = 0.02,
+        lr: float = _RATE,
         max_epochs: int = 100,
         optim: type[torch.optim.Optimizer] | None = None,
         optim_kwargs: dict | None = None,
@@ -161,14 +167,14 @@ class GIMTrainingPlan(LowLevelPyroTrainingPlan):
     def configure_optimizers(self):
         parameters = [p for p in self.module.parameters() if p.requires_grad and p.numel()]
         optimizer = self.optim(parameters, **self.optim_kwargs)
-        flat = 0.3 * self.max_epochs
+        flat = _FLAT * self.max_epochs
 
         def factor(epoch: int) -> float:
-            return max(0.01, min(1.0, (self.max_epochs - epoch) / max(self.max_epochs - flat, 1.0)))
+            return max(_LAST_RATE, min(1.0, (self.max_epochs - epoch) / max(self.max_epochs - flat, 1.0)))
 
         return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor)}
 
 
-def default_max_epochs(n_cells: int, batch_size: int, n_steps: int = 400) -> int:
+def default_max_epochs(n_cells: int, batch_size: int, n_steps: int = _N_STEPS) -> int:
     """Epochs that make about `n_steps` steps, from 10 to 400."""
-    return int(min(400, max(10, math.ceil(n_steps / math.ceil(n_cells / batch_size)))))
+    return int(min(_MAX_EPOCHS, max(_MIN_EPOCHS, math.ceil(n_steps / math.ceil(n_cells / batch_size)))))

@@ -10,7 +10,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MIN_ELEMENTS = 200_000  # values in a minibatch from which several threads pay
+MIN_ELEMENTS = 200_000  # values in a minibatch from which several threads pay, on machines of a few cores
 
 
 @contextmanager
