@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from scgim.model import GIM
-from scgim.predict._covariates import centre_and_scale, check_columns
+from scgim.predict._covariates import ScaledDesign, centre_and_scale, check_columns
 
 
 @pytest.fixture
@@ -61,3 +61,30 @@ def test_one_key_as_text_is_explained():
     obs = pd.DataFrame({"line": ["a", "b"]})
     with pytest.raises(TypeError, match=r"Expected a list: `categorical_covariate_keys=\['line'\]`"):
         check_columns(obs, None, "line", None)
+
+
+def test_some_covariates_are_given_and_the_rest_are_those_of_the_cells(design):
+    covariates, obs = design
+    encoded = covariates.encode(obs)
+    scaled = ScaledDesign(covariates, encoded.mean(0), np.arange(1.0, 7.0))
+    cells = scaled.scaled(encoded)
+    given = scaled.with_covariates(cells, {"line": "K562"})
+    np.testing.assert_array_equal(given[:, [0, 1, 5]], cells[:, [0, 1, 5]])
+    expected = (np.array([0, 1, 0]) - encoded.mean(0)[2:5]) / [3, 4, 5]
+    np.testing.assert_allclose(given[:, 2:5], np.tile(expected, (len(obs), 1)), rtol=1e-5)
+    whole = scaled.with_covariates(cells, {"line": "K562", "batch": "batch_0", "age": 30})
+    assert (whole == whole[0]).all()
+    np.testing.assert_allclose(
+        whole[0], scaled.encode(pd.DataFrame({"batch": ["batch_0"], "line": ["K562"], "age": [30]}))[0]
+    )
+    with pytest.raises(
+        ValueError, match=r"holds \['lines'\], which the model does not have. It knows \['batch', 'line', 'age'\]"
+    ):
+        scaled.with_covariates(cells, {"lines": "K562"})
+
+
+def test_a_list_of_batches_is_explained(adata):
+    with pytest.raises(
+        TypeError, match="Expected the name of one column; further ones go to `categorical_covariate_keys`"
+    ):
+        GIM.setup_anndata(adata, batch_key=["batch", "line"])

@@ -266,3 +266,16 @@ def test_odd_tables(adata):
     assert GIM(adata)._covariates.keys == ["batch"]
     with pytest.raises(TypeError, match=r"`control` is 0 \(int\).*pass `control='0'`"):
         GIM.setup_anndata(adata, control=0)
+
+
+def test_one_drug_at_several_doses(model):
+    out = model.predict("drug_1", [0.5, 1.0, 2.0], n_samples=2, seed=0)
+    assert list(out.obs["dosage"]) == [0.5, 0.5, 1.0, 1.0, 2.0, 2.0]
+    each = model.predict(["drug_1"] * 3, [0.5, 1.0, 2.0], n_samples=2, seed=0)
+    np.testing.assert_array_equal(out.X.toarray(), each.X.toarray())
+    assert model.get_effects("drug_1", [0.5, 2.0]).shape == (2, len(model.gene_names_))
+
+
+def test_the_usual_dosage_is_a_measured_one(model):
+    dosage = set(model.predict("drug_1", n_samples=1).obs["dosage"])
+    assert dosage <= set(model.contexts.get_level_values("dosage"))

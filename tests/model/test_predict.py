@@ -200,7 +200,7 @@ def test_many_rows_are_drawn_in_parts(model, features, monkeypatch):
         ({"dosage": np.inf}, "`dosage` contains inf"),
         ({"dosage": np.nan}, "`dosage` contains nan"),
         ({"dosage": "10uM"}, "text such as '10uM'"),
-        ({"dosage": [1.0, 2.0, 3.0]}, "3 values for 1 rows"),
+        ({"drug_embedding": ["drug_0", "drug_1"], "dosage": [1.0, 2.0, 3.0]}, "3 values for 2 rows"),
         ({"n_samples": 0}, "`n_samples` must be at least 1, found 0"),
         ({"size_factor": 0.0}, "`size_factor` must be one or 5 positive numbers"),
         ({"size_factor": [1.0, 2.0]}, "one or 5 positive numbers, found 2"),

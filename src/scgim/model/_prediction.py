@@ -52,12 +52,12 @@ class PredictionMixin(ScreenModel):
             what the measured drugs have in common. Names of
             measured perturbations may be given in place of features.
         dosage
-            One dosage, or one a row; None for the median measured dosage.
+            One dosage, or one a row; several for one drug; None for the median of those measured.
         n_samples
             Cells drawn for each row.
         covariates
-            Values of the covariates for all cells; a mapping or a data frame of one row. None draws the covariates, and
-            with them the size factors, of control cells.
+            Values of covariates for all cells; a mapping or a data frame of one row. Those that are not given, and the size
+            factors, are drawn from control cells.
         size_factor
             One size factor, or one a cell; None draws those of control cells.
         seed

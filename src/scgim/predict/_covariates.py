@@ -35,6 +35,10 @@ def check_columns(
     for argument, keys in groups.items():
         if isinstance(keys, str):
             raise TypeError(f"`{argument}` is the text {keys!r}. Expected a list: `{argument}=[{keys!r}]`.")
+        if argument == "batch_key" and keys and not isinstance(keys[0], str):
+            raise TypeError(
+                f"`batch_key` is {keys[0]!r}. Expected the name of one column; further ones go to `categorical_covariate_keys`."
+            )
         for key in keys:
             check_column(obs, key, argument)
             where = f"adata.obs[{key!r}]"
@@ -71,6 +75,12 @@ class CovariateDesign:
     def keys(self) -> list[str]:
         """Columns of `obs` that are read."""
         return [*self.categories, *self.continuous]
+
+    @property
+    def owner(self) -> pd.Index:
+        """Covariate that each column of the design belongs to."""
+        of_categories = [key for key, levels in self.categories.items() for _ in levels]
+        return pd.Index([*of_categories, *self.continuous], dtype=object)
 
     @property
     def n_columns(self) -> int:
@@ -123,15 +133,28 @@ class ScaledDesign:
         """Columns of the design, scaled."""
         return ((columns - self._centre) / self._scale).astype(np.float32)
 
-    def of_all(self, covariates: pd.DataFrame | Mapping, n: int) -> NDArray[np.float32]:
-        """Design matrix of n cells that have the same covariates, a mapping or a data frame of one row."""
+    def with_covariates(self, design: NDArray[np.float32], covariates: pd.DataFrame | Mapping) -> NDArray[np.float32]:
+        """Scaled design matrix (n, Q) in which all cells have the given covariates, a mapping or a data frame of one row.
+
+        Covariates that are not given stay as they are.
+        """
         frame = pd.DataFrame(covariates, index=None if isinstance(covariates, pd.DataFrame) else [0])
         if len(frame) != 1:
             raise ValueError(f"`covariates` has {len(frame)} rows. Expected one, which holds for all cells.")
-        if set(frame) != set(self.keys):
-            raise ValueError(f"`covariates` holds {list(frame)}. The model knows {self.keys}: give all of them.")
-        check_covariates(frame[list(self.categories)], self.categories)
+        unknown = [key for key in frame if key not in self.keys]
+        if unknown:
+            raise ValueError(f"`covariates` holds {unknown}, which the model does not have. It knows {self.keys}.")
         missing = [key for key in frame if frame[key].isna().any()]
         if missing:
-            raise ValueError(f"`covariates` has no value (NaN) for {missing}. Give one, or leave `covariates` out.")
-        return np.repeat(self.encode(frame), n, axis=0)
+            raise ValueError(f"`covariates` has no value (NaN) for {missing}. Give one, or leave it out.")
+        given = {key: levels for key, levels in self.categories.items() if key in frame}
+        check_covariates(frame[list(given)], given)
+        out, whole = np.array(design), frame.assign(**self._anything(frame))
+        columns, is_given = self.encode(whole)[0], self._design.owner.isin(list(frame))
+        out[:, is_given] = columns[is_given]
+        return out
+
+    def _anything(self, frame: pd.DataFrame) -> dict:
+        """Values of the covariates that are not given, to be encoded and not used."""
+        values = {key: levels[0] for key, levels in self.categories.items()}
+        return {key: values.get(key, 0.0) for key in self.keys if key not in frame}

@@ -99,8 +99,10 @@ class Drugs:
         features = check_query_embedding(drugs, columns, self.names)
         if known is not None and not features.shape[1]:  # measured perturbations, given by name
             features = known.loc[features.index]
-        if dosage is None:
-            dosage = float(np.median(self.contexts.get_level_values("dosage")))
+        if dosage is None:  # a measured one: between two that are, a curve is less certain
+            dosage = float(np.quantile(self.contexts.get_level_values("dosage"), 0.5, method="inverted_cdf"))
+        if len(features) == 1 and np.size(dosage) > 1:  # one drug at several doses
+            features = features.iloc[np.zeros(np.size(dosage), dtype=int)]
         dosages = check_query_dosage(dosage, len(features))
         with np.errstate(divide="ignore"):
             log_dosage = torch.as_tensor(np.log(dosages))

@@ -86,7 +86,7 @@ class Sampler:
         pick = torch.randint(len(self.pool["log_size"]), (n,), generator=rng).numpy()
         design, log_size = self.pool["covariates"][pick], self.pool["log_size"][pick]
         if covariates is not None:
-            design = self.design.of_all(covariates, n)
+            design = self.design.with_covariates(design, covariates)
         if size_factor is not None:
             values = np.asarray(size_factor, dtype=np.float64).ravel()
             if len(values) not in (1, n) or not (np.isfinite(values) & (values > 0)).all():
