@@ -55,9 +55,10 @@ def test_effects_of_continuous_values_are_in_control_standard_deviations(means):
 
 def shrunk(draws: torch.Tensor, noise: torch.Tensor) -> np.ndarray:
     """Draws around their mean, their variance less that of the noise, plus the noise of that mean."""
-    centre, total, noise = draws.mean(0), draws.var(0), noise.mean(0)
+    draws, noise = draws.numpy(), noise.numpy().mean(0)
+    centre, total = draws.mean(0), draws.var(0, ddof=1)
     kept = np.clip(1 - noise / total, 0.0, None) + noise / total / N_DRAWS
-    return (centre + (draws - centre) * np.sqrt(np.minimum(kept, 1.0))).numpy()
+    return centre + (draws - centre) * np.sqrt(np.minimum(kept, 1.0))
 
 
 @pytest.mark.parametrize("likelihood", ["nb", "normal"])
