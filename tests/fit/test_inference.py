@@ -38,7 +38,10 @@ def of_treated(module) -> torch.Tensor:
 
 
 def make(make_module, make_cells, likelihood: str, intervention: str = "shift"):
-    module, cells = make_module(likelihood, "linear", intervention, 1), make_cells(120, 1, counts=likelihood != "normal")
+    module, cells = (
+        make_module(likelihood, "linear", intervention, 1),
+        make_cells(120, 1, counts=likelihood != "normal"),
+    )
     module.centre.copy_(torch.tensor([1.4, 1.0, 0.8, 1.2]) if likelihood != "normal" else torch.full((4,), 5.0))
     module.spread.copy_(torch.tensor([0.5, 0.8, 0.4, 1.5]))
     return module, cells
@@ -84,7 +87,9 @@ def test_information_of_overdispersed_counts_is_that_expected(make_module, make_
     each = r * mean / (r + mean)
     expected = np.array([each[cells.context == k].sum(0) for k in range(5)])
     np.testing.assert_allclose(found.information, expected, rtol=1e-4)
-    np.testing.assert_allclose(found.cross_information[1, 2, 0], (each[:, 2] * h[:, 0].numpy())[cells.context == 1].sum(), rtol=1e-3)
+    np.testing.assert_allclose(
+        found.cross_information[1, 2, 0], (each[:, 2] * h[:, 0].numpy())[cells.context == 1].sum(), rtol=1e-3
+    )
 
 
 @pytest.mark.parametrize("likelihood", ["nb", "normal"])
@@ -136,7 +141,9 @@ def set_effects(module, effects: np.ndarray) -> None:
 
 
 EFFECTS = np.array([[0.0] * 4, [2.6, 0.0, 0.1, 0.0], [0.1, 0.1, 0.0, -0.1], [9.0] * 4, [0.0, 0.0, 0.0, -2.2]])
-ONE_EACH = np.array([-1, 0, 1, 2, 3])  # a context for each drug, as in screens without doses; the third drug has no cells
+ONE_EACH = np.array(
+    [-1, 0, 1, 2, 3]
+)  # a context for each drug, as in screens without doses; the third drug has no cells
 
 
 def log_odds_by_hand(module, shift: np.ndarray, precision: float) -> np.ndarray:

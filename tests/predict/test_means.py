@@ -16,7 +16,9 @@ N_DRAWS, D = 50, 3
 
 
 def module_of(likelihood: str, measurement: str = "direct") -> GIMModule:
-    module = GIMModule(D, np.array([-1, 0, 0, 1]), np.log([1.0, 1, 2, 1]), 0, likelihood, "linear", "shift", 3, measurement)
+    module = GIMModule(
+        D, np.array([-1, 0, 0, 1]), np.log([1.0, 1, 2, 1]), 0, likelihood, "linear", "shift", 3, measurement
+    )
     with torch.no_grad():
         module.intercept.copy_(torch.tensor([2.0, 1.0, 0.0]))
         module.log_scale.copy_(torch.tensor([1.0, 2.0, 0.5]))
@@ -74,7 +76,9 @@ def test_the_noise_of_finite_samples_is_that_of_arm_and_control(means, likelihoo
     expected = shrunk(scaled[:, :2] - scaled[:, 2:], noise[:, :2] + noise[:, 2:])
     np.testing.assert_allclose(found.effect, expected, rtol=1e-5, atol=1e-7)
     of_arms = shrunk(scaled[:, :2], noise[:, :2])
-    np.testing.assert_allclose(found.mean, np.exp(of_arms) if likelihood == "nb" else of_arms * factor.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(
+        found.mean, np.exp(of_arms) if likelihood == "nb" else of_arms * factor.numpy(), rtol=1e-5
+    )
 
 
 def drugs_of(n_cells: list[int]) -> SimpleNamespace:
