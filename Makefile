@@ -10,6 +10,7 @@
 #   make bench-prediction  tables on simulated data: drugs and doses that were not measured (the same)
 #   make bench-worlds      tables on simulated data that share no code with the package (SUITES="kinetic variants sciplex")
 #   make bench-scale       what fits cost, on simulated data (SUITES="cells genes ...")
+#   make mutants     which small changes of the scientific core the tests do not see (MUTANTS=number, SEED=0)
 #   make lint        style and types
 #   make clean       remove what the above made
 
@@ -19,6 +20,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 DATA ?= ../shared/data
 BENCH ?= ../shared/bench
 SUITES ?= main
+MUTANTS ?= 70
+SEED ?= 0
 
 # An editable install remembers the folder it was made in, so a checkout that was moved or copied installs again.
 HERE := $(shell pwd | cksum | cut -d ' ' -f 1)
@@ -28,7 +31,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install --constraint constraints
 # Matrices here are small: on a busy machine threads that wait for each other take many times longer than one alone.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test docs tutorials bench-real bench-structure bench-prediction bench-worlds bench-scale lint clean .venv
+.PHONY: help demo test docs tutorials bench-real bench-structure bench-prediction bench-worlds bench-scale mutants lint clean .venv
 
 help:
 	@sed -n 's/^#   make/make/p' Makefile
@@ -60,6 +63,9 @@ bench-worlds: .venv/bench-$(HERE)
 bench-scale: .venv/bench-$(HERE)
 	$(PY) benchmarks/scale/run.py $(if $(filter main,$(SUITES)),cells genes contexts features library stored steps,$(SUITES))
 
+mutants: .venv/mutation-$(HERE)
+	$(PY) benchmarks/mutants/run.py --number $(MUTANTS) --seed $(SEED)
+
 lint: .venv/lint-$(HERE)
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
@@ -67,7 +73,7 @@ lint: .venv/lint-$(HERE)
 
 clean:
 	rm -rf .venv demo_output docs/_build docs/generated docs/notebooks .coverage coverage.xml dist \
-		.pytest_cache .ruff_cache .mypy_cache .hypothesis
+		.pytest_cache .ruff_cache .mypy_cache .hypothesis .mutants.json
 
 .venv: .venv/run-$(HERE)
 
@@ -82,6 +88,10 @@ clean:
 
 .venv/test-$(HERE): .venv/run-$(HERE)
 	@$(PIP) --quiet --group test --editable ".[chem]"
+	@touch $@
+
+.venv/mutation-$(HERE): .venv/test-$(HERE)
+	@$(PIP) --quiet --group mutation
 	@touch $@
 
 .venv/doc-$(HERE): .venv/run-$(HERE)
