@@ -45,7 +45,6 @@ ALSO = {
     "_covariates.py": ("model/test_covariates.py",),
     "_curves.py": ("model/test_results.py",),
     "_drugs.py": ("model/test_predict.py",),
-    "_fit.py": ("model/test_train.py",),
     "_hidden.py": ("model/test_latent.py",),
     "_knowledge.py": ("model/test_priors.py",),
     "_likelihood.py": ("model/test_score.py",),
