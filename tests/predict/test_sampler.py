@@ -13,7 +13,10 @@ from scgim.predict._sampler import Backdrop, Sampler
 
 def sampler(likelihood: str = "poisson", device: str = "cpu", n_genes: int = 2) -> Sampler:
     module = SimpleNamespace(likelihood=likelihood, device=torch.device(device))
-    pool = {"covariates": np.arange(8.0).reshape(4, 2).astype(np.float32), "log_size": np.arange(4.0).astype(np.float32)}
+    pool = {
+        "covariates": np.arange(8.0).reshape(4, 2).astype(np.float32),
+        "log_size": np.arange(4.0).astype(np.float32),
+    }
     return Sampler(module, [f"gene_{j}" for j in range(n_genes)], pool, design=None)
 
 
