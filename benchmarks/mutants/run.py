@@ -50,7 +50,7 @@ ALSO = {
     "_likelihood.py": ("model/test_score.py",),
 }
 _IMPORTED = ["torch", "scvi", "scanpy", "lightning.pytorch", "pyro", "sklearn", "pytest"]
-_OUTCOMES = {0: "passed", 1: "failed", 2: "error"}  # the last where tests could not be collected
+_OUTCOMES = {0: "passed", 1: "failed", 2: "error", 3: "error", 4: "error"}  # errors: what is tested cannot be imported
 _PYTEST = 100  # added to the exit codes of pytest, so that those of a child that went wrong are told apart
 
 
