@@ -139,6 +139,10 @@ def try_all(mutants: list[Mutant], options: argparse.Namespace) -> list[str]:
     context.set_forkserver_preload(_IMPORTED)
     with tempfile.TemporaryDirectory(dir=options.copies) as folder:
         tree = copy_of_tree(Path(folder))
+        # a test that fails anyway sees nothing
+        needed = tuple(sorted({tests for mutant in mutants for tests in tests_of(mutant)}))
+        if outcome(context, tree, needed, 10 * options.timeout) != "passed":
+            raise RuntimeError("Tests fail in a copy of the tree as it is.")
         for k, mutant in enumerate(mutants):
             if known.get(identity(mutant), "passed") == "passed":
                 place = tree / mutant.path.relative_to(ROOT)
@@ -150,10 +154,6 @@ def try_all(mutants: list[Mutant], options: argparse.Namespace) -> list[str]:
             print(
                 f"{k + 1}/{len(mutants)} {known[identity(mutant)]}: {mutant.path.name}: {before} -> {after}", flush=True
             )
-        # a test that fails anyway sees nothing
-        needed = tuple(sorted({tests for mutant in mutants for tests in tests_of(mutant)}))
-        if outcome(context, tree, needed, 10 * options.timeout) != "passed":
-            raise RuntimeError("Tests fail in a copy of the tree as it is.")
     return [known[identity(mutant)] for mutant in mutants]
 
 
