@@ -12,6 +12,7 @@
 #   make bench-worlds      tables on simulated data that share no code with the package (SUITES="kinetic variants sciplex")
 #   make bench-sensitivity tables of what other values of constants do (SUITES="kinetic gnw nonlinear")
 #   make bench-scale       what fits cost, on simulated data (SUITES="cells genes ...")
+#   make mutants     which small changes of the scientific core the tests do not see (MUTANTS=number, SEED=0)
 #   make lint        style and types
 #   make clean       remove what the above made
 
@@ -21,6 +22,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 DATA ?= ../shared/data
 BENCH ?= ../shared/bench
 SUITES ?= main
+MUTANTS ?= 70
+SEED ?= 0
 
 # An editable install remembers the folder it was made in, so a checkout that was moved or copied installs again.
 HERE := $(shell pwd | cksum | cut -d ' ' -f 1)
@@ -30,7 +33,8 @@ PIP := $(PY) -m pip --disable-pip-version-check install --constraint constraints
 # Matrices here are small: on a busy machine threads that wait for each other take many times longer than one alone.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-all docs tutorials bench-real bench-structure bench-prediction bench-worlds bench-sensitivity bench-scale lint clean .venv
+.PHONY: help demo test test-all docs tutorials bench-real bench-structure bench-prediction bench-worlds bench-sensitivity bench-scale \
+	mutants lint clean .venv
 
 help:
 	@sed -n 's/^#   make/make/p' Makefile
@@ -70,6 +74,9 @@ bench-sensitivity: .venv/bench-$(HERE)
 bench-scale: .venv/bench-$(HERE)
 	$(PY) benchmarks/scale/run.py $(if $(filter main,$(SUITES)),cells genes contexts features library stored steps,$(SUITES))
 
+mutants: .venv/mutation-$(HERE)
+	$(PY) benchmarks/mutants/run.py --number $(MUTANTS) --seed $(SEED)
+
 lint: .venv/lint-$(HERE)
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
@@ -77,7 +84,7 @@ lint: .venv/lint-$(HERE)
 
 clean:
 	rm -rf .venv demo_output docs/_build docs/generated docs/notebooks .coverage coverage.xml dist \
-		.pytest_cache .ruff_cache .mypy_cache .hypothesis
+		.pytest_cache .ruff_cache .mypy_cache .hypothesis .mutants.json
 
 .venv: .venv/run-$(HERE)
 
@@ -92,6 +99,10 @@ clean:
 
 .venv/test-$(HERE): .venv/run-$(HERE)
 	@$(PIP) --quiet --group test --editable ".[chem]"
+	@touch $@
+
+.venv/mutation-$(HERE): .venv/test-$(HERE)
+	@$(PIP) --quiet --group mutation
 	@touch $@
 
 .venv/doc-$(HERE): .venv/run-$(HERE)

@@ -57,6 +57,13 @@ def test_examples_of_plots_run(tmp_path: Path):
     assert sorted(path.name for path in drawn) == sorted(path.name for path in (DOCS / "_static" / "plots").iterdir())
 
 
+def test_names_and_links_are_found():
+    """Single pages may have none, and then what follows says nothing of them."""
+    text = "".join(page.read_text() for page in PAGES)
+    assert len(re.findall(r"\bscgim\.(\w+)\.(\w+)", text)) > 20
+    assert len(re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text)) > 20
+
+
 @pages
 def test_pages_name_what_exists(page: Path):
     for name, attribute in re.findall(r"\bscgim\.(\w+)\.(\w+)", page.read_text()):

@@ -60,6 +60,29 @@ def test_targets_are_drawn():
     np.testing.assert_allclose(drawn[drawn != 0], 1.5 * curve(LOG_TOP))
 
 
+@pytest.mark.parametrize("target", [0.0, 1.0])
+def test_errors_of_baselines_are_taken_from_effects_on_targets(target):
+    """At the largest dosage as they are, at others along the curve."""
+    sure, error = known(target_probs=target, emax_sd=0.0, log_ec50_sd=0.0), torch.tensor([0.4]).double()
+    dosage, top = torch.tensor([LOG_TOP, -0.5]).double(), torch.tensor([LOG_TOP]).double()
+    drawn, _ = draw_effects(
+        sure, top, torch.zeros(2, dtype=torch.long), dosage, torch.Generator(), baseline_error=error
+    )
+    at_top = 1.5 * curve(LOG_TOP) - 0.4
+    expected = target * at_top * np.array([1.0, curve(-0.5) / curve(LOG_TOP)])
+    np.testing.assert_allclose(drawn[:, 0], expected)
+
+
+def test_curves_that_had_not_risen_say_little_of_how_far_they_go():
+    """At most twenty times the effect at the largest dosage."""
+    late, top = known(emax_sd=0.0, log_ec50_sd=0.0, log_ec50=8.0), torch.tensor([LOG_TOP]).double()
+    drawn, _ = draw_effects(
+        late, top, torch.zeros(1, dtype=torch.long), torch.tensor([30.0]).double(), torch.Generator()
+    )
+    risen = 1 / (1 + np.exp(-1.5 * (LOG_TOP - 8.0)))
+    assert drawn.item() == pytest.approx(20 * 1.5 * risen)
+
+
 def test_nothing_without_a_dosage():
     assert (effects(known(), -np.inf) == 0).all()
 

@@ -217,3 +217,14 @@ def test_perturbations_of_different_numbers_of_contexts_do_not_depend_on_each_ot
     renamed = torch.tensor([1, 3, 0, 2])  # perturbation 0 is now called 1, and so on
     found, *_ = estimate_interventions(shift, arguments[0], renamed[group], *arguments[2:])
     torch.testing.assert_close(found.emax[renamed], together.emax)
+
+
+@pytest.mark.parametrize(("low", "high", "spread"), [(-1.0, 2.0, 1.5), (0.0, 0.4, 0.7)])
+def test_usual_curves_lie_within_the_measured_doses_and_are_of_usual_steepness(low, high, spread):
+    """Log prior: normal in midpoint and in log exponent."""
+    grid = CurveGrid.over(low, high)
+    midpoint = (grid.log_ec50 - 0.5 * (low + high)) / spread
+    steepness = (grid.hill.log() - np.log(1.5)) / 0.6
+    expected = -0.5 * (midpoint.square() + steepness.square())
+    np.testing.assert_allclose(grid.log_prior, expected - expected.logsumexp(0))
+    assert (float(grid.log_ec50.min()), float(grid.log_ec50.max())) == (low - 1.5, high + 1.5)

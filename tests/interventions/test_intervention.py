@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
@@ -155,3 +155,8 @@ def test_background_goes_with_its_drug():
     assert both.background_sd.shape == (2, 2)
     assert both.of_targets.shape == (6, 2, 2)
     torch.testing.assert_close(Interventions(*both.of_targets).emax, both.emax)
+
+
+def test_what_is_known_is_not_changed_in_place():
+    with pytest.raises(FrozenInstanceError):
+        interventions().emax = torch.zeros(1, 2)

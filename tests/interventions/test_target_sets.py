@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import scgim.interventions._target_sets as module
 from scgim.interventions._target_sets import TargetAverages, average_over_targets
 
 
@@ -136,3 +137,13 @@ def test_no_genes():
     shapes = (1, 2, 0, 2, 0), (1, 2, 0), (0,), (0, 2)
     found = average_over_targets(*(torch.zeros(s).double() for s in shapes), torch.eye(2).double())
     assert [tuple(part.shape) for part in found] == [(1, 0), (1, 0, 2), (1, 0, 2, 2)]
+
+
+def test_sets_stop_growing_where_one_more_target_is_out_of_the_question(monkeypatch):
+    arguments = problem(6, 1)
+    arguments["precision"], arguments["linear"] = torch.zeros(6, 6).double(), torch.zeros(6).double()
+    arguments["log_odds"] = torch.full((6,), -60.0).double()
+    grown, larger = [], module._larger
+    monkeypatch.setattr(module, "_larger", lambda *args: grown.append(1) or larger(*args))
+    assert averages(**arguments).probs.max() < 1e-20
+    assert len(grown) == 1

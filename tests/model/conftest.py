@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,25 +11,9 @@ from anndata import AnnData
 
 import scgim
 from scgim.model import GIM
-from scgim.structure._search import search_structure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _short_search():
-    """Little of the search beyond climbing: tests that need more ask for `full_search`; undone before other folders are tested."""
-    with pytest.MonkeyPatch.context() as patch:
-        hasty = partial(search_structure, n_perturbations=1, max_evaluations=100)
-        patch.setattr("scgim.fit._search.search_structure", hasty)
-        yield
-
-
-@pytest.fixture
-def full_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The search as users run it."""
-    monkeypatch.setattr("scgim.fit._search.search_structure", search_structure)
 
 
 @pytest.fixture(scope="session")
@@ -145,6 +128,4 @@ def clear(fit: Callable[..., GIM]) -> tuple[scgim.data.ScreenSimulator, GIM]:
     )
     screen = world.screen()
     train = screen[screen.obs["split"] == "train"].copy()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scgim.fit._search.search_structure", search_structure)
-        return world, fit(train, {"size_factor_key": "size_factor"}, epochs=80)
+    return world, fit(train, {"size_factor_key": "size_factor"}, epochs=80)

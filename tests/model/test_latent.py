@@ -14,7 +14,6 @@ from scgim.model import GIM
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 
 
-@pytest.mark.usefixtures("full_search")
 def test_network_is_found_through_counting_noise():
     screen = scgim.data.simulate_screen(
         n_genes=8, n_drugs=16, n_cells=150, mean_count=2.0, measurement="poisson", n_unseen_drugs=0, seed=0

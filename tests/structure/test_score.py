@@ -11,8 +11,8 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, norm
 
 from scgim._priors import ShiftPrior
-from scgim.structure._score import _Relevance, fit_genes
-from scgim.structure._statistics import StatisticsAccumulator
+from scgim.structure._score import GeneFit, _Relevance, empirical_prior, fit_genes
+from scgim.structure._statistics import ContextStatistics, StatisticsAccumulator
 
 PRIOR = ShiftPrior(target_prob=0.2, slab_var=1.5, spike_var=0.01)
 W = np.array([[0, 0.8, 0, 0.5], [0, 0, -0.7, 0], [0, 0, 0, 0.6], [0, 0, 0, 0]])
@@ -208,3 +208,19 @@ def test_weights_of_a_family_that_does_nothing_are_shrunk(shift_screen):
     shrunk = fit_genes(wide, torch.tensor([3]), index, mask, PRIOR, families=families)
     np.testing.assert_allclose(shrunk.weights[0, :2], free.weights[0, :2], atol=0.05)
     assert shrunk.weights[0, 2:6].abs().max() < 0.5 * free.weights[0, 2:6].abs().max()
+
+
+@pytest.mark.parametrize(("prob", "expected"), [(0.0, 0.25 / 3), (0.2, 0.2), (0.9, 0.3)])
+def test_the_prior_is_fitted_by_moments(prob, expected):
+    """Squared displacements less their noise: of targets for the slab, of others for the spike, its median over genes."""
+    n = torch.tensor([50.0, 20.0, 10.0]).double()
+    group = torch.tensor([-1, 0, 1])
+    residuals = torch.tensor([[9.0, 1.0, -2.0], [9.0, 0.5, 0.5], [9.0, -3.0, 0.1]]).double()
+    noise = torch.tensor([1.0, 2.0, 0.5]).double()
+    probs = torch.full((3, 2), prob).double()
+    statistics = ContextStatistics(torch.eye(3), torch.zeros(3, 3), n, group, 3)
+    fit = GeneFit(torch.zeros(3), torch.zeros(3, 1), probs, noise, residuals)
+    found = empirical_prior(statistics, fit, ShiftPrior(0.05))
+    square = (residuals[:, 1:].square() - noise[:, None] / n[1:]).numpy()
+    spike, slab = np.median(square.mean(1)), square.mean() if prob else 0.1
+    np.testing.assert_allclose([found.target_prob, found.spike_var, found.slab_var], [expected, spike, slab])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from scgim._priors import ShiftPrior
 from scgim.structure._screening import score_test
-from scgim.structure._search import StructureSearch, search_structure
+from scgim.structure._search import StructureSearch, search_structure, usual_budget
 from scgim.structure._statistics import ContextStatistics, StatisticsAccumulator
 
 CHAIN = np.array([[0, 1.0, 0], [0, 0, -0.8], [0, 0, 0]])
@@ -275,3 +275,14 @@ def test_remaining_moves_do_not_raise_the_score(simulate):
                 trial[j, i] = False
             if is_acyclic(trial):
                 assert score(trial) <= best + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("n_cells", "n_genes", "budget"), [(120, 10, 70_000), (60, 10, 17_500), (1e6, 100, 250_000), (1e6, 400, 400_000)]
+)
+def test_the_usual_budget_grows_with_genes_and_shrinks_with_few_cells(n_cells, n_genes, budget):
+    """Fewer than twelve cells a gene: by the square of their share."""
+    nothing = torch.zeros(2, n_genes)
+    cells = torch.tensor([0.25, 0.75]).double() * n_cells
+    statistics = ContextStatistics(torch.eye(n_genes), nothing, cells, torch.tensor([-1, 0]), n_genes)
+    assert usual_budget(statistics) == budget

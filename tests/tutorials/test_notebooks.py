@@ -33,13 +33,14 @@ def installed() -> set[str]:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_tutorial_was_run_from_top_to_bottom_without_errors(path):
     cells = code_cells(path)
+    assert cells
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     assert not [output for cell in cells for output in cell["outputs"] if output["output_type"] == "error"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_tutorial_needs_only_what_is_installed_for_it(path):
-    used = set()
+    used: set[str] = set()
     for cell in code_cells(path):
         lines = [line for line in "".join(cell["source"]).splitlines() if not line.lstrip().startswith(("%", "!"))]
         for node in ast.walk(ast.parse("\n".join(lines))):
@@ -47,4 +48,5 @@ def test_tutorial_needs_only_what_is_installed_for_it(path):
                 used |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 used.add(node.module.split(".")[0])
+    assert "scgim" in used
     assert used <= installed() | set(sys.stdlib_module_names)

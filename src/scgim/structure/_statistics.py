@@ -140,7 +140,7 @@ class StatisticsAccumulator:
         p = self.n_columns
         if gram.shape[0] > p:
             projection = torch.cat([torch.eye(p, dtype=gram.dtype), -_regression(gram, p)])  # (P + Q, P)
-            covariate_means = means[:, p:] - (means[:, p:] * n[:, None]).sum(0) / n.sum()
+            covariate_means = means[:, p:] - self.sums[:, p:].sum(0) / self.n_cells.sum()
             means = torch.cat([means[:, :p], covariate_means], 1) @ projection
             by_group = projection.T @ by_group @ projection
             gram = projection.T @ gram @ projection

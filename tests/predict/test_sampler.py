@@ -1,0 +1,64 @@
+"""Draws of cells: their backdrop, random numbers and pieces."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from scgim.predict._sampler import Backdrop, Sampler
+
+
+def sampler(likelihood: str = "poisson", device: str = "cpu", n_genes: int = 2) -> Sampler:
+    module = SimpleNamespace(likelihood=likelihood, device=torch.device(device))
+    pool = {
+        "covariates": np.arange(8.0).reshape(4, 2).astype(np.float32),
+        "log_size": np.arange(4.0).astype(np.float32),
+    }
+    return Sampler(module, [f"gene_{j}" for j in range(n_genes)], pool, design=None)
+
+
+def test_on_the_processor_random_numbers_go_on_from_those_that_were_drawn():
+    rng = torch.Generator().manual_seed(3)
+    assert sampler()._on_device(rng) is rng
+
+
+def test_covariates_and_size_factors_are_those_of_the_same_control_cells():
+    found = sampler().backdrop(50, torch.Generator().manual_seed(0))
+    np.testing.assert_array_equal(found.covariates[:, 0], 2 * found.log_size)
+    assert sorted(set(found.log_size.tolist())) == [0.0, 1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("size_factor", [2.0, [1.0, 2.0, 4.0]])
+def test_size_factors_may_be_given(size_factor):
+    found = sampler().backdrop(3, torch.Generator(), size_factor=size_factor)
+    np.testing.assert_allclose(found.log_size, np.log(np.broadcast_to(size_factor, 3)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("size_factor", [[1.0, 2.0], 0.0, -1.0, np.inf, np.nan])
+def test_size_factors_are_one_or_as_many_positive_numbers(size_factor):
+    with pytest.raises(ValueError, match="must be one or 3 positive numbers"):
+        sampler().backdrop(3, torch.Generator(), size_factor=size_factor)
+
+
+def test_means_are_per_unit_of_size_factor():
+    cells = Backdrop(torch.zeros(2, 0), torch.tensor([0.0, 1.0]))
+    expected = torch.tensor([[2.0, 4.0], [2.0, 4.0]])
+    per_unit = expected / cells.log_size.exp()[:, None]
+    torch.testing.assert_close(sampler()._per_unit(expected, cells), per_unit)
+    torch.testing.assert_close(sampler("normal")._per_unit(expected, cells), expected)
+
+
+def test_cells_are_drawn_in_pieces_of_eight_million_values():
+    assert sampler(n_genes=1000)._rows_at_once(100) == 80
+    assert sampler(n_genes=1000)._rows_at_once(10**6) == 1
+
+
+def test_backdrops_are_cut_and_repeated():
+    cells = Backdrop(torch.arange(6.0).reshape(3, 2), torch.arange(3.0))
+    twice = cells.repeat(2)
+    assert (len(cells), len(twice), len(cells.rows(slice(1, 3)))) == (3, 6, 2)
+    np.testing.assert_array_equal(twice.covariates, np.tile(cells.covariates, (2, 1)))
+    np.testing.assert_array_equal(twice.log_size, [0, 1, 2, 0, 1, 2])
