@@ -95,7 +95,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     ),
     "scgim.pp": (
         {"scgim._constants", "scgim._docs", "scgim._backed", "scgim._validation"},
-        ARRAYS | {"scanpy", "sklearn", "rdkit", "tqdm"},
+        ARRAYS | {"scanpy", "sklearn", "rdkit", "threadpoolctl", "tqdm"},
     ),
     "scgim.datasets": (
         {"scgim._constants", "scgim._docs", "scgim._validation", "scgim.data"},

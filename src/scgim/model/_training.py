@@ -162,7 +162,8 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
         batch_size = whole_number("batch_size", _BATCH_SIZE if batch_size is None else batch_size)
         max_epochs = None if max_epochs is None else whole_number("max_epochs", max_epochs)
         train_size = _TRAIN_SIZE if train_size is None else train_size
-        cells = self._prepare_cells()
+        with threads_for():
+            cells = self._prepare_cells()
         if resume_from is None:
             indices = self._split(cells, train_size, validation_size, shuffle_set_split, split_key)
             epochs = max_epochs or default_max_epochs(len(indices[0]), batch_size)
@@ -196,7 +197,7 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
             progress=enable_progress_bar,
         )
         try:
-            with explained_failures():
+            with explained_failures(), threads_for():
                 fit.run()
         finally:
             self._take_over(fit)

@@ -9,6 +9,7 @@ import pandas as pd
 import scanpy as sc
 from anndata import AnnData
 from scipy import sparse, stats
+from threadpoolctl import threadpool_limits
 
 from scgim._validation import (
     check_counts,
@@ -157,9 +158,10 @@ def _control_variance(X: sparse.csr_matrix, batch: np.ndarray) -> np.ndarray:
     controls = AnnData(X, obs=obs)
     # A variance needs cells: batches with hardly any control are pooled with the others.
     enough = obs["batch"].value_counts().min() >= _MIN_CONTROLS
-    sc.experimental.pp.highly_variable_genes(
-        controls, n_top_genes=X.shape[1], batch_key="batch" if enough else None, check_values=False
-    )
+    with threadpool_limits():  # numba sets the threads of libraries that share its pool; here they are set back
+        sc.experimental.pp.highly_variable_genes(
+            controls, n_top_genes=X.shape[1], batch_key="batch" if enough else None, check_values=False
+        )
     return controls.var["residual_variances"].to_numpy(dtype=np.float64)
 
 
