@@ -151,6 +151,7 @@ class ScreenModel(BaseModelClass):
                 f"Genes of `adata` were changed since `setup_anndata` ({len(known)} then, {adata.n_vars} now, or in another order). "
                 f"{_SET_UP_AGAIN}"
             )
+        adata = self._validate_anndata(adata)  # set up as it was for this model, if another one has been set up since
         design = self._screen_field().design(adata, need_controls=False)
         code = np.asarray(self.get_anndata_manager(adata, required=True).get_from_registry(REGISTRY.CONTEXT)).ravel()
         changed = int((context_codes(design, self._screen) != code).sum())
