@@ -30,6 +30,8 @@ class ShiftPrior:
     slab_var: float = 2.0
     spike_var: float = 0.0
     known: Tensor | None = None
+    misfit: float = 0.0
+    slope_var: float = 0.0
 
     @property
     def log_odds(self) -> float:

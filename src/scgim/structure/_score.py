@@ -41,6 +41,12 @@ class GeneFit:
         Variance within contexts given the parents, shape (B,).
     residuals
         Displacement of each context mean from the regression, shape (B, K).
+    departures
+        Slopes between contexts less those within, shape (B, p * n_basis).
+    determined
+        Share of each departure that the data determine, not the prior, same shape.
+    passed
+        Square of what reached the gene through its parents in each context, shape (B, K).
     """
 
     log_evidence: Tensor
@@ -48,6 +54,9 @@ class GeneFit:
     target_probs: Tensor
     noise_var: Tensor
     residuals: Tensor
+    departures: Tensor
+    determined: Tensor
+    passed: Tensor
 
 
 def fit_genes(
@@ -90,8 +99,17 @@ def fit_genes(
     y = s.means.T[genes]  # (B, K)
     x = torch.cat([s.means.T[columns] * column_mask[:, :, None], torch.ones_like(y)[:, None]], 1)  # (B, q + 1, K)
     scatter = _Scatter(s, genes, columns, column_mask, pairs, hard=intervention == "hard")
-    ridge = torch.diag_embed(torch.nn.functional.pad(1 - column_mask, (0, 1)) + 1e-8)
+    q = columns.shape[1]
+    tau = prior.slope_var**0.5
+    moved = x[:, :-1] - x[:, :-1][:, :, s.group < 0].mean(2, keepdim=True)
+    z = torch.cat([x, tau * moved], 1) if families is None else x
+    ridge = torch.nn.functional.pad(1 - column_mask, (0, 1)) + 1e-8
+    if families is None:
+        ridge = torch.nn.functional.pad(ridge, (0, q), value=1.0)
+    ridge = torch.diag_embed(ridge)
+    pad = z.shape[1] - q
     relevance = None if families is None else _Relevance(families, len(genes))
+    passed = torch.zeros_like(y)
 
     log_odds = prior.target_log_odds(s.n_groups, genes).T
     target_probs = torch.sigmoid(log_odds)
@@ -99,27 +117,37 @@ def fit_genes(
     for _ in range(n_iterations):
         free = 1 - torch.nn.functional.pad(target_probs, (0, 1))  # controls are never targets
         free_context = free[:, scatter.group]  # (B, K)
-        v0 = noise_var[:, None] / n + prior.spike_var
+        v0 = noise_var[:, None] / n + prior.spike_var + prior.misfit**2 * passed
         if intervention == "hard":
             precision = free_context / v0
         else:
             precision = free_context / v0 + (1 - free_context) / (v0 + prior.slab_var)
         xx, xy, yy, dof = scatter.weighted(free)
-        a = torch.nn.functional.pad(xx, (0, 1, 0, 1)) / noise_var[:, None, None]
-        a = a + torch.bmm(x * precision[:, None, :], x.transpose(1, 2)) + ridge
-        b = torch.nn.functional.pad(xy, (0, 1)) / noise_var[:, None]
-        b = b + torch.bmm(x, (precision * y)[:, :, None])[:, :, 0]
-        weights = torch.linalg.solve(a, b) if relevance is None else relevance.solve(a, b)
-        residuals = y - torch.bmm(weights[:, None], x)[:, 0]
+        a = torch.nn.functional.pad(xx, (0, pad, 0, pad)) / noise_var[:, None, None]
+        a = a + torch.bmm(z * precision[:, None, :], z.transpose(1, 2)) + ridge
+        b = torch.nn.functional.pad(xy, (0, pad)) / noise_var[:, None]
+        b = b + torch.bmm(z, (precision * y)[:, :, None])[:, :, 0]
+        solved = torch.linalg.solve(a, b) if relevance is None else relevance.solve(a, b)
+        weights, departures = solved[:, : q + 1], solved[:, q + 1 :]
+        residuals = y - torch.bmm(solved[:, None], z)[:, 0]
+        between = weights[:, :-1] + tau * departures if families is None else weights[:, :-1]
+        passed = torch.bmm(between.square()[:, None], moved.square())[:, 0]
         rss = _rss(weights[:, :-1], xx, xy, yy)
         noise_var = (rss / dof).clamp_min(_MIN_NOISE)
-        off, on = scatter.group_evidence(weights, noise_var, residuals, y, weights[:, -1], prior)
+        v0 = noise_var[:, None] / n + prior.spike_var + prior.misfit**2 * passed
+        off, on = scatter.group_evidence(weights, noise_var, residuals, y, weights[:, -1], v0, prior)
         target_probs = torch.sigmoid(on - off + log_odds)
     base = (torch.nn.functional.softplus(on - off + log_odds) - torch.nn.functional.softplus(log_odds)).sum(1)
-    evidence = scatter.baseline(weights, noise_var, residuals, prior) + base
+    evidence = scatter.baseline(weights, noise_var, residuals, v0) + base
+    determined = torch.zeros_like(departures)
     if relevance is not None:
         evidence = evidence + relevance.log_volume
-    return GeneFit(evidence, weights, target_probs, noise_var, residuals)
+    else:
+        own = torch.bmm(z[:, q + 1 :] * precision[:, None, :], z[:, q + 1 :].transpose(1, 2))
+        factor = torch.linalg.cholesky(own + torch.eye(q, dtype=own.dtype))
+        evidence = evidence - factor.diagonal(dim1=1, dim2=2).log().sum(1) - 0.5 * departures.square().sum(1)
+        determined = 1 - torch.linalg.inv(a).diagonal(dim1=1, dim2=2)[:, q + 1 :]
+    return GeneFit(evidence, weights, target_probs, noise_var, residuals, tau * departures, determined, passed)
 
 
 def empirical_prior(statistics: ContextStatistics, fit: GeneFit, prior: ShiftPrior) -> ShiftPrior:
@@ -130,13 +158,43 @@ def empirical_prior(statistics: ContextStatistics, fit: GeneFit, prior: ShiftPri
         return prior
     square = fit.residuals[:, treated].square() - fit.noise_var[:, None] / statistics.n_cells[treated]
     on, off = probs, 1 - probs
-    # the median over genes: a few genes with wrong parents must not widen the spike for all
-    spike = ((off * square).sum(1) / off.sum(1).clamp_min(1e-9)).median().clamp_min(0.0)
-    slab = ((on * square).sum() / on.sum().clamp_min(1e-9)).clamp(0.1, 50.0)
+    misfit, spike = _misfit(square, off, fit, statistics)
+    slab = ((on * square).sum() / on.sum().clamp_min(1e-9)).clamp(0.1, _MAX_SLAB)
     free = prior.is_open(fit.target_probs.T).T
     mean = (free * fit.target_probs).sum() / free.sum().clamp_min(1.0)
     target_prob = float(mean.clamp(0.25 / statistics.n_genes, 0.3))
-    return replace(prior, target_prob=target_prob, slab_var=float(slab), spike_var=float(spike))
+    slope_var = prior.slope_var
+    if float(fit.determined.sum()) > 0:
+        slope_var = float((fit.departures.square().sum() / fit.determined.sum().clamp_min(1e-9)).clamp(1e-6, 1.0))
+    return replace(
+        prior,
+        target_prob=target_prob,
+        slab_var=float(slab),
+        spike_var=spike,
+        misfit=misfit,
+        slope_var=slope_var,
+    )
+
+
+_MAX_SLAB = 1000.0
+_MISFITS = (0.0, 0.02, 0.04, 0.06, 0.08, 0.1, 0.14, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+
+
+def _misfit(square: Tensor, off: Tensor, fit: GeneFit, statistics: ContextStatistics) -> tuple[float, float]:
+    """Misfit and variance of the spike under which what the genes that are no targets show is likeliest."""
+    treated = statistics.group >= 0
+    error = fit.noise_var[:, None] / statistics.n_cells[treated]
+    passed = fit.passed[:, treated]
+    best = (-float("inf"), 0.0, 0.0)
+    for misfit in _MISFITS if passed.any() else (0.0,):
+        left = square - misfit**2 * passed
+        # the median over genes: a few genes with wrong parents must not widen the spike for all
+        spike = ((off * left).sum(1) / off.sum(1).clamp_min(1e-9)).median().clamp_min(0.0)
+        variance = error + spike + misfit**2 * passed
+        likelihood = float((off * _log_normal(fit.residuals[:, treated], variance)).sum())
+        if likelihood > best[0]:
+            best = likelihood, misfit, float(spike)
+    return best[1], best[2]
 
 
 def _rss(weights: Tensor, xx: Tensor, xy: Tensor, yy: Tensor) -> Tensor:
@@ -216,9 +274,8 @@ class _Scatter:
         quadratic = torch.einsum("bp,bupq,bq->bu", w, self.xx, w)
         return (self.yy - 2 * torch.einsum("bp,bup->bu", w, self.xy) + quadratic).clamp_min(1e-9)
 
-    def group_evidence(self, weights, noise_var, residuals, y, intercept, prior) -> tuple[Tensor, Tensor]:
+    def group_evidence(self, weights, noise_var, residuals, y, intercept, v0, prior) -> tuple[Tensor, Tensor]:
         """Log evidence of each perturbation's cells if the gene is not, and if it is, its target; (B, U) each."""
-        v0 = noise_var[:, None] / self.s.n_cells + prior.spike_var
         off = self._by_group(_log_normal(residuals, v0))
         if not self.hard:
             return off, self._by_group(_log_normal(residuals, v0 + prior.slab_var))
@@ -234,9 +291,9 @@ class _Scatter:
         """Sums over the contexts of each perturbation, controls left out; (B, K) to (B, U)."""
         return values.new_zeros(len(values), self.s.n_groups + 1).index_add_(1, self.group, values)[:, :-1]
 
-    def baseline(self, weights, noise_var, residuals, prior) -> Tensor:
+    def baseline(self, weights, noise_var, residuals, v0) -> Tensor:
         """Log evidence if no gene were a target, shape (B,)."""
-        means = _log_normal(residuals, noise_var[:, None] / self.s.n_cells + prior.spike_var).sum(1)
+        means = _log_normal(residuals, v0).sum(1)
         if self.hard:
             rss, dof = self._group_rss(weights).sum(1), self.dof
         else:

@@ -29,7 +29,7 @@ def score_test(
     """
     s, means = statistics, statistics.means
     on = torch.nn.functional.pad(fit.target_probs, (0, 1))[:, s.group % (s.n_groups + 1)]  # (B, K)
-    v0 = fit.noise_var[:, None] / s.n_cells + prior.spike_var
+    v0 = fit.noise_var[:, None] / s.n_cells + prior.spike_var + prior.misfit**2 * fit.passed
     precision = (1 - on) / v0 + on / (v0 + prior.slab_var)
     curvature = s.gram.diagonal()[:, None] / fit.noise_var + means.square().T @ precision.T  # (P, B)
     gain = torch.zeros_like(curvature)
