@@ -5,7 +5,8 @@ perturbation acts on it directly: the displacement of context k has the spike-an
 
 .. math:: (1 - \pi) N(0, \tau_0^2) + \pi N(0, \tau_0^2 + \tau^2),
 
-with one indicator for all doses of a perturbation. Both the displacement and the indicator are summed out exactly, so
+with one indicator for all doses of a perturbation. Its variance grows with what reached the gene through its parents, and slopes
+between contexts depart from those within (:mod:`scgim._departures`). Displacement, departures and indicator are summed out, so
 no Monte Carlo is needed (in place of the Gumbel sampling of the GIM paper, section 4). A wrong direction shows as many
 displacements where few suffice, which is what identifies direction even in Gaussian data of equal scale.
 """
@@ -18,11 +19,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from scgim._departures import N_BENDS, bends
+
 if TYPE_CHECKING:
     from scgim._priors import ShiftPrior
     from scgim.structure._statistics import ContextStatistics
 
 _MIN_NOISE = 1e-6  # of the spread in controls; genes that do not vary, or copies of others, must not divide by zero
+_MAX_SLAB_VAR = 1000.0  # knock-outs of genes that hardly vary in controls move them by 30 standard deviations
+_MIN_DEPARTURE_VAR = 1e-4  # less does not show: of a parent that moves by 20 standard deviations, a fifth of one
+MISFITS = (0.0, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)  # to choose from
 
 
 @dataclass(frozen=True)
@@ -41,12 +47,12 @@ class GeneFit:
         Variance within contexts given the parents, shape (B,).
     residuals
         Displacement of each context mean from the regression, shape (B, K).
-    departures
-        Slopes between contexts less those within, shape (B, p * n_basis).
-    determined
-        Share of each departure that the data determine, not the prior, same shape.
     passed
-        Square of what reached the gene through its parents in each context, shape (B, K).
+        Square of what each context's parents pass on, summed over parents, shape (B, K).
+    departures
+        What slopes between contexts add to those within, shape (B, 2, p).
+    determined
+        Share of these that the data say, not their prior, same shape.
     """
 
     log_evidence: Tensor
@@ -54,9 +60,9 @@ class GeneFit:
     target_probs: Tensor
     noise_var: Tensor
     residuals: Tensor
+    passed: Tensor
     departures: Tensor
     determined: Tensor
-    passed: Tensor
 
 
 def fit_genes(
@@ -99,55 +105,78 @@ def fit_genes(
     y = s.means.T[genes]  # (B, K)
     x = torch.cat([s.means.T[columns] * column_mask[:, :, None], torch.ones_like(y)[:, None]], 1)  # (B, q + 1, K)
     scatter = _Scatter(s, genes, columns, column_mask, pairs, hard=intervention == "hard")
-    q = columns.shape[1]
-    tau = prior.slope_var**0.5
-    moved = x[:, :-1] - x[:, :-1][:, :, s.group < 0].mean(2, keepdim=True)
-    z = torch.cat([x, tau * moved], 1) if families is None else x
-    ridge = torch.nn.functional.pad(1 - column_mask, (0, 1)) + 1e-8
-    if families is None:
-        ridge = torch.nn.functional.pad(ridge, (0, q), value=1.0)
-    ridge = torch.diag_embed(ridge)
-    pad = z.shape[1] - q
     relevance = None if families is None else _Relevance(families, len(genes))
-    passed = torch.zeros_like(y)
+    passage = _Passage(x[:, :-1], s, 1 if relevance else parents.shape[1], 0.0 if relevance else prior.departure_var)
+    z = torch.cat([x, passage.bent], 1)  # weights of the mechanism, intercept, departures
+    ridge = torch.diag_embed(torch.cat([1 - column_mask + 1e-8, 1e-8 + 0 * y[:, :1], 1 + 0 * passage.bent[:, :, 0]], 1))
+    q, width = x.shape[1], z.shape[1] - x.shape[1] + 1
 
     log_odds = prior.target_log_odds(s.n_groups, genes).T
     target_probs = torch.sigmoid(log_odds)
     noise_var = (scatter.total_yy / scatter.dof).clamp_min(_MIN_NOISE)
+    v0 = noise_var[:, None] / n + prior.spike_var
     for _ in range(n_iterations):
         free = 1 - torch.nn.functional.pad(target_probs, (0, 1))  # controls are never targets
         free_context = free[:, scatter.group]  # (B, K)
-        v0 = noise_var[:, None] / n + prior.spike_var + prior.misfit**2 * passed
         if intervention == "hard":
             precision = free_context / v0
         else:
             precision = free_context / v0 + (1 - free_context) / (v0 + prior.slab_var)
         xx, xy, yy, dof = scatter.weighted(free)
-        a = torch.nn.functional.pad(xx, (0, pad, 0, pad)) / noise_var[:, None, None]
+        a = torch.nn.functional.pad(xx, (0, width, 0, width)) / noise_var[:, None, None]
         a = a + torch.bmm(z * precision[:, None, :], z.transpose(1, 2)) + ridge
-        b = torch.nn.functional.pad(xy, (0, pad)) / noise_var[:, None]
+        b = torch.nn.functional.pad(xy, (0, width)) / noise_var[:, None]
         b = b + torch.bmm(z, (precision * y)[:, :, None])[:, :, 0]
         solved = torch.linalg.solve(a, b) if relevance is None else relevance.solve(a, b)
-        weights, departures = solved[:, : q + 1], solved[:, q + 1 :]
+        weights, departures = solved[:, :q], solved[:, q:]
         residuals = y - torch.bmm(solved[:, None], z)[:, 0]
-        between = weights[:, :-1] + tau * departures if families is None else weights[:, :-1]
-        passed = torch.bmm(between.square()[:, None], moved.square())[:, 0]
         rss = _rss(weights[:, :-1], xx, xy, yy)
         noise_var = (rss / dof).clamp_min(_MIN_NOISE)
+        passed = passage.passed(weights[:, :-1], departures)
         v0 = noise_var[:, None] / n + prior.spike_var + prior.misfit**2 * passed
-        off, on = scatter.group_evidence(weights, noise_var, residuals, y, weights[:, -1], v0, prior)
+        off, on = scatter.group_evidence(weights, noise_var, residuals, y, v0, prior)
         target_probs = torch.sigmoid(on - off + log_odds)
     base = (torch.nn.functional.softplus(on - off + log_odds) - torch.nn.functional.softplus(log_odds)).sum(1)
     evidence = scatter.baseline(weights, noise_var, residuals, v0) + base
-    determined = torch.zeros_like(departures)
     if relevance is not None:
         evidence = evidence + relevance.log_volume
-    else:
-        own = torch.bmm(z[:, q + 1 :] * precision[:, None, :], z[:, q + 1 :].transpose(1, 2))
-        factor = torch.linalg.cholesky(own + torch.eye(q, dtype=own.dtype))
-        evidence = evidence - factor.diagonal(dim1=1, dim2=2).log().sum(1) - 0.5 * departures.square().sum(1)
-        determined = 1 - torch.linalg.inv(a).diagonal(dim1=1, dim2=2)[:, q + 1 :]
-    return GeneFit(evidence, weights, target_probs, noise_var, residuals, tau * departures, determined, passed)
+    evidence = evidence + passage.log_volume(departures, precision)
+    found = passage.departures(departures, a)
+    return GeneFit(evidence, weights, target_probs, noise_var, residuals, passed, *found)
+
+
+class _Passage:
+    """What reaches genes through their parents between contexts; departures are in units of their prior's standard deviation."""
+
+    def __init__(self, x: Tensor, s: ContextStatistics, n_parents: int, departure_var: float):
+        self.moved = x - x[:, :, s.group < 0].mean(2, keepdim=True)  # (B, q, K)
+        self.n_parents, self.sd = n_parents, departure_var**0.5
+        own = self.moved.unflatten(1, (n_parents, -1))[:, :, 0] if departure_var else self.moved[:, :0]
+        self.bent = self.sd * torch.cat([*bends(own)], 1)  # (B, 2 p, K)
+
+    def passed(self, weights: Tensor, departures: Tensor) -> Tensor:
+        """Square of what is passed on, summed over parents, shape (B, K)."""
+        by_parent = (weights[:, :, None] * self.moved).unflatten(1, (self.n_parents, -1)).sum(2)
+        if self.sd:
+            by_parent = by_parent + (departures[:, :, None] * self.bent).unflatten(1, (N_BENDS, -1)).sum(1)
+        return by_parent.square().sum(1)
+
+    def log_volume(self, departures: Tensor, precision: Tensor) -> Tensor:
+        """What integrating over the departures adds to the evidence at their mode, shape (B,)."""
+        if not self.sd:
+            return torch.zeros(len(self.moved), dtype=precision.dtype)
+        own = torch.bmm(self.bent * precision[:, None, :], self.bent.transpose(1, 2))
+        factor = torch.linalg.cholesky(own + torch.eye(own.shape[1], dtype=own.dtype))
+        return -factor.diagonal(dim1=1, dim2=2).log().sum(1) - 0.5 * departures.square().sum(1)
+
+    def departures(self, departures: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+        """On the scale of the slopes, and how far they are determined, both (B, 2, p)."""
+        if not self.sd:
+            nothing = self.moved.new_zeros(len(self.moved), N_BENDS, self.n_parents)
+            return nothing, nothing
+        variance = torch.linalg.inv(a).diagonal(dim1=1, dim2=2)[:, -departures.shape[1] :]
+        shape = (N_BENDS, -1)
+        return self.sd * departures.unflatten(1, shape), (1 - variance).unflatten(1, shape)
 
 
 def empirical_prior(statistics: ContextStatistics, fit: GeneFit, prior: ShiftPrior) -> ShiftPrior:
@@ -159,42 +188,34 @@ def empirical_prior(statistics: ContextStatistics, fit: GeneFit, prior: ShiftPri
     square = fit.residuals[:, treated].square() - fit.noise_var[:, None] / statistics.n_cells[treated]
     on, off = probs, 1 - probs
     misfit, spike = _misfit(square, off, fit, statistics)
-    slab = ((on * square).sum() / on.sum().clamp_min(1e-9)).clamp(0.1, _MAX_SLAB)
+    slab = ((on * square).sum() / on.sum().clamp_min(1e-9)).clamp(0.1, _MAX_SLAB_VAR)
     free = prior.is_open(fit.target_probs.T).T
     mean = (free * fit.target_probs).sum() / free.sum().clamp_min(1.0)
     target_prob = float(mean.clamp(0.25 / statistics.n_genes, 0.3))
-    slope_var = prior.slope_var
-    if float(fit.determined.sum()) > 0:
-        slope_var = float((fit.departures.square().sum() / fit.determined.sum().clamp_min(1e-9)).clamp(1e-6, 1.0))
+    departure_var = float(fit.departures.square().sum() / fit.determined.sum().clamp_min(1e-3))
     return replace(
         prior,
         target_prob=target_prob,
         slab_var=float(slab),
         spike_var=spike,
         misfit=misfit,
-        slope_var=slope_var,
+        departure_var=min(departure_var, 1.0) if departure_var > _MIN_DEPARTURE_VAR else 0.0,
     )
 
 
-_MAX_SLAB = 1000.0
-_MISFITS = (0.0, 0.02, 0.04, 0.06, 0.08, 0.1, 0.14, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
-
-
 def _misfit(square: Tensor, off: Tensor, fit: GeneFit, statistics: ContextStatistics) -> tuple[float, float]:
-    """Misfit and variance of the spike under which what the genes that are no targets show is likeliest."""
+    """Misfit, and variance of the spike, under which the displacements of genes that are no targets are likeliest."""
     treated = statistics.group >= 0
     error = fit.noise_var[:, None] / statistics.n_cells[treated]
-    passed = fit.passed[:, treated]
-    best = (-float("inf"), 0.0, 0.0)
-    for misfit in _MISFITS if passed.any() else (0.0,):
+    residuals, passed = fit.residuals[:, treated], fit.passed[:, treated]
+    found = []
+    for misfit in MISFITS:
         left = square - misfit**2 * passed
         # the median over genes: a few genes with wrong parents must not widen the spike for all
-        spike = ((off * left).sum(1) / off.sum(1).clamp_min(1e-9)).median().clamp_min(0.0)
-        variance = error + spike + misfit**2 * passed
-        likelihood = float((off * _log_normal(fit.residuals[:, treated], variance)).sum())
-        if likelihood > best[0]:
-            best = likelihood, misfit, float(spike)
-    return best[1], best[2]
+        spike = float(((off * left).sum(1) / off.sum(1).clamp_min(1e-9)).median().clamp_min(0.0))
+        likelihood = off * _log_normal(residuals, error + spike + misfit**2 * passed)
+        found.append((float(likelihood.sum()), misfit, spike))
+    return max(found)[1:]
 
 
 def _rss(weights: Tensor, xx: Tensor, xy: Tensor, yy: Tensor) -> Tensor:
@@ -274,7 +295,7 @@ class _Scatter:
         quadratic = torch.einsum("bp,bupq,bq->bu", w, self.xx, w)
         return (self.yy - 2 * torch.einsum("bp,bup->bu", w, self.xy) + quadratic).clamp_min(1e-9)
 
-    def group_evidence(self, weights, noise_var, residuals, y, intercept, v0, prior) -> tuple[Tensor, Tensor]:
+    def group_evidence(self, weights, noise_var, residuals, y, v0, prior) -> tuple[Tensor, Tensor]:
         """Log evidence of each perturbation's cells if the gene is not, and if it is, its target; (B, U) each."""
         off = self._by_group(_log_normal(residuals, v0))
         if not self.hard:
@@ -283,7 +304,7 @@ class _Scatter:
         off = off - 0.5 * (self._group_rss(weights)[:, :-1] / noise_var[:, None] + dof * noise_var[:, None].log())
         own_var = ((own + noise_var[:, None]) / (dof + 1)).clamp_min(1e-6)  # one pseudo-observation keeps it positive
         context_var = torch.cat([own_var, noise_var[:, None]], 1)[:, self.group]  # (B, K); controls unused
-        displaced = _log_normal(y - intercept[:, None], context_var / self.s.n_cells + prior.slab_var)
+        displaced = _log_normal(y - weights[:, -1:], context_var / self.s.n_cells + prior.slab_var)
         cost = 0.5 * (dof + 1).log()  # of the variance, a parameter of its own
         return off, self._by_group(displaced) - 0.5 * (own / own_var + dof * own_var.log()) - cost
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _MAX_OPTIONS = 10
 _FIRST_ITERATIONS = (3, 6)  # of expectation-maximisation, in the climbs that the prior is fitted on
+_FIRST_MISFIT, _FIRST_DEPARTURE_VAR = 0.3, 0.3  # mechanisms are taken to be wrong until the data say how far they are right
 _CELLS_A_GENE = 12  # with fewer the budget of the search is less
 
 
@@ -231,7 +232,12 @@ def search_structure(
     """
     if max_evaluations is None:
         max_evaluations = usual_budget(statistics) // (1 if start is None else 4)
-    prior = ShiftPrior(target_prob=min(0.08, 1.5 / statistics.n_genes), known=known_targets)
+    prior = ShiftPrior(
+        target_prob=min(0.08, 1.5 / statistics.n_genes),
+        known=known_targets,
+        misfit=_FIRST_MISFIT,
+        departure_var=_FIRST_DEPARTURE_VAR,
+    )
     search = StructureSearch(
         statistics,
         prior,
