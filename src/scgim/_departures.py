@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 
 N_BENDS = 2
+FIRST_MISFIT, FIRST_DEPARTURE_VAR = 0.3, 0.3  # mechanisms are taken to be wrong until the data say how far they are right
+MAX_DEPARTURE_VAR = 1.0
+MISFITS = (0.0, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)  # to choose from
 _MIN_MOVEMENT = 1e-9
 
 
@@ -22,3 +25,25 @@ def bends(moved: Tensor) -> Tensor:
     """Functions of movements (..., K) that mechanisms may miss: proportional and, for saturation or thresholds, cubic, (2, ..., K)."""
     largest = moved.abs().amax(-1, keepdim=True).clamp_min(_MIN_MOVEMENT)
     return torch.stack([moved, moved * (moved / largest).square()])
+
+
+def likeliest_misfit(residuals: Tensor, error: Tensor, passed: Tensor, off: Tensor) -> tuple[float, float]:
+    """Misfit, and variance of the spike, under which the displacements of genes that are no targets are likeliest.
+
+    Parameters
+    ----------
+    residuals, error
+        Displacements and the variance of their errors, shape (d, K).
+    passed
+        Square of what parents pass on, shape (d, K).
+    off
+        Probability that a gene is no target, shape (d, K).
+    """
+    found = []
+    for misfit in MISFITS:
+        variance = error + misfit**2 * passed
+        # the median over genes: a few genes with wrong parents must not widen the spike for all
+        spike = ((off * (residuals.square() - variance)).sum(1) / off.sum(1).clamp_min(1e-9)).median().clamp_min(0.0)
+        variance = variance + spike
+        found.append((-float((off * (residuals.square() / variance + variance.log())).sum()), misfit, float(spike)))
+    return max(found)[1:]

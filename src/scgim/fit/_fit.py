@@ -162,8 +162,8 @@ class Fit:
     def _infer(self) -> np.ndarray:
         """Targets, dose-response curves and standard errors at the fit; returns the log evidence of each edge."""
         information = gather_information(self.module, self.loader)
-        infer_targets(self.module, information, self.features)
-        return infer_edges(self.module, information, self.loader.n)
+        loose = infer_targets(self.module, information, self.features)
+        return infer_edges(self.module, information, self.loader.n, loose)
 
     def _conclude(self) -> None:
         """Find what is known of targets and edges at the parameters as they are, and what depends on it."""

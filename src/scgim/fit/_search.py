@@ -59,12 +59,12 @@ def _informed_search(
     treated = statistics.group >= 0
     measured, group = torch.unique(statistics.group[treated], return_inverse=True)
     log_dosage = module.knowledge.log_dosage.cpu()[statistics.observed][treated]
-    precision = statistics.n_cells[treated][:, None] / fit.noise_var
+    variance = fit.noise_var / statistics.n_cells[treated][:, None] + result.prior.misfit**2 * fit.passed[:, treated].T
     given = module.knowledge.given_targets()
     prior = replace(result.prior, known=None if given is None else given[measured])
     screen = Screen(
         fit.residuals[:, treated].T,
-        precision,
+        1 / variance,
         group,
         log_dosage,
         features[measured],

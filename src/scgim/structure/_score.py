@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from scgim._departures import N_BENDS, bends
+from scgim._departures import MAX_DEPARTURE_VAR, N_BENDS, bends, likeliest_misfit
 
 if TYPE_CHECKING:
     from scgim._priors import ShiftPrior
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 _MIN_NOISE = 1e-6  # of the spread in controls; genes that do not vary, or copies of others, must not divide by zero
 _MAX_SLAB_VAR = 1000.0  # knock-outs of genes that hardly vary in controls move them by 30 standard deviations
 _MIN_DEPARTURE_VAR = 1e-4  # less does not show: of a parent that moves by 20 standard deviations, a fifth of one
-MISFITS = (0.0, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)  # to choose from
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,8 @@ class GeneFit:
         What slopes between contexts add to those within, shape (B, 2, p).
     determined
         Share of these that the data say, not their prior, same shape.
+    transported
+        What departures add in each context, shape (B, K).
     """
 
     log_evidence: Tensor
@@ -63,6 +64,7 @@ class GeneFit:
     passed: Tensor
     departures: Tensor
     determined: Tensor
+    transported: Tensor
 
 
 def fit_genes(
@@ -141,7 +143,8 @@ def fit_genes(
     if relevance is not None:
         evidence = evidence + relevance.log_volume
     evidence = evidence + passage.log_volume(departures, precision)
-    found = passage.departures(departures, a)
+    transported = (departures[:, :, None] * passage.bent).sum(1)
+    found = *passage.departures(departures, a), transported
     return GeneFit(evidence, weights, target_probs, noise_var, residuals, passed, *found)
 
 
@@ -185,9 +188,10 @@ def empirical_prior(statistics: ContextStatistics, fit: GeneFit, prior: ShiftPri
     probs = fit.target_probs[:, statistics.group[treated]]  # (d, contexts)
     if not len(probs) or not probs.numel():
         return prior
-    square = fit.residuals[:, treated].square() - fit.noise_var[:, None] / statistics.n_cells[treated]
+    error = fit.noise_var[:, None] / statistics.n_cells[treated]
+    square = fit.residuals[:, treated].square() - error
     on, off = probs, 1 - probs
-    misfit, spike = _misfit(square, off, fit, statistics)
+    misfit, spike = likeliest_misfit(fit.residuals[:, treated], error, fit.passed[:, treated], off)
     slab = ((on * square).sum() / on.sum().clamp_min(1e-9)).clamp(0.1, _MAX_SLAB_VAR)
     free = prior.is_open(fit.target_probs.T).T
     mean = (free * fit.target_probs).sum() / free.sum().clamp_min(1.0)
@@ -199,23 +203,8 @@ def empirical_prior(statistics: ContextStatistics, fit: GeneFit, prior: ShiftPri
         slab_var=float(slab),
         spike_var=spike,
         misfit=misfit,
-        departure_var=min(departure_var, 1.0) if departure_var > _MIN_DEPARTURE_VAR else 0.0,
+        departure_var=min(departure_var, MAX_DEPARTURE_VAR) if departure_var > _MIN_DEPARTURE_VAR else 0.0,
     )
-
-
-def _misfit(square: Tensor, off: Tensor, fit: GeneFit, statistics: ContextStatistics) -> tuple[float, float]:
-    """Misfit, and variance of the spike, under which the displacements of genes that are no targets are likeliest."""
-    treated = statistics.group >= 0
-    error = fit.noise_var[:, None] / statistics.n_cells[treated]
-    residuals, passed = fit.residuals[:, treated], fit.passed[:, treated]
-    found = []
-    for misfit in MISFITS:
-        left = square - misfit**2 * passed
-        # the median over genes: a few genes with wrong parents must not widen the spike for all
-        spike = float(((off * left).sum(1) / off.sum(1).clamp_min(1e-9)).median().clamp_min(0.0))
-        likelihood = off * _log_normal(residuals, error + spike + misfit**2 * passed)
-        found.append((float(likelihood.sum()), misfit, spike))
-    return max(found)[1:]
 
 
 def _rss(weights: Tensor, xx: Tensor, xy: Tensor, yy: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scgim._departures import FIRST_DEPARTURE_VAR, FIRST_MISFIT
 from scgim._priors import ShiftPrior
 from scgim.structure._climb import TOLERANCE, HillClimb, Parents, toggle
 from scgim.structure._graph import descendants
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 _MAX_OPTIONS = 10
 _FIRST_ITERATIONS = (3, 6)  # of expectation-maximisation, in the climbs that the prior is fitted on
-_FIRST_MISFIT, _FIRST_DEPARTURE_VAR = 0.3, 0.3  # mechanisms are taken to be wrong until the data say how far they are right
 _CELLS_A_GENE = 12  # with fewer the budget of the search is less
 
 
@@ -235,8 +235,8 @@ def search_structure(
     prior = ShiftPrior(
         target_prob=min(0.08, 1.5 / statistics.n_genes),
         known=known_targets,
-        misfit=_FIRST_MISFIT,
-        departure_var=_FIRST_DEPARTURE_VAR,
+        misfit=FIRST_MISFIT,
+        departure_var=FIRST_DEPARTURE_VAR,
     )
     search = StructureSearch(
         statistics,
