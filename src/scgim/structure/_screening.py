@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from scgim._departures import bends
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from scgim._priors import ShiftPrior
     from scgim.structure._score import GeneFit
@@ -26,6 +29,10 @@ def score_test(
     context means. Weights of the present parents and the intercept are free, noise and targets stay as they are. Several functions
     of a parent are added up as if they were unrelated. For hard interventions the scatter of targets is not left out, which is
     near enough.
+
+    The test takes targets as they are. A parent that would explain why a gene moves under many perturbations that are taken to act on it
+    gains what these targets cost, and is not found out by slopes at zero: its share of the squares of displacements counts instead, if
+    that is more.
     """
     s, means = statistics, statistics.means
     on = torch.nn.functional.pad(fit.target_probs, (0, 1))[:, s.group % (s.n_groups + 1)]  # (B, K)
@@ -47,4 +54,18 @@ def score_test(
         slope -= solved.T @ (torch.nn.functional.pad(left[columns] / noise_var, (0, 1)) + present.T @ weighted)
         free = curvature[:, b] - (shared * solved.T).sum(1)
         gain[:, b] = slope.square() / (2 * torch.maximum(free, _MIN_FREE * curvature[:, b]).clamp_min(1e-9))
-    return gain.reshape(s.n_basis, s.n_genes, len(pairs)).sum(0).numpy()
+    gain = gain.reshape(s.n_basis, s.n_genes, len(pairs)).sum(0)
+    return torch.maximum(gain, _saved(s, prior, fit, on, v0)).numpy()
+
+
+def _saved(s: ContextStatistics, prior: ShiftPrior, fit: GeneFit, on: Tensor, v0: Tensor) -> Tensor:
+    """What the targets of each gene cost, by the share of its displacements that each other gene's movements explain, (d, B)."""
+    own = s.means[:, : s.n_genes]
+    z = bends((own - own[s.group < 0].mean(0)).T)  # (2, d, K)
+    z = torch.stack([z[0] / z[0].norm(dim=1, keepdim=True).clamp_min(1e-9), z[1]])
+    z[1] -= (z[0] * z[1]).sum(1, keepdim=True) * z[0]
+    z[1] /= z[1].norm(dim=1, keepdim=True).clamp_min(1e-9)
+    residuals = fit.residuals / fit.residuals.norm(dim=1, keepdim=True).clamp_min(1e-9)
+    share = (z @ residuals.T).square().sum(0)  # (d, B)
+    price = 0.5 * (on * (1 + prior.slab_var / v0).log()).sum(1) - prior.log_odds * fit.target_probs.sum(1)
+    return share * price
