@@ -3,10 +3,11 @@ r"""How what a gene's parents pass on to it between contexts may differ from wha
 The slope of a mechanism is found on cells of a context, where parents vary by little and are measured with error; perturbations move them
 by much more, and a line no longer holds. Between contexts the parents i of a gene therefore pass on
 
-.. math:: \sum_i w_i m_i + \delta_{i1} m_i + \delta_{i2} m_i u_i^2, \qquad \delta \sim N(0, \tau^2),
+.. math:: \sum_i m_i (w_i + \delta_{i1} + \delta_{i2} |u_i| + \delta_{i3} u_i^4), \qquad \delta \sim N(0, \tau^2),
 
-with the movement m of a parent's mean against the control and u the same in units of the largest. What is left beside has a
-variance that grows with what has passed: a mechanism that is wrong is wrong in proportion.
+with the movement m of a parent's mean against the control and u the same in units of the largest: a line of another slope, one that
+bends, for saturation, and a threshold. What is left beside has a variance that grows with what has passed, by the square of the misfit
+rho: a mechanism that is wrong is wrong in proportion.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-N_BENDS = 2
+N_BENDS = 3
 FIRST_MISFIT, FIRST_DEPARTURE_VAR = 0.3, 0.3  # mechanisms are taken to be wrong until the data say how far they are right
 MAX_DEPARTURE_VAR = 1.0
 MISFITS = (0.0, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)  # to choose from
@@ -22,9 +23,9 @@ _MIN_MOVEMENT = 1e-9
 
 
 def bends(moved: Tensor) -> Tensor:
-    """Functions of movements (..., K) that mechanisms may miss: proportional and, for saturation or thresholds, cubic, (2, ..., K)."""
-    largest = moved.abs().amax(-1, keepdim=True).clamp_min(_MIN_MOVEMENT)
-    return torch.stack([moved, moved * (moved / largest).square()])
+    """Functions of movements (..., K) by which mechanisms may be wrong, (3, ..., K)."""
+    u = (moved / moved.abs().amax(-1, keepdim=True).clamp_min(_MIN_MOVEMENT)).abs()
+    return torch.stack([moved, moved * u, moved * u**4])
 
 
 def likeliest_misfit(residuals: Tensor, error: Tensor, passed: Tensor, off: Tensor) -> tuple[float, float]:

@@ -46,7 +46,7 @@ class Passage:
         own = torch.arange(len(parents))[:, None]
         self.slopes = slopes[parents, own] * self.mask
         known = torch.zeros_like(slopes) if slope_var is None else slope_var
-        self.known_var = torch.stack([known[parents, own] * self.mask, torch.zeros_like(self.slopes)])  # (2, d, p)
+        self.known_var = torch.stack([known[parents, own] * self.mask, *torch.zeros(N_BENDS - 1, *self.slopes.shape).double()])  # (3, d, p)
 
     @property
     def reach(self) -> Tensor:
@@ -63,11 +63,11 @@ class Passage:
         for genes in torch.arange(n_genes).split(step):
             moved = self.moved[self.parents[genes]] * self.mask[genes, :, None]  # (g, p, K)
             sd = (self.known_var[:, genes] + departure_var).sqrt()
-            z = (sd[..., None] * bends(moved)).transpose(0, 1).flatten(1, 2)  # (g, 2 p, K)
+            z = (sd[..., None] * bends(moved)).transpose(0, 1).flatten(1, 2)  # (g, 3 p, K)
             precision = 1 / noise[:, genes].T
             a = (z * precision[:, None]) @ z.mT + torch.eye(z.shape[1], dtype=z.dtype)
             factor = torch.linalg.cholesky(a)
-            mode = torch.cholesky_solve((z @ (precision * left[:, genes].T)[..., None]), factor)  # (g, 2 p, 1)
+            mode = torch.cholesky_solve((z @ (precision * left[:, genes].T)[..., None]), factor)  # (g, 3 p, 1)
             covariance = torch.cholesky_inverse(factor)
             added = (mode * z).unflatten(1, (N_BENDS, width)).sum(1)  # (g, p, K)
             transported[:, genes] = added.sum(1).T
@@ -84,9 +84,9 @@ class Passage:
 
 
 def _savage_dickey(mode: Tensor, covariance: Tensor, width: int) -> Tensor:
-    """Log evidence that the departures of each parent are not all zero; mode (g, 2 p), covariance (g, 2 p, 2 p), shape (g, p)."""
+    """Log evidence that the departures of each parent are not all zero; mode (g, 3 p), covariance (g, 3 p, 3 p), shape (g, p)."""
     n = torch.arange(width)
-    blocks = covariance.unflatten(1, (N_BENDS, width)).unflatten(3, (N_BENDS, width))[:, :, n, :, n]  # (p, g, 2, 2)
-    own = mode.unflatten(1, (N_BENDS, width)).permute(2, 0, 1)  # (p, g, 2)
+    blocks = covariance.unflatten(1, (N_BENDS, width)).unflatten(3, (N_BENDS, width))[:, :, n, :, n]  # (p, g, 3, 3)
+    own = mode.unflatten(1, (N_BENDS, width)).permute(2, 0, 1)  # (p, g, 3)
     quadratic = (own * torch.linalg.solve(blocks, own)).sum(-1)
     return 0.5 * (torch.logdet(blocks) + quadratic).T

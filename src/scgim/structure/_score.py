@@ -49,7 +49,7 @@ class GeneFit:
     passed
         Square of what each context's parents pass on, summed over parents, shape (B, K).
     departures
-        What slopes between contexts add to those within, shape (B, 2, p).
+        What slopes between contexts add to those within, shape (B, 3, p).
     determined
         Share of these that the data say, not their prior, same shape.
     transported
@@ -155,7 +155,7 @@ class _Passage:
         self.moved = x - x[:, :, s.group < 0].mean(2, keepdim=True)  # (B, q, K)
         self.n_parents, self.sd = n_parents, departure_var**0.5
         own = self.moved.unflatten(1, (n_parents, -1))[:, :, 0] if departure_var else self.moved[:, :0]
-        self.bent = self.sd * torch.cat([*bends(own)], 1)  # (B, 2 p, K)
+        self.bent = self.sd * torch.cat([*bends(own)], 1)  # (B, 3 p, K)
 
     def passed(self, weights: Tensor, departures: Tensor) -> Tensor:
         """Square of what is passed on, summed over parents, shape (B, K)."""
@@ -173,7 +173,7 @@ class _Passage:
         return -factor.diagonal(dim1=1, dim2=2).log().sum(1) - 0.5 * departures.square().sum(1)
 
     def departures(self, departures: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-        """On the scale of the slopes, and how far they are determined, both (B, 2, p)."""
+        """On the scale of the slopes, and how far they are determined, both (B, 3, p)."""
         if not self.sd:
             nothing = self.moved.new_zeros(len(self.moved), N_BENDS, self.n_parents)
             return nothing, nothing

@@ -61,11 +61,8 @@ def score_test(
 def _saved(s: ContextStatistics, prior: ShiftPrior, fit: GeneFit, on: Tensor, v0: Tensor) -> Tensor:
     """What the targets of each gene cost, by the share of its displacements that each other gene's movements explain, (d, B)."""
     own = s.means[:, : s.n_genes]
-    z = bends((own - own[s.group < 0].mean(0)).T)  # (2, d, K)
-    z = torch.stack([z[0] / z[0].norm(dim=1, keepdim=True).clamp_min(1e-9), z[1]])
-    z[1] -= (z[0] * z[1]).sum(1, keepdim=True) * z[0]
-    z[1] /= z[1].norm(dim=1, keepdim=True).clamp_min(1e-9)
+    z = torch.linalg.qr(bends((own - own[s.group < 0].mean(0)).T).permute(1, 2, 0))[0]  # (d, K, 3)
     residuals = fit.residuals / fit.residuals.norm(dim=1, keepdim=True).clamp_min(1e-9)
-    share = (z @ residuals.T).square().sum(0)  # (d, B)
+    share = torch.einsum("ikf,bk->ibf", z, residuals).square().sum(2)  # (d, B)
     price = 0.5 * (on * (1 + prior.slab_var / v0).log()).sum(1) - prior.log_odds * fit.target_probs.sum(1)
     return share * price
