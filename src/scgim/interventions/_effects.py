@@ -181,10 +181,11 @@ def _fit(data: _Data, prior: ShiftPrior, n_programmes: int) -> _Fit | None:
         return None
     loadings = initial_loadings(shift, variance, n_programmes) if n_programmes else None
     noise, passed_var = variance + prior.spike_var, torch.zeros_like(shift)
+    precision = 1 / noise
     for _ in range(_MAX_ROUNDS):  # genes taken for targets at first are released as the programme explains them
         before = programme + transported
         if passage is not None:
-            departures = passage.fit(shift - programme, noise, prior.departure_var)
+            departures = passage.fit(shift - programme, precision, prior.departure_var)
             transported, passed_var = departures.transported, prior.misfit**2 * departures.passed
         if loadings is not None:
             programme = programme_of(shift - transported, noise, loadings)
@@ -196,7 +197,9 @@ def _fit(data: _Data, prior: ShiftPrior, n_programmes: int) -> _Fit | None:
             departure_var = min(prior.departure_var * departures.growth, MAX_DEPARTURE_VAR)
             prior = replace(prior, misfit=misfit, departure_var=departure_var)
             passed_var = misfit**2 * departures.passed
-        noise = variance + passed_var + prior.spike_var + probs[group] * prior.slab_var
+        noise = variance + passed_var + prior.spike_var
+        precision = (1 - probs[group]) / noise + probs[group] / (noise + prior.slab_var)
+        noise = noise + probs[group] * prior.slab_var
         if loadings is not None:
             loadings = update_loadings(shift - transported, noise, loadings)
         if (programme + transported - before).abs().max() < 1e-3:

@@ -53,8 +53,8 @@ class Passage:
         """Square of the movements of each gene's parents, summed, (K, d)."""
         return torch.einsum("jpk,jp->kj", self.moved.square()[self.parents], self.mask)
 
-    def fit(self, left: Tensor, noise: Tensor, departure_var: float) -> Departures:
-        """Departures that explain what is `left` (K, d) under the variance `noise` (K, d)."""
+    def fit(self, left: Tensor, precision: Tensor, departure_var: float) -> Departures:
+        """Departures that explain what is `left` (K, d), known to the `precision` (K, d)."""
         n_genes, width = self.parents.shape
         transported, passed = torch.zeros_like(left), torch.zeros_like(left)
         support = left.new_zeros(n_genes, n_genes)
@@ -64,10 +64,10 @@ class Passage:
             moved = self.moved[self.parents[genes]] * self.mask[genes, :, None]  # (g, p, K)
             sd = (self.known_var[:, genes] + departure_var).sqrt()
             z = (sd[..., None] * bends(moved)).transpose(0, 1).flatten(1, 2)  # (g, 3 p, K)
-            precision = 1 / noise[:, genes].T
-            a = (z * precision[:, None]) @ z.mT + torch.eye(z.shape[1], dtype=z.dtype)
+            weight = precision[:, genes].T
+            a = (z * weight[:, None]) @ z.mT + torch.eye(z.shape[1], dtype=z.dtype)
             factor = torch.linalg.cholesky(a)
-            mode = torch.cholesky_solve((z @ (precision * left[:, genes].T)[..., None]), factor)  # (g, 3 p, 1)
+            mode = torch.cholesky_solve((z @ (weight * left[:, genes].T)[..., None]), factor)  # (g, 3 p, 1)
             covariance = torch.cholesky_inverse(factor)
             added = (mode * z).unflatten(1, (N_BENDS, width)).sum(1)  # (g, p, K)
             transported[:, genes] = added.sum(1).T
