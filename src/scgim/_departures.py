@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 N_BENDS = 3
-FIRST_MISFIT, FIRST_DEPARTURE_VAR = 0.3, 0.3  # mechanisms are taken to be wrong until the data say how far they are right
-MAX_DEPARTURE_VAR = 1.0
+# mechanisms are taken to be wrong until the data say how far they are right
+FIRST_MISFIT, FIRST_DEPARTURE_VAR = 0.3, 0.3
+MAX_DEPARTURE_VAR = 1.0  # slopes within contexts say something, or there is nothing to depart from
 MISFITS = (0.0, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)  # to choose from
 _MIN_MOVEMENT = 1e-9
 
@@ -47,4 +48,4 @@ def likeliest_misfit(residuals: Tensor, error: Tensor, passed: Tensor, off: Tens
         spike = ((off * (residuals.square() - variance)).sum(1) / off.sum(1).clamp_min(1e-9)).median().clamp_min(0.0)
         variance = variance + spike
         found.append((-float((off * (residuals.square() / variance + variance.log())).sum()), misfit, float(spike)))
-    return max(found)[1:]
+    return max(found, key=lambda f: f[0])[1:]

@@ -46,7 +46,8 @@ class Passage:
         own = torch.arange(len(parents))[:, None]
         self.slopes = slopes[parents, own] * self.mask
         known = torch.zeros_like(slopes) if slope_var is None else slope_var
-        self.known_var = torch.stack([known[parents, own] * self.mask, *torch.zeros(N_BENDS - 1, *self.slopes.shape).double()])  # (3, d, p)
+        self.known_var = torch.zeros(N_BENDS, *self.slopes.shape, dtype=torch.float64)
+        self.known_var[0] = known[parents, own] * self.mask
 
     @property
     def reach(self) -> Tensor:

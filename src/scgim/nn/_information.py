@@ -71,7 +71,7 @@ class InformationAccumulator:
         """Add a minibatch: context (B,), parent features, score, information and evidence, all (B, d)."""
         inputs = h[:, self.parents] * self.mask  # (B, d, p)
         weighted = inputs * information[..., None]
-        self.sums.index_add_(0, context, h)
+        self.sums.index_add_(0, context, h.to(self.sums))
         self.n_cells += torch.bincount(context, minlength=len(self.n_cells))
         self.score.index_add_(0, context, score)
         self.information.index_add_(0, context, information)

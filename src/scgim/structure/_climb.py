@@ -15,7 +15,7 @@ import torch
 
 from scgim.structure._graph import descendants, reachability
 from scgim.structure._score import GeneFit, empirical_prior, fit_genes
-from scgim.structure._screening import score_test
+from scgim.structure._screening import score_test, targets_explained
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -162,7 +162,9 @@ class HillClimb:
         """Note which further parents could help each of the genes, the best first."""
         new = [(j, self.parents(j)) for j in genes if (j, self.parents(j)) not in self._ranked]
         for batch, fit in self._fits(new):
-            help_ = score_test(self.statistics, self.prior, fit, batch) - self.edge_cost[:, [j for j, _ in batch]]
+            help_ = score_test(self.statistics, self.prior, fit, batch)
+            help_ = np.maximum(help_, targets_explained(self.statistics, self.prior, fit))
+            help_ -= self.edge_cost[:, [j for j, _ in batch]]
             for b, (j, parents) in enumerate(batch):
                 help_[[j, *parents], b] = -np.inf
                 order = np.argsort(-help_[:, b], kind="stable")

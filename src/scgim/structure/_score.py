@@ -108,7 +108,9 @@ def fit_genes(
     x = torch.cat([s.means.T[columns] * column_mask[:, :, None], torch.ones_like(y)[:, None]], 1)  # (B, q + 1, K)
     scatter = _Scatter(s, genes, columns, column_mask, pairs, hard=intervention == "hard")
     relevance = None if families is None else _Relevance(families, len(genes))
-    passage = _Passage(x[:, :-1], s, 1 if relevance else parents.shape[1], 0.0 if relevance else prior.departure_var)
+    if relevance:  # functions of any form have nothing to depart from
+        prior = replace(prior, misfit=0.0, departure_var=0.0)
+    passage = _Passage(x[:, :-1], s, 1 if relevance else parents.shape[1], prior.departure_var)
     z = torch.cat([x, passage.bent], 1)  # weights of the mechanism, intercept, departures
     ridge = torch.diag_embed(torch.cat([1 - column_mask + 1e-8, 1e-8 + 0 * y[:, :1], 1 + 0 * passage.bent[:, :, 0]], 1))
     q, width = x.shape[1], z.shape[1] - x.shape[1] + 1
@@ -134,7 +136,7 @@ def fit_genes(
         residuals = y - torch.bmm(solved[:, None], z)[:, 0]
         rss = _rss(weights[:, :-1], xx, xy, yy)
         noise_var = (rss / dof).clamp_min(_MIN_NOISE)
-        passed = passage.passed(weights[:, :-1], departures)
+        passed = passage.passed(weights[:, :-1], departures) * (relevance is None)
         v0 = noise_var[:, None] / n + prior.spike_var + prior.misfit**2 * passed
         off, on = scatter.group_evidence(weights, noise_var, residuals, y, v0, prior)
         target_probs = torch.sigmoid(on - off + log_odds)
