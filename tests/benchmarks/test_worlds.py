@@ -221,4 +221,6 @@ def test_gnw_suite_runs_and_has_its_table(tmp_path, capsys):
     assert load("worlds.run").main(options) == 0
     assert "worlds-gnw" in capsys.readouterr().out
     rows = pd.read_csv(tmp_path / "results" / "quick_worlds_gnw.csv")
-    assert rows.loc[0, ["edge_auprc", "target_auprc", "target_auprc_ttest", "edge_auprc_correlation"]].between(0, 1).all()
+    assert (
+        rows.loc[0, ["edge_auprc", "target_auprc", "target_auprc_ttest", "edge_auprc_correlation"]].between(0, 1).all()
+    )

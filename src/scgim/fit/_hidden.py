@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from scgim.fit._inference import passage_of, write_interventions
+from scgim.fit._search import search_by_means
 from scgim.structure._moments import HiddenExpression, MomentAccumulator
-from scgim.structure._search import StructureResult, StructureSearch, search_structure
+from scgim.structure._search import StructureResult, StructureSearch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,7 +53,8 @@ def fit_hidden(
     module.knowledge.note_informed(None)
     hidden = gather_moments(module, loader)
     statistics, spread = hidden.statistics, hidden.spread
-    result = search_structure(
+    result = search_by_means(
+        module,
         statistics,
         edge_log_odds=module.knowledge.edge_log_odds.cpu().numpy(),
         known_targets=module.knowledge.known_targets(),

@@ -46,6 +46,8 @@ class Estimate(NamedTuple):
         Variance of what each context may show of a gene that is no target, the spike left out, (K, d).
     support
         Log evidence for edges by what passes between contexts beside the mechanism, (d, d); None without :class:`Passage`.
+    n_programmes
+        Number of programmes.
     """
 
     interventions: Interventions
@@ -54,6 +56,7 @@ class Estimate(NamedTuple):
     evidence: float
     variance: Tensor
     support: Tensor | None = None
+    n_programmes: int = 0
 
 
 def estimate_interventions(
@@ -88,15 +91,15 @@ def estimate_interventions(
     coarse = grid.coarse()
     curves = coarse.values(log_dosage.double())  # (K, S)
     data = _Data(shift, variance, group, _blocks(group, shift.shape[1] * curves.shape[1]), curves, coarse, passage)
-    fit = _fit(data, prior, 0)
-    for n_programmes in range(1, _MAX_PROGRAMMES + 1):
-        trial = _fit(data, prior, n_programmes)
+    fit, n_programmes = _fit(data, prior, 0), 0
+    while n_programmes < _MAX_PROGRAMMES:
+        trial = _fit(data, prior, n_programmes + 1)
         if trial is None or trial.evidence < fit.evidence + _MARGIN:
             break
-        fit = trial
+        fit, n_programmes = trial, n_programmes + 1
     variance, prior, programme = fit.variance, fit.prior, fit.beside
     found = _summaries(shift - programme, variance, group, log_dosage.double(), grid, prior)
-    return Estimate(found, prior, programme, fit.evidence, variance, fit.support)
+    return Estimate(found, prior, programme, fit.evidence, variance, fit.support, n_programmes)
 
 
 def effects_left_out(
@@ -184,11 +187,12 @@ def _fit(data: _Data, prior: ShiftPrior, n_programmes: int) -> _Fit | None:
     precision = 1 / noise
     for _ in range(_MAX_ROUNDS):  # genes taken for targets at first are released as the programme explains them
         before = programme + transported
+        # programmes first: what they explain at one go is not to be explained gene by gene
+        if loadings is not None:
+            programme = programme_of(shift - transported, noise, loadings)
         if passage is not None:
             departures = passage.fit(shift - programme, precision, prior.departure_var)
             transported, passed_var = departures.transported, prior.misfit**2 * departures.passed
-        if loadings is not None:
-            programme = programme_of(shift - transported, noise, loadings)
         left = shift - programme - transported
         probs, prior, evidence = _fit_prior(data, left, variance + passed_var, prior, 1)
         if departures is not None:

@@ -206,6 +206,7 @@ def search_structure(
     seed: int = 0,
     on_move: Callable[[float], None] | None = None,
     start: StructureResult | None = None,
+    departures: bool = True,
 ) -> StructureResult:
     """Find the graph: climb, fit the prior of the direct effects, climb again and escape local optima.
 
@@ -229,14 +230,16 @@ def search_structure(
         Called with the score after each move.
     start
         Result of a search of the same cells under another prior of targets, to go on from.
+    departures
+        Whether mechanisms may be wrong between contexts.
     """
     if max_evaluations is None:
         max_evaluations = usual_budget(statistics) // (1 if start is None else 4)
     prior = ShiftPrior(
         target_prob=min(0.08, 1.5 / statistics.n_genes),
         known=known_targets,
-        misfit=FIRST_MISFIT,
-        departure_var=FIRST_DEPARTURE_VAR,
+        misfit=FIRST_MISFIT * departures,
+        departure_var=FIRST_DEPARTURE_VAR * departures,
     )
     search = StructureSearch(
         statistics,
