@@ -19,6 +19,7 @@ N_BENDS = 3
 # mechanisms are taken to be wrong until the data say how far they are right
 FIRST_MISFIT, FIRST_DEPARTURE_VAR = 0.3, 0.3
 MAX_DEPARTURE_VAR = 1.0  # slopes within contexts say something, or there is nothing to depart from
+MIN_GAIN = 10.0  # nats that speak for wrong mechanisms; with few perturbations targets and departures can take each other's place
 MISFITS = (0.0, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)  # to choose from
 _MIN_MOVEMENT = 1e-9
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _N_SHOWN = 3
 _USUAL_SHARE = 0.5  # of the perturbations; a target of more is likelier what all do alike, or a wrong mechanism
-_MIN_PERTURBATIONS = 8  # of fewer, half may well share a target
+_MIN_PERTURBATIONS = 20  # of fewer, half may well share a target
 
 
 def warn_of_prior(known: Knowledge, measured: Tensor, names: Names) -> None:

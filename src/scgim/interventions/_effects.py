@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from scgim._departures import MAX_DEPARTURE_VAR, likeliest_misfit
+from scgim._departures import MAX_DEPARTURE_VAR, MIN_GAIN, likeliest_misfit
 from scgim.interventions._curves import groups_of
 from scgim.interventions._interventions import Interventions
 from scgim.interventions._programmes import effective_genes, initial_loadings, price, programme_of, update_loadings
@@ -91,7 +91,13 @@ def estimate_interventions(
     coarse = grid.coarse()
     curves = coarse.values(log_dosage.double())  # (K, S)
     data = _Data(shift, variance, group, _blocks(group, shift.shape[1] * curves.shape[1]), curves, coarse, passage)
-    fit, n_programmes = _fit(data, prior, 0), 0
+    fit, n_programmes = _fit(data._replace(passage=None), prior, 0), 0
+    if passage is not None:
+        loose = _fit(data, prior, 0)
+        if loose is not None and loose.evidence > fit.evidence + MIN_GAIN:
+            fit = loose
+        else:
+            data = data._replace(passage=None)
     while n_programmes < _MAX_PROGRAMMES:
         trial = _fit(data, prior, n_programmes + 1)
         if trial is None or trial.evidence < fit.evidence + _MARGIN:
@@ -177,6 +183,8 @@ def _fit(data: _Data, prior: ShiftPrior, n_programmes: int) -> _Fit | None:
     """Programmes and departures from mechanisms by expectation-maximisation; None if a programme is one of too few genes."""
     shift, variance, group, passage = data.shift, data.variance, data.group, data.passage
     programme, transported, departures = torch.zeros_like(shift), torch.zeros_like(shift), None
+    if passage is None:
+        prior = replace(prior, misfit=0.0, departure_var=0.0)
     if not n_programmes and passage is None:
         _, prior, evidence = _fit_prior(data, shift, variance, prior, _MAX_ROUNDS)
         return _Fit(evidence, prior, programme, variance, None)

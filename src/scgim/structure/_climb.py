@@ -8,11 +8,13 @@ genes are many, most of them cannot be parents of a given one: a score test of a
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from scgim._departures import FIRST_DEPARTURE_VAR, FIRST_MISFIT, MIN_GAIN
 from scgim.structure._graph import descendants, reachability
 from scgim.structure._score import GeneFit, empirical_prior, fit_genes
 from scgim.structure._screening import score_test, targets_explained
@@ -29,6 +31,7 @@ TOLERANCE = 1e-6
 _BATCH_ELEMENTS = 2_000_000
 _FEW_GENES = 41  # up to this number all are scored as parents of each
 _N_NEAR = 10  # further parents that are scored where genes are more; others have edge probability 0
+_PRIOR_ROUNDS = 4  # of fits and priors, in which both hardly change any more
 _MIN_HELP = -7.0  # an edge that falls shorter has a probability of about 0.001 at most
 
 Parents = tuple[int, ...]
@@ -214,6 +217,18 @@ class HillClimb:
         self.prior = empirical_prior(self.statistics, fit, self.prior)
         self._reset()
         return self.prior
+
+    def mechanisms_fail(self) -> bool:
+        """Whether the evidence of the current graph is clearly for mechanisms that are wrong between contexts."""
+        pairs, before = [(j, self.parents(j)) for j in range(self.n_genes)], self.prior
+        evidence = []
+        for prior in (before, replace(before, misfit=FIRST_MISFIT, departure_var=FIRST_DEPARTURE_VAR)):
+            self.prior = prior
+            for _ in range(_PRIOR_ROUNDS):
+                self.prior = empirical_prior(self.statistics, self.fit(pairs), self.prior)
+            evidence.append(float(self.fit(pairs).log_evidence.sum()))
+        self.prior = before
+        return evidence[1] > evidence[0] + MIN_GAIN
 
     def edge_probs(self) -> NDArray[np.float64]:
         """Probability of each edge, given the rest of the graph: present, reversed or absent, by their scores."""

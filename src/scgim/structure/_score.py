@@ -193,7 +193,8 @@ def empirical_prior(statistics: ContextStatistics, fit: GeneFit, prior: ShiftPri
     error = fit.noise_var[:, None] / statistics.n_cells[treated]
     square = fit.residuals[:, treated].square() - error
     on, off = probs, 1 - probs
-    misfit, spike = likeliest_misfit(fit.residuals[:, treated], error, fit.passed[:, treated], off)
+    passed = fit.passed[:, treated] * (prior.departure_var > 0)
+    misfit, spike = likeliest_misfit(fit.residuals[:, treated], error, passed, off)
     slab = ((on * square).sum() / on.sum().clamp_min(1e-9)).clamp(0.1, _MAX_SLAB_VAR)
     free = prior.is_open(fit.target_probs.T).T
     mean = (free * fit.target_probs).sum() / free.sum().clamp_min(1.0)

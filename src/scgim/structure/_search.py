@@ -172,6 +172,17 @@ class StructureSearch(HillClimb):
             trace.append(self.climb())
         return trace
 
+    def settle(self) -> list[float]:
+        """Climb and fit the prior in turn; returns the score after each climb."""
+        trace = []
+        for n_iterations in _FIRST_ITERATIONS:
+            self.n_iterations = n_iterations
+            self._reset()
+            self.refresh(range(self.n_genes))
+            trace.append(self.climb())
+            self.update_prior()
+        return trace
+
     def _larger_moves(self, n_perturbations: int) -> Iterator[Callable[[], bool]]:
         """Moves of one round. The order is random, so that a budget too small for all of them favours no gene."""
         for gene in self.random.permutation(self.n_genes):
@@ -231,16 +242,11 @@ def search_structure(
     start
         Result of a search of the same cells under another prior of targets, to go on from.
     departures
-        Whether mechanisms may be wrong between contexts.
+        Whether mechanisms may be wrong between contexts, if the evidence is for it.
     """
     if max_evaluations is None:
         max_evaluations = usual_budget(statistics) // (1 if start is None else 4)
-    prior = ShiftPrior(
-        target_prob=min(0.08, 1.5 / statistics.n_genes),
-        known=known_targets,
-        misfit=FIRST_MISFIT * departures,
-        departure_var=FIRST_DEPARTURE_VAR * departures,
-    )
+    prior = ShiftPrior(target_prob=min(0.08, 1.5 / statistics.n_genes), known=known_targets)
     search = StructureSearch(
         statistics,
         prior,
@@ -253,11 +259,13 @@ def search_structure(
     if start is not None:
         search.adjacency, search.prior = start.adjacency.copy(), replace(start.prior, known=known_targets)
         search.candidates |= start.edge_probs > 0
-    for n_iterations in _FIRST_ITERATIONS if start is None else ():
-        search.n_iterations = n_iterations
-        search.refresh(range(search.n_genes))
-        trace.append(search.climb())
-        search.update_prior()
+    if start is None:
+        trace += search.settle()
+        if departures and search.mechanisms_fail():
+            # from the beginning: a graph that was found for mechanisms that hold leads nowhere
+            search.adjacency[:] = False
+            search.prior = replace(prior, misfit=FIRST_MISFIT, departure_var=FIRST_DEPARTURE_VAR)
+            trace += search.settle()
     search.refresh(range(search.n_genes))
     trace.append(search.climb())
     trace += search.escape(n_perturbations, max_evaluations)
