@@ -98,7 +98,8 @@ def _infer_targets(
     variance = (fit.noise_var[:, None] * scale.square()).T / statistics.n_cells[treated][:, None]
     # where parents move, an error of their weights looks like a direct effect
     moved = statistics.means[treated] - statistics.means[~treated]
-    passage = passage_of(module, moved, module.knowledge.weight_sd.cpu().square())
+    variance = variance + moved.square() @ module.knowledge.weight_sd.cpu().square()
+    passage = passage_of(module, moved)
     seen = torch.zeros(len(module.group), dtype=torch.bool)
     seen[torch.nonzero(statistics.observed)[:, 0][treated]] = True
     start = replace(prior, slab_var=prior.slab_var * float(hidden.spread.square().median()), spike_var=1e-3)

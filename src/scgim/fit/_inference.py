@@ -89,13 +89,13 @@ def infer_targets(module: GIMModule, information: FitInformation, features: Tens
     return loose
 
 
-def passage_of(module: GIMModule, moved: Tensor, slope_var: Tensor | None = None) -> Passage | None:
+def passage_of(module: GIMModule, moved: Tensor) -> Passage | None:
     """What reaches genes through parents whose means have moved (K, d) against the control; None without edges."""
     adjacency = module.adjacency.cpu().numpy().astype(bool)
     if not adjacency.any():
         return None
     parents, mask = (torch.as_tensor(t) for t in parent_table(adjacency))
-    return Passage(moved, module.mean_slopes(), parents, mask, slope_var)
+    return Passage(moved, module.mean_slopes(), parents, mask)
 
 
 def write_interventions(

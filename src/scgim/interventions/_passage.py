@@ -37,17 +37,12 @@ class Passage:
         Slopes of the mechanisms, shape (d, d).
     parents, mask
         Table of parents and its mask, both (d, p).
-    slope_var
-        Variance of the errors of slopes (d, d); None where they are known.
     """
 
-    def __init__(self, moved: Tensor, slopes: Tensor, parents: Tensor, mask: Tensor, slope_var: Tensor | None = None):
+    def __init__(self, moved: Tensor, slopes: Tensor, parents: Tensor, mask: Tensor):
         self.moved, self.parents, self.mask = moved.T, parents, mask.double()
         own = torch.arange(len(parents))[:, None]
         self.slopes = slopes[parents, own] * self.mask
-        known = torch.zeros_like(slopes) if slope_var is None else slope_var
-        self.known_var = torch.zeros(N_BENDS, *self.slopes.shape, dtype=torch.float64)
-        self.known_var[0] = known[parents, own] * self.mask
 
     @property
     def reach(self) -> Tensor:
@@ -63,8 +58,7 @@ class Passage:
         step = max(1, _BLOCK_VALUES // (N_BENDS * width * len(left)))
         for genes in torch.arange(n_genes).split(step):
             moved = self.moved[self.parents[genes]] * self.mask[genes, :, None]  # (g, p, K)
-            sd = (self.known_var[:, genes] + departure_var).sqrt()
-            z = (sd[..., None] * bends(moved)).transpose(0, 1).flatten(1, 2)  # (g, 3 p, K)
+            z = departure_var**0.5 * bends(moved).transpose(0, 1).flatten(1, 2)  # (g, 3 p, K)
             weight = precision[:, genes].T
             a = (z * weight[:, None]) @ z.mT + torch.eye(z.shape[1], dtype=z.dtype)
             factor = torch.linalg.cholesky(a)
