@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -91,10 +91,10 @@ def estimate_interventions(
     coarse = grid.coarse()
     curves = coarse.values(log_dosage.double())  # (K, S)
     data = _Data(shift, variance, group, _blocks(group, shift.shape[1] * curves.shape[1]), curves, coarse, passage)
-    fit, n_programmes = _fit(data._replace(passage=None), prior, 0), 0
+    fit, n_programmes = cast("_Fit", _fit(data._replace(passage=None), prior, 0)), 0  # never None without programmes
     if passage is not None:
-        loose = _fit(data, prior, 0)
-        if loose is not None and loose.evidence > fit.evidence + MIN_GAIN:
+        loose = cast("_Fit", _fit(data, prior, 0))
+        if loose.evidence > fit.evidence + MIN_GAIN:
             fit = loose
         else:
             data = data._replace(passage=None)
