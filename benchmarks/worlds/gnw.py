@@ -35,6 +35,7 @@ def fewer(adata: AnnData) -> AnnData:
     control = np.flatnonzero(adata.obs["perturbation"] == "control")[: _QUICK["controls"]]
     small = adata[np.r_[control, np.flatnonzero(adata.obs["perturbation"].isin(drugs))]].copy()
     small.obs["perturbation"] = small.obs["perturbation"].cat.remove_unused_categories()
+    small.varm["true_targets"] = small.varm["true_targets"][drugs]
     return small
 
 
