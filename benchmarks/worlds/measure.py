@@ -42,10 +42,13 @@ def measure(job: Job, place: Place) -> list[dict[str, float | str]]:
     return rows
 
 
-def simple_structure(adata: AnnData) -> dict[str, float]:
-    """Average precision of edges by absolute correlation in controls, and of targets by the largest t statistic over doses."""
+def simple_structure(adata: AnnData, values: np.ndarray | None = None) -> dict[str, float]:
+    """Average precision of edges by absolute correlation in controls, and of targets by the largest t statistic over doses.
+
+    `values` are those of the training cells to take in place of counts.
+    """
     train = adata[adata.obs["split"] == "train"]
-    x = np.log1p(train.X.toarray() / train.obs["size_factor"].to_numpy()[:, None])
+    x = np.log1p(train.X.toarray() / train.obs["size_factor"].to_numpy()[:, None]) if values is None else values
     control = x[(train.obs["perturbation"] == "control").to_numpy()]
     correlation = np.nan_to_num(np.abs(np.corrcoef(control.T)))
     drugs = [name for name in train.obs["perturbation"].cat.categories if (train.obs["perturbation"] == name).any()]

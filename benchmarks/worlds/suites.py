@@ -64,6 +64,19 @@ def sciplex(seeds: Sequence[int]) -> list[Job]:
     ]
 
 
+def gnw(seeds: Sequence[int]) -> list[Job]:
+    """Three worlds of GeneNetWeaver, continuous values; seeds are those of the fit.
+
+    Expected: targets found better than by a t-test and edges better than by correlation, and probabilities that hold: mechanisms are of
+    another form and have feedback, so that what they say wrongly must not pass for targets.
+    """
+    setup = {"drug_embedding_key": None}
+    return [
+        Job({"world": name}, seed, {"maker": "gnw", "name": name}, view="float", setup=setup)
+        for name, seed in product(("size10_1", "size10_2", "size100_1"), seeds)
+    ]
+
+
 SUITES: dict[str, Callable[[Sequence[int]], list[Job]]] = {
-    suite.__name__: suite for suite in (kinetic, variants, sciplex)
+    suite.__name__: suite for suite in (kinetic, variants, sciplex, gnw)
 }

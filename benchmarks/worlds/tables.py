@@ -10,7 +10,7 @@ from benchmarks.worlds.measure import BASELINES, OURS
 if TYPE_CHECKING:
     import pandas as pd
 
-BY = {"kinetic": ["mean count"], "variants": ["world"], "sciplex": ["cells"]}
+BY = {"kinetic": ["mean count"], "variants": ["world"], "sciplex": ["cells"], "gnw": ["world"]}
 RATIO = "scGIM over the bar"
 SPLITS = {"unseen_dose": "unseen doses", "unseen_drug": "unseen drugs"}
 STRUCTURE = {
@@ -46,6 +46,8 @@ def ratios(frame: pd.DataFrame, by: list[str], score: str = "energy_distance") -
 def tables(suite: str, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Tables of a suite by name."""
     by = BY[suite]
+    if suite == "gnw":
+        return {"worlds-gnw": mean_and_spread(frame, by, STRUCTURE)}
     frame = frame.sort_values("split", kind="stable")
     metrics = mean_and_spread(frame.replace({"split": SPLITS}), ["split", *by, "method"], METRICS | {"cpu": "CPU s"})
     if suite == "sciplex":
@@ -65,6 +67,11 @@ def tables(suite: str, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def remarks(suite: str, frame: pd.DataFrame) -> list[str]:
     """Sentences below the tables."""
+    if suite == "gnw":
+        return [
+            "Edges by absolute correlation in controls and targets by the largest t statistic over doses are shown beside ours; mean ± "
+            "standard deviation over seeds of the fit."
+        ]
     if suite == "sciplex":
         return [
             "Each line is compared with its own controls and the baselines are fitted to it alone; the scores are means over contexts and lines. "

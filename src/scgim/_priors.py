@@ -31,12 +31,18 @@ class ShiftPrior:
     known
         Prior log odds of single targets, given beforehand or by drug features, in place of the common `target_prob`; NaN for none,
         shape (U, d).
+    misfit
+        Standard deviation of what is left on other genes, as a share of what their parents pass on.
+    departure_var
+        Variance of the departures of slopes between contexts from those within (:mod:`scgim._departures`).
     """
 
     target_prob: float
     slab_var: float = 2.0  # to start from, so of little weight: an effect of some 1.4 spreads; the search fits it
     spike_var: float = 0.0
     known: Tensor | None = None
+    misfit: float = 0.0
+    departure_var: float = 0.0
 
     @property
     def log_odds(self) -> float:

@@ -211,3 +211,16 @@ def test_a_suite_runs_from_the_command_line(suite, tmp_path, capsys):
     assert {"scGIM", "ridge", "dosemean"} <= set(rows.index.get_level_values("method"))
     assert rows.loc[("unseen_drug", "scGIM"), "cpu"] > 0
     assert rows["energy_distance"].notna().all()
+
+
+def test_gnw_suite_runs_and_has_its_table(tmp_path, capsys):
+    data = ROOT.parent / "shared" / "data"
+    if not (data / "gnw").exists():
+        pytest.skip(f"The worlds of GeneNetWeaver are not in {data}.")
+    options = ["gnw", "--seeds", "0", "--quick", "--max-jobs", "1", "--work", str(tmp_path), "--data", str(data)]
+    assert load("worlds.run").main(options) == 0
+    assert "worlds-gnw" in capsys.readouterr().out
+    rows = pd.read_csv(tmp_path / "results" / "quick_worlds_gnw.csv")
+    assert (
+        rows.loc[0, ["edge_auprc", "target_auprc", "target_auprc_ttest", "edge_auprc_correlation"]].between(0, 1).all()
+    )

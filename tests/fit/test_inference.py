@@ -9,7 +9,7 @@ from torch import nn
 from torch.autograd.functional import hessian, jacobian
 from torch.func import functional_call
 
-from scgim.fit._inference import edge_costs, gather_information, infer_edges, infer_targets
+from scgim.fit._inference import Looseness, edge_costs, gather_information, infer_edges, infer_targets
 from scgim.interventions._stacking import NO_PRECISION
 from scgim.nn._information import FitInformation
 
@@ -109,7 +109,9 @@ def told(score: float = 0.0, information: float = 0.0, evidence: float = 0.0) ->
     """The same of all genes in all contexts that have cells."""
     has_cells = torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0]).double()[:, None].expand(5, 4)
     nothing = torch.zeros(0)
-    return FitInformation(score * has_cells, information * has_cells, nothing, nothing, evidence * has_cells)
+    return FitInformation(
+        score * has_cells, information * has_cells, nothing, nothing, evidence * has_cells, 0 * has_cells
+    )
 
 
 def test_effects_move_by_one_newton_step(make_module):
@@ -226,7 +228,9 @@ def test_errors_of_slopes_and_their_evidence(make_module, make_cells, load, mech
     known.edge_log_odds.copy_(torch.as_tensor(rng.normal(-2.0, 1.0, (4, 4))))
     known.weight_sd.fill_(9.0)
     information = gather_information(module, load(cells))
-    evidence = infer_edges(module, information, 300)
+    evidence = infer_edges(
+        module, information, 300, Looseness(torch.zeros(1, 1), torch.zeros(len(module.centre), len(module.centre)))
+    )
     on = known.target_probs.numpy()[[0, 0, 0, 1, 2]] * np.array([0, 1, 1, 1, 1])[:, None]
     slopes = module.mean_slopes().numpy()
     sd, expected = np.zeros((4, 4)), np.full((4, 4), -np.inf)

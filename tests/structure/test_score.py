@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, norm
 
+from scgim._departures import bends
 from scgim._priors import ShiftPrior
 from scgim.structure._score import GeneFit, _Relevance, empirical_prior, fit_genes
 from scgim.structure._statistics import ContextStatistics, StatisticsAccumulator
@@ -51,7 +53,7 @@ def configurations(n: int, target_prob: float):
 
 
 def brute_force_shift(
-    screen, gene: int, parents: tuple[int, ...], w: np.ndarray, variance: float
+    screen, gene: int, parents: tuple[int, ...], w: np.ndarray, variance: float, misfit: float = 0.0
 ) -> tuple[float, np.ndarray]:
     """Log evidence from the cells themselves, and target probabilities, at given weights (intercept last).
 
@@ -59,12 +61,14 @@ def brute_force_shift(
     """
     residuals = screen.x[:, gene] - screen.x[:, list(parents)] @ w[: len(parents)] - w[-1]
     group = screen.statistics.group.numpy()
+    means = screen.statistics.means[:, list(parents)].numpy()
+    spike = PRIOR.spike_var + misfit**2 * ((w[: len(parents)] * (means - means[group < 0])) ** 2).sum(1)
     logs, configs = [], list(configurations(3, PRIOR.target_prob))
     for on, log_prior in configs:
         total = log_prior
         for k, g in enumerate(group):
             r = residuals[screen.context == k]
-            displaced = PRIOR.spike_var + PRIOR.slab_var * (g >= 0 and on[g])
+            displaced = spike[k] + PRIOR.slab_var * (g >= 0 and on[g])
             cov = variance * np.eye(len(r)) + displaced
             total += multivariate_normal(np.zeros(len(r)), cov).logpdf(r)
         logs.append(total)
@@ -73,17 +77,74 @@ def brute_force_shift(
     return float(logsumexp(logs)), weight @ np.array([on for on, _ in configs])
 
 
-def test_shift_evidence_and_target_probabilities_by_enumeration(shift_screen):
-    found = fit(shift_screen.statistics, PARENTS, n_iterations=60)
+@pytest.mark.parametrize("misfit", [0.0, 0.4])
+def test_shift_evidence_and_target_probabilities_by_enumeration(shift_screen, misfit):
+    found = fit(shift_screen.statistics, PARENTS, n_iterations=60, prior=replace(PRIOR, misfit=misfit))
     n, k = len(shift_screen.x), shift_screen.statistics.n_contexts
     # what the score leaves out: the constant of the normal, and of the mean of each context
     constant = -0.5 * n * np.log(2 * np.pi) - 0.5 * np.log(shift_screen.statistics.n_cells.numpy()).sum()
     for b, (gene, parents) in enumerate(PARENTS.items()):
         weights = np.r_[found.weights[b, : len(parents)], found.weights[b, -1]]
-        expected, probs = brute_force_shift(shift_screen, gene, parents, weights, float(found.noise_var[b]))
+        expected, probs = brute_force_shift(shift_screen, gene, parents, weights, float(found.noise_var[b]), misfit)
         np.testing.assert_allclose(found.log_evidence[b] + constant, expected, rtol=1e-9)
         np.testing.assert_allclose(found.target_probs[b], probs, atol=1e-6)
     assert k == 7
+
+
+def test_departures_are_integrated_out(shift_screen):
+    """Without targets the means of contexts are jointly normal, of a covariance that departures give a low rank."""
+    statistics, prior = shift_screen.statistics, ShiftPrior(1e-12, 1e-9, 0.02, misfit=0.3, departure_var=0.2)
+    found = fit(statistics, {3: (0, 2)}, n_iterations=100, prior=prior)
+    means, noise = statistics.means, float(found.noise_var[0])
+    moved = (means - means[statistics.group < 0])[:, [0, 2]].T
+    spread = noise / statistics.n_cells + prior.spike_var + prior.misfit**2 * found.passed[0]
+    z = bends(moved).flatten(0, 1)
+    covariance = torch.diag(spread) + prior.departure_var * z.T @ z
+    left = means[:, 3] - means[:, [0, 2]] @ found.weights[0, :2] - found.weights[0, 2]
+    of_means = multivariate_normal(np.zeros(len(left)), covariance.numpy()).logpdf(left.numpy())
+    w = found.weights[0, :2]
+    gram, cross = statistics.gram[[0, 2]][:, [0, 2]], statistics.gram[[0, 2], 3]
+    rss = float(statistics.gram[3, 3] - 2 * w @ cross + w @ gram @ w)
+    of_cells = -0.5 * (rss / noise + statistics.residual_dof * np.log(noise))
+    expected = of_means + 0.5 * len(left) * np.log(2 * np.pi) + of_cells
+    np.testing.assert_allclose(found.log_evidence[0], expected, rtol=1e-6)
+    slopes = torch.einsum("fp,fpk->k", found.departures[0], bends(moved))
+    torch.testing.assert_close(slopes, found.transported[0])
+    torch.testing.assert_close(found.residuals[0] + slopes, left)
+
+
+def test_mechanisms_that_hold_have_no_departures_and_no_misfit(simulate):
+    statistics = simulate(W, TARGETS, n_cells=200, n_controls=2000, effect=6.0).statistics
+    prior = ShiftPrior(0.2, 4.0, misfit=0.3, departure_var=0.3)
+    for _ in range(3):
+        prior = empirical_prior(statistics, fit(statistics, PARENTS, prior=prior), prior)
+    assert prior.misfit <= 0.03
+    assert prior.departure_var < 0.01
+
+
+@pytest.mark.parametrize(("bent", "effect"), [(np.tanh, 2.0), (lambda h: h**3 / 9, 9.0)])
+def test_what_a_bent_mechanism_passes_on_is_no_target(bent, effect):
+    """A gene follows its parent beyond the line of its control cells; without departures each perturbation of the parent hits it too."""
+    rng = np.random.default_rng(0)
+    group = np.r_[-1, np.repeat(np.arange(8), 3)]
+    push = np.zeros((25, 2))
+    push[1:, 0] = np.where(np.arange(24) < 15, rng.choice([-1, 1], 24) * np.tile([1.5, 3.0, 6.0], 8), 0)
+    push[1:4, 1] = effect  # the first perturbation hits both
+    context = np.repeat(np.arange(25), [400, *[40] * 24])
+    parent = push[context, 0] + rng.normal(size=len(context))
+    child = bent(parent) + push[context, 1] + 0.5 * rng.normal(size=len(context))
+    x = torch.as_tensor(np.c_[parent, child])
+    accumulator = StatisticsAccumulator(torch.as_tensor(group), 2, 2)
+    accumulator.update(x, torch.as_tensor(context))
+    statistics, called = accumulator.finalise(), {}
+    for first in (0.0, 0.3):
+        prior = ShiftPrior(0.1, 2.0, misfit=first, departure_var=first)
+        for _ in range(3):
+            found = fit(statistics, {1: (0,)}, prior=prior, n_iterations=20)
+            prior = empirical_prior(statistics, found, prior) if first else prior
+        called[first] = found.target_probs[0] > 0.5
+    assert called[0.0].sum() >= 4
+    assert called[0.3].tolist() == [True] + 7 * [False]
 
 
 def test_shift_weights_maximise_the_evidence(shift_screen):
@@ -219,7 +280,8 @@ def test_the_prior_is_fitted_by_moments(prob, expected):
     noise = torch.tensor([1.0, 2.0, 0.5]).double()
     probs = torch.full((3, 2), prob).double()
     statistics = ContextStatistics(torch.eye(3), torch.zeros(3, 3), n, group, 3)
-    fit = GeneFit(torch.zeros(3), torch.zeros(3, 1), probs, noise, residuals)
+    still, none = torch.zeros_like(residuals), torch.zeros(3, 3, 1)  # nothing reaches the genes through parents
+    fit = GeneFit(torch.zeros(3), torch.zeros(3, 1), probs, noise, residuals, still, none, none, still)
     found = empirical_prior(statistics, fit, ShiftPrior(0.05))
     square = (residuals[:, 1:].square() - noise[:, None] / n[1:]).numpy()
     spike, slab = np.median(square.mean(1)), square.mean() if prob else 0.1

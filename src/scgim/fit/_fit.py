@@ -17,7 +17,7 @@ from scgim.fit._baselines import match_baselines
 from scgim.fit._controls import check_controls
 from scgim.fit._hidden import fit_hidden
 from scgim.fit._inference import gather_information, infer_edges, infer_targets
-from scgim.fit._prior_check import warn_of_prior
+from scgim.fit._prior_check import warn_of_prior, warn_of_usual_targets
 from scgim.fit._ranges import note_ranges
 from scgim.fit._search import search_graph
 from scgim.fit._start import start_from
@@ -162,8 +162,8 @@ class Fit:
     def _infer(self) -> np.ndarray:
         """Targets, dose-response curves and standard errors at the fit; returns the log evidence of each edge."""
         information = gather_information(self.module, self.loader)
-        infer_targets(self.module, information, self.features)
-        return infer_edges(self.module, information, self.loader.n)
+        loose = infer_targets(self.module, information, self.features)
+        return infer_edges(self.module, information, self.loader.n, loose)
 
     def _conclude(self) -> None:
         """Find what is known of targets and edges at the parameters as they are, and what depends on it."""
@@ -192,6 +192,7 @@ class Fit:
     def _check(self) -> None:
         """Compare with priors and control cells, and fit the generator to what was found."""
         warn_of_prior(self.module.knowledge, self.measured, self.names)
+        warn_of_usual_targets(self.module.knowledge, self.measured, self.names)
         self.usable = True
         self.module.eval()
         self.controls = check_controls(self.module, self.loader, self.names.genes)

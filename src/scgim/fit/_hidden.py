@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from scgim.fit._inference import write_interventions
+from scgim.fit._inference import passage_of, write_interventions
+from scgim.fit._search import search_by_means
 from scgim.structure._moments import HiddenExpression, MomentAccumulator
-from scgim.structure._search import StructureResult, StructureSearch, search_structure
+from scgim.structure._search import StructureResult, StructureSearch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +55,8 @@ def fit_hidden(
     module.knowledge.note_informed(None)
     hidden = gather_moments(module, loader)
     statistics, spread = hidden.statistics, hidden.spread
-    result = search_structure(
+    result = search_by_means(
+        module,
         statistics,
         edge_log_odds=module.knowledge.edge_log_odds.cpu().numpy(),
         known_targets=module.knowledge.known_targets(),
@@ -94,14 +96,16 @@ def _infer_targets(
     statistics = hidden.statistics
     treated = statistics.group >= 0
     scale = hidden.spread[:, None]
-    control = fit.residuals[:, ~treated].mean(1, keepdim=True)
-    shift = ((fit.residuals - control) * scale)[:, treated].T
+    # of the mechanism within contexts; how slopes depart from it between them is found with the targets
+    residuals = fit.residuals + fit.transported
+    shift = ((residuals - residuals[:, ~treated].mean(1, keepdim=True)) * scale)[:, treated].T
     variance = (fit.noise_var[:, None] * scale.square()).T / statistics.n_cells[treated][:, None]
     # where parents move, an error of their weights looks like a direct effect
-    moved = (statistics.means[treated] - statistics.means[~treated]).square()
-    variance = variance + moved @ module.knowledge.weight_sd.cpu().square()
+    moved = statistics.means[treated] - statistics.means[~treated]
+    variance = variance + moved.square() @ module.knowledge.weight_sd.cpu().square()
+    passage = passage_of(module, moved)
     seen = torch.zeros(len(module.group), dtype=torch.bool)
     seen[torch.nonzero(statistics.observed)[:, 0][treated]] = True
     start = replace(prior, slab_var=prior.slab_var * float(hidden.spread.square().median()), spike_var=_FIRST_SPIKE)
-    write_interventions(module, seen, shift, 1 / variance, start, features)
+    write_interventions(module, seen, shift, 1 / variance, start, features, passage=passage)
     module.shift[seen.to(module.device)] = shift.to(module.shift)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from scgim._departures import FIRST_DEPARTURE_VAR, FIRST_MISFIT
 from scgim.fit._statistics import to_device
 from scgim.interventions._effects import effects_left_out
 from scgim.interventions._joint import Screen, estimate_jointly
+from scgim.interventions._passage import Passage
 from scgim.interventions._stacking import NO_PRECISION, measured_background
 from scgim.nn._information import FitInformation, InformationAccumulator
 from scgim.nn._likelihood import observation, score_and_information
@@ -20,6 +22,7 @@ from scgim.nn._mechanism import parent_table
 
 if TYPE_CHECKING:
     from scgim._priors import ShiftPrior
+    from scgim.interventions._effects import Estimate
     from scgim.module import GIMModule
     from scgim.train import BatchLoader
 
@@ -51,16 +54,50 @@ def _cut_evidence(module: GIMModule, x: Tensor, whole: Tensor, cut: Tensor, log_
     return next(log_probs) - next(log_probs)
 
 
+class Looseness(NamedTuple):
+    """How loosely the means of contexts are tied to mechanisms.
+
+    `variance` (K, d) is that of what contexts show beside mechanisms and direct effects, `support` (d, d) the log evidence for edges by what
+    passes along them between contexts beside the mechanism.
+    """
+
+    variance: Tensor
+    support: Tensor
+
+
 @torch.no_grad()
-def infer_targets(module: GIMModule, information: FitInformation, features: Tensor | None) -> None:
+def infer_targets(module: GIMModule, information: FitInformation, features: Tensor | None) -> Looseness:
     """Posterior of targets, dose-response curves and background, written to the module; `features` (U, p) are those of the drugs."""
-    seen = module.treated.cpu() & (information.information.amax(1) > NO_PRECISION)  # not those without training cells
+    treated = module.treated.cpu()
+    seen = treated & (information.information.amax(1) > NO_PRECISION)  # not those without training cells
     precision = information.information[seen].clamp_min(_MIN_PRECISION)
     shift = module.shift.detach().double().cpu()[seen] + information.score[seen] / precision
     if module.likelihood != "normal":  # where a context tells nothing the step has no bound
         shift = shift.clamp(-_MAX_LOG_FOLD_CHANGE, _MAX_LOG_FOLD_CHANGE)
-    evidence = information.evidence[seen] if module.intervention == "hard" else None
-    write_interventions(module, seen, shift, precision, module.knowledge.shift_prior(), features, evidence)
+    evidence, passage = None, None
+    if module.intervention == "hard":
+        evidence = information.evidence[seen]
+    else:
+        moved = information.means[seen] - information.means[~treated].mean(0)
+        passage = passage_of(module, moved)
+    found = write_interventions(
+        module, seen, shift, precision, module.knowledge.shift_prior(), features, evidence, passage
+    )
+    loose = Looseness(torch.zeros_like(information.information), torch.zeros_like(module.knowledge.edge_probs.cpu()))
+    if passage is not None:
+        loose.variance[seen] = found.variance - 1 / precision + found.prior.departure_var * passage.reach
+        if found.support is not None:
+            loose.support.copy_(found.support)
+    return loose
+
+
+def passage_of(module: GIMModule, moved: Tensor) -> Passage | None:
+    """What reaches genes through parents whose means have moved (K, d) against the control; None without edges."""
+    adjacency = module.adjacency.cpu().numpy().astype(bool)
+    if not adjacency.any():
+        return None
+    parents, mask = (torch.as_tensor(t) for t in parent_table(adjacency))
+    return Passage(moved, module.mean_slopes(), parents, mask)
 
 
 def write_interventions(
@@ -71,7 +108,8 @@ def write_interventions(
     prior: ShiftPrior,
     features: Tensor | None,
     evidence: Tensor | None = None,
-) -> None:
+    passage: Passage | None = None,
+) -> Estimate:
     """Infer interventions from estimates of effects and write all that follows to the module.
 
     Parameters
@@ -88,49 +126,55 @@ def write_interventions(
         Features of the perturbations (U, p); None if there are none.
     evidence
         For hard interventions, log-likelihood with the mechanism cut less that with it whole, (k, d).
+    passage
+        What reaches genes through their parents in these contexts; None if mechanisms say it all.
     """
     known = module.knowledge
     measured, group = torch.unique(known.group.cpu()[seen], return_inverse=True)
     prior = replace(prior, known=None if prior.known is None else prior.known[measured])
     of_drugs = None if features is None else features[measured]
     log_dosage, curves = known.log_dosage.cpu()[seen], known.curve_grid()
-    screen = Screen(shift, precision, group, log_dosage, of_drugs, curves, known.dosage_range())
-    found, prior, programme, _ = estimate_jointly(screen, prior)
+    screen = Screen(shift, precision, group, log_dosage, of_drugs, curves, known.dosage_range(), passage)
+    estimate = estimate_jointly(screen, replace(prior, misfit=FIRST_MISFIT, departure_var=FIRST_DEPARTURE_VAR))
+    found, prior, beside = estimate.interventions, estimate.prior, estimate.programme
     known.note_informed(prior, measured)
     known.note_responses(seen, shift, precision)
-    left_out = effects_left_out(shift - programme, precision, group, log_dosage, curves, prior)
+    left_out = effects_left_out(shift - beside, 1 / estimate.variance, group, log_dosage, curves, prior)
     if evidence is not None:
         per_context = evidence - 0.5 * torch.log1p(precision * prior.slab_var)
         total = torch.zeros_like(found.target_probs).index_add_(0, group, per_context)
         odds = prior.target_log_odds(len(total), torch.arange(total.shape[1]))
         found = replace(found, target_probs=torch.sigmoid(total + odds))
-    background = measured_background(module.responses().of(measured), found, programme, left_out, of_drugs)
+    background = measured_background(module.responses().of(measured), found, beside, left_out, of_drugs)
     known.note_interventions(measured, found, background)
     known.prior.copy_(torch.tensor([prior.target_prob, prior.slab_var, prior.spike_var]))
+    return estimate
 
 
 @torch.no_grad()
-def infer_edges(module: GIMModule, information: FitInformation, n_cells: int) -> np.ndarray:
+def infer_edges(module: GIMModule, information: FitInformation, n_cells: int, loose: Looseness) -> np.ndarray:
     """Standard errors of the slopes, written to the module, and log evidence of each edge, shape (d, d).
 
-    The evidence is half the squared Wald statistic of the mean slope less the cost of an edge (:func:`edge_costs`). The standard error is
-    that of the slope with hidden units of a nonlinear mechanism held as they are.
+    The evidence is half the squared Wald statistic of the mean slope less the cost of an edge (:func:`edge_costs`), and what speaks for
+    the edge by what passes along it between contexts alone. The standard error is that of the slope with hidden units of a nonlinear
+    mechanism held as they are.
     """
     prior: ShiftPrior = module.knowledge.shift_prior()
     cost = edge_costs(n_cells, module.knowledge.edge_log_odds.cpu().numpy())
     adjacency = module.adjacency.cpu().numpy().astype(bool)
     index, mask = parent_table(adjacency)
     on = module.knowledge.target_probs.cpu()[module.group.cpu().clamp_min(0)] * module.treated.cpu()[:, None]
-    spike = prior.spike_var + _MIN_SPIKE
+    spike = prior.spike_var + _MIN_SPIKE + loose.variance
     covariance = information.edge_covariance(1 / (on * prior.slab_var + spike))
     sd = covariance.diagonal(dim1=1, dim2=2).clamp_min(_TINY).sqrt().numpy()
     module.knowledge.weight_sd.zero_()
     evidence = np.full(adjacency.shape, -np.inf)
-    weight = module.mean_slopes().numpy()
+    weight, support = module.mean_slopes().numpy(), loose.support.clamp_min(0.0).numpy()
     for j in range(len(adjacency)):
         parents = index[j, mask[j] > 0]
         module.knowledge.weight_sd[parents, j] = torch.as_tensor(sd[j, : len(parents)], device=module.device)
-        evidence[parents, j] = 0.5 * (weight[parents, j] / sd[j, : len(parents)]) ** 2 - cost[parents, j]
+        wald = 0.5 * (weight[parents, j] / sd[j, : len(parents)]) ** 2
+        evidence[parents, j] = wald + support[parents, j] - cost[parents, j]
     return evidence
 
 

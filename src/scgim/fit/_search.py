@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from scgim.fit._statistics import sample_cells
+from scgim.interventions._effects import estimate_interventions
 from scgim.interventions._joint import Screen, estimate_jointly
+from scgim.interventions._passage import Passage
+from scgim.nn._mechanism import parent_table
 from scgim.structure._functions import refine_structure
 from scgim.structure._search import StructureResult, StructureSearch, search_structure
 
@@ -41,7 +44,7 @@ def search_graph(
         "on_move": on_move,
     }
     known = module.knowledge.known_targets()
-    result = search_structure(statistics, known_targets=known, **options)
+    result = search_by_means(module, statistics, known_targets=known, **options)
     if not module.mechanism.is_linear:
         # mechanisms may well be linear, and the search on more functions has more ways to go astray
         linear = search_structure(statistics.first_basis(), known_targets=known, **options)
@@ -49,6 +52,34 @@ def search_graph(
     elif features is not None and module.intervention == "shift":
         result = _informed_search(module, statistics, result, features, options)
     return result
+
+
+def search_by_means(module: GIMModule, statistics: ContextStatistics, **options: Any) -> StructureResult:
+    """Search for a graph whose mechanisms may be wrong between contexts, unless perturbations share a programme.
+
+    Genes that a regulator moves that was not measured follow each other between contexts, though not within. Departures would take each
+    for the cause of the next; where a programme explains that better, mechanisms have to hold within contexts as well.
+    """
+    result = search_structure(statistics, **options)
+    if not module.mechanism.is_linear or not result.prior.departure_var or not result.adjacency.any():
+        return result
+    fit = regressions(statistics, result, module.intervention)
+    parents, mask = (torch.as_tensor(t) for t in parent_table(result.adjacency))
+    slopes = torch.zeros(statistics.n_genes, statistics.n_genes, dtype=torch.float64)
+    for j, own in enumerate(result.adjacency.T):
+        slopes[np.flatnonzero(own), j] = fit.weights[j, : int(own.sum())]
+    treated = statistics.group >= 0
+    moved = (statistics.means - statistics.means[~treated].mean(0))[treated, : statistics.n_genes]
+    found = estimate_interventions(
+        (fit.residuals + fit.transported)[:, treated].T,
+        statistics.n_cells[treated][:, None] / fit.noise_var,
+        torch.unique(statistics.group[treated], return_inverse=True)[1],
+        module.knowledge.log_dosage.cpu()[statistics.observed][treated],
+        module.knowledge.curve_grid(),
+        replace(result.prior, known=None),
+        Passage(moved, slopes, parents, mask),
+    )
+    return search_structure(statistics, departures=False, **options) if found.n_programmes else result
 
 
 def _informed_search(
@@ -59,12 +90,12 @@ def _informed_search(
     treated = statistics.group >= 0
     measured, group = torch.unique(statistics.group[treated], return_inverse=True)
     log_dosage = module.knowledge.log_dosage.cpu()[statistics.observed][treated]
-    precision = statistics.n_cells[treated][:, None] / fit.noise_var
+    variance = fit.noise_var / statistics.n_cells[treated][:, None] + result.prior.misfit**2 * fit.passed[:, treated].T
     given = module.knowledge.given_targets()
     prior = replace(result.prior, known=None if given is None else given[measured])
     screen = Screen(
         fit.residuals[:, treated].T,
-        precision,
+        1 / variance,
         group,
         log_dosage,
         features[measured],

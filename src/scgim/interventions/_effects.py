@@ -7,18 +7,21 @@ two on a grid. The probability of a target is the evidence for a curve against t
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from scgim._priors import ShiftPrior
+from scgim._departures import MAX_DEPARTURE_VAR, MIN_GAIN, likeliest_misfit
 from scgim.interventions._curves import groups_of
 from scgim.interventions._interventions import Interventions
 from scgim.interventions._programmes import effective_genes, initial_loadings, price, programme_of, update_loadings
 
 if TYPE_CHECKING:
+    from scgim._priors import ShiftPrior
     from scgim.interventions._curves import CurveGrid
+    from scgim.interventions._passage import Passage
 
 _MAX_ROUNDS = 30  # of expectation-maximisation, unless changes are small sooner, as said below
 # Change of the prior, 2 %, that ends it; variance that a spike is compared to where it is nothing.
@@ -44,16 +47,41 @@ _TINY, _MIN_INFORMATION = 1e-9, 1e-6  # guards of quotients
 
 
 class Estimate(NamedTuple):
-    """Direct effects of the measured drugs, their prior, programmes at each context (K, d), and the log evidence."""
+    """What measured drugs do.
+
+    Parameters
+    ----------
+    interventions, prior
+        Direct effects, and their prior.
+    programme
+        What contexts do beside: programmes, and what reaches genes through parents other than their mechanisms say, (K, d).
+    evidence
+        Log evidence.
+    variance
+        Variance of what each context may show of a gene that is no target, the spike left out, (K, d).
+    support
+        Log evidence for edges by what passes between contexts beside the mechanism, (d, d); None without :class:`Passage`.
+    n_programmes
+        Number of programmes.
+    """
 
     interventions: Interventions
     prior: ShiftPrior
     programme: Tensor
     evidence: float
+    variance: Tensor
+    support: Tensor | None = None
+    n_programmes: int = 0
 
 
 def estimate_interventions(
-    shift: Tensor, information: Tensor, group: Tensor, log_dosage: Tensor, grid: CurveGrid, prior: ShiftPrior
+    shift: Tensor,
+    information: Tensor,
+    group: Tensor,
+    log_dosage: Tensor,
+    grid: CurveGrid,
+    prior: ShiftPrior,
+    passage: Passage | None = None,
 ) -> Estimate:
     """Infer targets, dose-response curves and programmes; the prior is fitted along (empirical Bayes).
 
@@ -71,20 +99,28 @@ def estimate_interventions(
         Curves to choose from.
     prior
         Prior to start from, on the scale of the effects.
+    passage
+        What reaches genes through their parents; None if mechanisms say it all.
     """
     shift, variance = shift.double(), 1 / information.double().clamp_min(_MIN_INFORMATION)
     coarse = grid.coarse()
     curves = coarse.values(log_dosage.double())  # (K, S)
-    data = (shift, variance, group, _blocks(group, shift.shape[1] * curves.shape[1]), curves, coarse, prior)
-    fit = _fit(*data, 0)
-    for n_programmes in range(1, _MAX_PROGRAMMES + 1):
-        trial = _fit(*data, n_programmes)
-        if trial is None or trial[0] < fit[0] + _MARGIN:
+    data = _Data(shift, variance, group, _blocks(group, shift.shape[1] * curves.shape[1]), curves, coarse, passage)
+    fit, n_programmes = cast("_Fit", _fit(data._replace(passage=None), prior, 0)), 0  # never None without programmes
+    if passage is not None:
+        loose = cast("_Fit", _fit(data, prior, 0))
+        if loose.evidence > fit.evidence + MIN_GAIN:
+            fit = loose
+        else:
+            data = data._replace(passage=None)
+    while n_programmes < _MAX_PROGRAMMES:
+        trial = _fit(data, prior, n_programmes + 1)
+        if trial is None or trial.evidence < fit.evidence + _MARGIN:
             break
-        fit = trial
-    evidence, prior, programme = fit
+        fit, n_programmes = trial, n_programmes + 1
+    variance, prior, programme = fit.variance, fit.prior, fit.beside
     found = _summaries(shift - programme, variance, group, log_dosage.double(), grid, prior)
-    return Estimate(found, prior, programme, evidence)
+    return Estimate(found, prior, programme, fit.evidence, variance, fit.support, n_programmes)
 
 
 def effects_left_out(
@@ -136,30 +172,78 @@ def _blocks(group: Tensor, values: int) -> list[tuple[Tensor, Tensor]]:
     return blocks
 
 
-def _fit(shift, variance, group, blocks, curves, grid: CurveGrid, prior: ShiftPrior, n_programmes: int):
-    """Evidence, prior and programmes (K, d) by expectation-maximisation; None if a programme is one of too few genes."""
-    programme = torch.zeros_like(shift)
-    if not n_programmes:
-        _, prior, evidence = _fit_prior(shift, variance, blocks, curves, grid, prior, _MAX_ROUNDS)
-        return evidence, prior, programme
+class _Data(NamedTuple):
+    """Estimates and their variance, contexts in blocks of perturbations, curves at each context."""
+
+    shift: Tensor
+    variance: Tensor
+    group: Tensor
+    blocks: list[tuple[Tensor, Tensor]]
+    curves: Tensor
+    grid: CurveGrid
+    passage: Passage | None
+
+
+class _Fit(NamedTuple):
+    """Log evidence, prior, what contexts do beside direct effects (K, d), its variance (K, d) and support of edges (d, d)."""
+
+    evidence: float
+    prior: ShiftPrior
+    beside: Tensor
+    variance: Tensor
+    support: Tensor | None
+
+
+def _fit(data: _Data, prior: ShiftPrior, n_programmes: int) -> _Fit | None:
+    """Programmes and departures from mechanisms by expectation-maximisation; None if a programme is one of too few genes."""
+    shift, variance, group, passage = data.shift, data.variance, data.group, data.passage
+    programme, transported, departures = torch.zeros_like(shift), torch.zeros_like(shift), None
+    if passage is None:
+        prior = replace(prior, misfit=0.0, departure_var=0.0)
+    if not n_programmes and passage is None:
+        _, prior, evidence = _fit_prior(data, shift, variance, prior, _MAX_ROUNDS)
+        return _Fit(evidence, prior, programme, variance, None)
     if min(shift.shape) <= n_programmes:
         return None
-    loadings = initial_loadings(shift, variance, n_programmes)
-    noise = variance + prior.spike_var
+    loadings = initial_loadings(shift, variance, n_programmes) if n_programmes else None
+    noise, passed_var = variance + prior.spike_var, torch.zeros_like(shift)
+    precision = 1 / noise
     for _ in range(_MAX_ROUNDS):  # genes taken for targets at first are released as the programme explains them
-        before, programme = programme, programme_of(shift, noise, loadings)
-        probs, prior, evidence = _fit_prior(shift - programme, variance, blocks, curves, grid, prior, 1)
-        noise = variance + prior.spike_var + probs[group] * prior.slab_var
-        loadings = update_loadings(shift, noise, loadings)
-        if (programme - before).abs().max() < _STILL:
+        before = programme + transported
+        # programmes first: what they explain at one go is not to be explained gene by gene
+        if loadings is not None:
+            programme = programme_of(shift - transported, noise, loadings)
+        if passage is not None:
+            departures = passage.fit(shift - programme, precision, prior.departure_var)
+            transported, passed_var = departures.transported, prior.misfit**2 * departures.passed
+        left = shift - programme - transported
+        probs, prior, evidence = _fit_prior(data, left, variance + passed_var, prior, 1)
+        if departures is not None:
+            off = 1 - probs[group]
+            misfit, _ = likeliest_misfit(left.T, variance.T, departures.passed.T, off.T)
+            departure_var = min(prior.departure_var * departures.growth, MAX_DEPARTURE_VAR)
+            prior = replace(prior, misfit=misfit, departure_var=departure_var)
+            passed_var = misfit**2 * departures.passed
+        noise = variance + passed_var + prior.spike_var
+        precision = (1 - probs[group]) / noise + probs[group] / (noise + prior.slab_var)
+        noise = noise + probs[group] * prior.slab_var
+        if loadings is not None:
+            loadings = update_loadings(shift - transported, noise, loadings)
+        if (programme + transported - before).abs().max() < _STILL:
             break
-    if effective_genes(shift, noise, loadings) < _MIN_GENES:
+    if loadings is not None and effective_genes(shift - transported, noise, loadings) < _MIN_GENES:
         return None
-    return evidence - price(shift, noise, loadings), prior, programme
+    if loadings is not None:
+        evidence -= price(shift - transported, noise, loadings)
+    if departures is not None:
+        evidence += departures.log_volume
+    support = None if departures is None else departures.support
+    return _Fit(evidence, prior, programme + transported, variance + passed_var, support)
 
 
-def _fit_prior(shift, variance, blocks, curves, grid: CurveGrid, prior: ShiftPrior, max_rounds: int):
+def _fit_prior(data: _Data, shift: Tensor, variance: Tensor, prior: ShiftPrior, max_rounds: int):
     """Target probabilities (U, d), the prior that fits them, and the log evidence before its last update."""
+    blocks, curves, grid = data.blocks, data.curves, data.grid
     moments = shift.new_empty(4, sum(len(units) for units, _ in blocks), shift.shape[1])
     for _ in range(max_rounds):
         odds = prior.target_log_odds(moments.shape[1], torch.arange(shift.shape[1]))
@@ -220,8 +304,12 @@ def _update(prior: ShiftPrior, target_probs: Tensor, mean_square: Tensor, misfit
     off = 1 - target_probs
     # the median over genes: a few genes that fit badly must not widen the spike for all
     spike = float(((off * misfit).sum(0) / off.sum(0).clamp_min(_TINY)).median().clamp_min(0.0))
-    target_prob = min(max(target_prob, _MIN_TARGET_PROB), _MAX_TARGET_PROB)
-    return ShiftPrior(target_prob, max(slab, _MIN_SLAB), min(spike, _MAX_SPIKE * slab), prior.known)
+    return replace(
+        prior,
+        target_prob=min(max(target_prob, _MIN_TARGET_PROB), _MAX_TARGET_PROB),
+        slab_var=max(slab, _MIN_SLAB),
+        spike_var=min(spike, _MAX_SPIKE * slab),
+    )
 
 
 def _summarise(shift, variance, curves, grid: CurveGrid, prior: ShiftPrior, odds: Tensor) -> tuple[Tensor, ...]:

@@ -102,6 +102,13 @@ class Interventions:
         variance = second - (self.target_probs * self.emax).square()
         return variance.clamp_min(0.0).sqrt() * self.curve(log_dosage)
 
+    def exceeds(self, log_dosage: Tensor, size: float) -> Tensor:
+        """Probability that the direct effect at each drug's log dosage is larger than a size, up or down, (Q, d)."""
+        curve = self.curve(log_dosage)
+        mean, sd = self.emax * curve, (self.emax_sd * curve).clamp_min(_TINY)
+        beyond = torch.special.ndtr((mean - size) / sd) + torch.special.ndtr((-mean - size) / sd)
+        return self.target_probs * beyond
+
     def sample(self, log_dosage: Tensor, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw targets and effects anew for each of n cells: effects and 0/1 targets, both (Q, n, d).
 

@@ -23,6 +23,7 @@ from scgim.interventions._generator import FeatureGenerator
 if TYPE_CHECKING:
     from scgim._priors import ShiftPrior
     from scgim.interventions._curves import CurveGrid
+    from scgim.interventions._passage import Passage
 
 _MIN_DRUGS = 8  # fewer have too little to say of each other: convention
 _MAX_ROUNDS = 3  # each costs a fit of the generator: convention, for time
@@ -50,6 +51,8 @@ class Screen:
         Dose-response curves to choose from.
     log_dosages
         Smallest and largest log dosage of the screen.
+    passage
+        What reaches genes through their parents; None if mechanisms say it all.
     """
 
     shift: Tensor
@@ -59,22 +62,24 @@ class Screen:
     features: Tensor | None
     curves: CurveGrid
     log_dosages: tuple[float, float]
+    passage: Passage | None = None
+
+    def estimate(self, prior: ShiftPrior) -> Estimate:
+        """Interventions under a prior."""
+        of_contexts = self.shift, self.information, self.group, self.log_dosage
+        return estimate_interventions(*of_contexts, self.curves, prior, self.passage)
 
 
 def estimate_jointly(screen: Screen, prior: ShiftPrior) -> Estimate:
     """Interventions of the measured drugs and the prior that their features give, as long as the evidence rises."""
-    best = estimate_interventions(
-        screen.shift, screen.information, screen.group, screen.log_dosage, screen.curves, prior
-    )
+    best = screen.estimate(prior)
     if screen.features is None or len(screen.features) < _MIN_DRUGS:
         return best
     if float(best.interventions.target_probs.sum(1).mean()) > _MAX_TARGETS:
         return best
     for _ in range(_MAX_ROUNDS):
         informed = informed_prior(screen, best, prior)
-        trial = estimate_interventions(
-            screen.shift, screen.information, screen.group, screen.log_dosage, screen.curves, informed
-        )
+        trial = screen.estimate(informed)
         if trial.evidence < best.evidence + _MIN_GAIN:
             break
         best = trial

@@ -57,6 +57,8 @@ class ResultsMixin(ScreenModel):
         self,
         drug_embedding: pd.DataFrame | ArrayLike | str | list[str] | None = None,
         dosage: float | ArrayLike | None = None,
+        *,
+        min_effect: float = 0.0,
     ) -> pd.DataFrame:
         """Probability that each gene is a direct target.
 
@@ -65,13 +67,22 @@ class ResultsMixin(ScreenModel):
         drug_embedding, dosage
             Drugs and dosages as in :meth:`predict`; None for the measured contexts. All dosages of a drug have the same
             targets.
+        min_effect
+            Size that the direct effect must exceed, up or down, at the largest of the dosages, in units of :meth:`get_effects`. With many
+            cells an effect far too small to matter is certain.
 
         Returns
         -------
         Data frame indexed by (perturbation, dosage), a column a gene.
         """
+        if not min_effect >= 0:
+            raise ValueError(f"`min_effect` is a size and must not be negative, found {min_effect}.")
         index, query = self._contexts_asked(drug_embedding, dosage)
-        return pd.DataFrame(query.interventions.target_probs.numpy(), index, self.gene_names_)
+        probs = query.interventions.target_probs
+        if min_effect > 0:
+            largest = query.log_dosage.max().expand(len(query.log_dosage))
+            probs = query.interventions.exceeds(largest, min_effect)
+        return pd.DataFrame(probs.numpy(), index, self.gene_names_)
 
     def get_effects(
         self,

@@ -24,6 +24,8 @@ class FitInformation:
         Of direct effects with weights, (K, d, p).
     evidence
         For hard interventions, log-likelihood of each context with the mechanism cut less that with it whole, (K, d).
+    means
+        Mean of the parent features in each context, (K, d); zero where there are no cells.
     """
 
     score: Tensor
@@ -31,6 +33,7 @@ class FitInformation:
     edge_information: Tensor
     cross_information: Tensor
     evidence: Tensor
+    means: Tensor
 
     def edge_covariance(self, shift_precision: Tensor) -> Tensor:
         """Covariance of the weights of each gene's parents, direct effects summed out, (d, p, p).
@@ -61,6 +64,8 @@ class InformationAccumulator:
         self.score = torch.zeros(n_contexts, d, device=device)
         self.information = torch.zeros(n_contexts, d, device=device)
         self.evidence = torch.zeros(n_contexts, d, device=device)
+        self.sums = torch.zeros(n_contexts, d, device=device)
+        self.n_cells = torch.zeros(n_contexts, device=device)
         self.edges = torch.zeros(d, p, p, device=device)
         self.cross = torch.zeros(n_contexts, d, p, device=device)
 
@@ -68,6 +73,8 @@ class InformationAccumulator:
         """Add a minibatch: context (B,), parent features, score, information and evidence, all (B, d)."""
         inputs = h[:, self.parents] * self.mask  # (B, d, p)
         weighted = inputs * information[..., None]
+        self.sums.index_add_(0, context, h.to(self.sums))
+        self.n_cells += torch.bincount(context, minlength=len(self.n_cells))
         self.score.index_add_(0, context, score)
         self.information.index_add_(0, context, information)
         self.cross.index_add_(0, context, weighted)
@@ -77,5 +84,6 @@ class InformationAccumulator:
 
     def finalise(self) -> FitInformation:
         """All sums, in double precision on the CPU."""
-        sums = (self.score, self.information, self.edges, self.cross, self.evidence)
+        means = self.sums / self.n_cells.clamp_min(1)[:, None]
+        sums = (self.score, self.information, self.edges, self.cross, self.evidence, means)
         return FitInformation(*(t.double().cpu() for t in sums))

@@ -8,15 +8,17 @@ genes are many, most of them cannot be parents of a given one: a score test of a
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from scgim._departures import FIRST_DEPARTURE_VAR, FIRST_MISFIT, MIN_GAIN
 from scgim._priors import EDGE_LOG_ODDS
 from scgim.structure._graph import descendants, reachability
 from scgim.structure._score import GeneFit, empirical_prior, fit_genes
-from scgim.structure._screening import score_test
+from scgim.structure._screening import score_test, targets_explained
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -36,6 +38,7 @@ _FEW_GENES = 41
 _N_NEAR = 10
 _MIN_HELP = -7.0  # an edge that falls shorter has a probability of about 0.001 at most: exp(-7)
 _N_ITERATIONS = 6  # of expectation-maximisation in a regression: convention, for time
+_PRIOR_ROUNDS = 4  # of fits and priors, in which both hardly change any more: convention, for time
 
 Parents = tuple[int, ...]
 
@@ -168,7 +171,9 @@ class HillClimb:
         """Note which further parents could help each of the genes, the best first."""
         new = [(j, self.parents(j)) for j in genes if (j, self.parents(j)) not in self._ranked]
         for batch, fit in self._fits(new):
-            help_ = score_test(self.statistics, self.prior, fit, batch) - self.edge_cost[:, [j for j, _ in batch]]
+            help_ = score_test(self.statistics, self.prior, fit, batch)
+            help_ = np.maximum(help_, targets_explained(self.statistics, self.prior, fit))
+            help_ -= self.edge_cost[:, [j for j, _ in batch]]
             for b, (j, parents) in enumerate(batch):
                 help_[[j, *parents], b] = -np.inf
                 order = np.argsort(-help_[:, b], kind="stable")
@@ -218,6 +223,18 @@ class HillClimb:
         self.prior = empirical_prior(self.statistics, fit, self.prior)
         self._reset()
         return self.prior
+
+    def mechanisms_fail(self) -> bool:
+        """Whether the evidence of the current graph is clearly for mechanisms that are wrong between contexts."""
+        pairs, before = [(j, self.parents(j)) for j in range(self.n_genes)], self.prior
+        evidence = []
+        for prior in (before, replace(before, misfit=FIRST_MISFIT, departure_var=FIRST_DEPARTURE_VAR)):
+            self.prior = prior
+            for _ in range(_PRIOR_ROUNDS):
+                self.prior = empirical_prior(self.statistics, self.fit(pairs), self.prior)
+            evidence.append(float(self.fit(pairs).log_evidence.sum()))
+        self.prior = before
+        return evidence[1] > evidence[0] + MIN_GAIN
 
     def edge_probs(self) -> NDArray[np.float64]:
         """Probability of each edge, given the rest of the graph: present, reversed or absent, by their scores."""

@@ -5,7 +5,8 @@ perturbation acts on it directly: the displacement of context k has the spike-an
 
 .. math:: (1 - \pi) N(0, \tau_0^2) + \pi N(0, \tau_0^2 + \tau^2),
 
-with one indicator for all doses of a perturbation. Both the displacement and the indicator are summed out exactly, so
+with one indicator for all doses of a perturbation. Its variance grows with what reached the gene through its parents, and slopes
+between contexts depart from those within (:mod:`scgim._departures`). Displacement, departures and indicator are summed out, so
 no Monte Carlo is needed (in place of the Gumbel sampling of the GIM paper, section 4). A wrong direction shows as many
 displacements where few suffice, which is what identifies direction even in Gaussian data of equal scale.
 """
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from scgim._departures import MAX_DEPARTURE_VAR, N_BENDS, bends, likeliest_misfit
+
 if TYPE_CHECKING:
     from scgim._priors import ShiftPrior
     from scgim.structure._statistics import ContextStatistics
@@ -27,9 +30,11 @@ _RIDGE = 1e-8  # of normal equations, so that parents that are copies of each ot
 _TINY = 1e-9  # sums of squares and of weights must not be zero
 _N_ITERATIONS = 10  # of expectation-maximisation where nothing else is said: convention
 # Limits of the fitted prior, far from what is usual, for screens where hardly anything is a target, or everything: a
-# quarter of a target a drug, 0.3 of the genes, and effects of 0.3 to 7 control standard deviations. Conventions.
+# quarter of a target a drug, 0.3 of the genes, and effects of 0.3 control standard deviations to 30, as knock-outs have of genes that
+# hardly vary in controls. Conventions.
 _MIN_TARGETS, _MAX_TARGET_PROB = 0.25, 0.3
-_SLAB_LIMITS = (0.1, 50.0)
+_SLAB_LIMITS = (0.1, 1000.0)
+_MIN_DEPARTURE_VAR = 1e-4  # less does not show: of a parent that moves by 20 standard deviations, a fifth of one
 _INTERCEPT_PRECISION = 1e-2  # a prior standard deviation of 10: means of standardised values are hardly shrunk
 _PRECISION_LIMITS = (1e-3, 1e6)  # of fitted weights: from flat to a family that is left out
 _MIN_DETERMINED = 1e-3  # weights that data determine, in a family of which they say nothing
@@ -51,6 +56,14 @@ class GeneFit:
         Variance within contexts given the parents, shape (B,).
     residuals
         Displacement of each context mean from the regression, shape (B, K).
+    passed
+        Square of what each context's parents pass on, summed over parents, shape (B, K).
+    departures
+        What slopes between contexts add to those within, shape (B, 3, p).
+    determined
+        Share of these that the data say, not their prior, same shape.
+    transported
+        What departures add in each context, shape (B, K).
     """
 
     log_evidence: Tensor
@@ -58,6 +71,10 @@ class GeneFit:
     target_probs: Tensor
     noise_var: Tensor
     residuals: Tensor
+    passed: Tensor
+    departures: Tensor
+    determined: Tensor
+    transported: Tensor
 
 
 def fit_genes(
@@ -100,36 +117,83 @@ def fit_genes(
     y = s.means.T[genes]  # (B, K)
     x = torch.cat([s.means.T[columns] * column_mask[:, :, None], torch.ones_like(y)[:, None]], 1)  # (B, q + 1, K)
     scatter = _Scatter(s, genes, columns, column_mask, pairs, hard=intervention == "hard")
-    ridge = torch.diag_embed(torch.nn.functional.pad(1 - column_mask, (0, 1)) + _RIDGE)
     relevance = None if families is None else _Relevance(families, len(genes))
+    if relevance:  # functions of any form have nothing to depart from
+        prior = replace(prior, misfit=0.0, departure_var=0.0)
+    passage = _Passage(x[:, :-1], s, 1 if relevance else parents.shape[1], prior.departure_var)
+    z = torch.cat([x, passage.bent], 1)  # weights of the mechanism, intercept, departures
+    ridge = torch.diag_embed(
+        torch.cat([1 - column_mask + _RIDGE, _RIDGE + 0 * y[:, :1], 1 + 0 * passage.bent[:, :, 0]], 1)
+    )
+    q, width = x.shape[1], z.shape[1] - x.shape[1] + 1
 
     log_odds = prior.target_log_odds(s.n_groups, genes).T
     target_probs = torch.sigmoid(log_odds)
     noise_var = (scatter.total_yy / scatter.dof).clamp_min(_MIN_NOISE)
+    v0 = noise_var[:, None] / n + prior.spike_var
     for _ in range(n_iterations):
         free = 1 - torch.nn.functional.pad(target_probs, (0, 1))  # controls are never targets
         free_context = free[:, scatter.group]  # (B, K)
-        v0 = noise_var[:, None] / n + prior.spike_var
         if intervention == "hard":
             precision = free_context / v0
         else:
             precision = free_context / v0 + (1 - free_context) / (v0 + prior.slab_var)
         xx, xy, yy, dof = scatter.weighted(free)
-        a = torch.nn.functional.pad(xx, (0, 1, 0, 1)) / noise_var[:, None, None]
-        a = a + torch.bmm(x * precision[:, None, :], x.transpose(1, 2)) + ridge
-        b = torch.nn.functional.pad(xy, (0, 1)) / noise_var[:, None]
-        b = b + torch.bmm(x, (precision * y)[:, :, None])[:, :, 0]
-        weights = torch.linalg.solve(a, b) if relevance is None else relevance.solve(a, b)
-        residuals = y - torch.bmm(weights[:, None], x)[:, 0]
+        a = torch.nn.functional.pad(xx, (0, width, 0, width)) / noise_var[:, None, None]
+        a = a + torch.bmm(z * precision[:, None, :], z.transpose(1, 2)) + ridge
+        b = torch.nn.functional.pad(xy, (0, width)) / noise_var[:, None]
+        b = b + torch.bmm(z, (precision * y)[:, :, None])[:, :, 0]
+        solved = torch.linalg.solve(a, b) if relevance is None else relevance.solve(a, b)
+        weights, departures = solved[:, :q], solved[:, q:]
+        residuals = y - torch.bmm(solved[:, None], z)[:, 0]
         rss = _rss(weights[:, :-1], xx, xy, yy)
         noise_var = (rss / dof).clamp_min(_MIN_NOISE)
-        off, on = scatter.group_evidence(weights, noise_var, residuals, y, weights[:, -1], prior)
+        passed = passage.passed(weights[:, :-1], departures) * (relevance is None)
+        v0 = noise_var[:, None] / n + prior.spike_var + prior.misfit**2 * passed
+        off, on = scatter.group_evidence(weights, noise_var, residuals, y, v0, prior)
         target_probs = torch.sigmoid(on - off + log_odds)
     base = (torch.nn.functional.softplus(on - off + log_odds) - torch.nn.functional.softplus(log_odds)).sum(1)
-    evidence = scatter.baseline(weights, noise_var, residuals, prior) + base
+    evidence = scatter.baseline(weights, noise_var, residuals, v0) + base
     if relevance is not None:
         evidence = evidence + relevance.log_volume
-    return GeneFit(evidence, weights, target_probs, noise_var, residuals)
+    evidence = evidence + passage.log_volume(departures, precision)
+    transported = (departures[:, :, None] * passage.bent).sum(1)
+    found = *passage.departures(departures, a), transported
+    return GeneFit(evidence, weights, target_probs, noise_var, residuals, passed, *found)
+
+
+class _Passage:
+    """What reaches genes through their parents between contexts; departures are in units of their prior's standard deviation."""
+
+    def __init__(self, x: Tensor, s: ContextStatistics, n_parents: int, departure_var: float):
+        self.moved = x - x[:, :, s.group < 0].mean(2, keepdim=True)  # (B, q, K)
+        self.n_parents, self.sd = n_parents, departure_var**0.5
+        own = self.moved.unflatten(1, (n_parents, -1))[:, :, 0] if departure_var else self.moved[:, :0]
+        self.bent = self.sd * torch.cat([*bends(own)], 1)  # (B, 3 p, K)
+
+    def passed(self, weights: Tensor, departures: Tensor) -> Tensor:
+        """Square of what is passed on, summed over parents, shape (B, K)."""
+        by_parent = (weights[:, :, None] * self.moved).unflatten(1, (self.n_parents, -1)).sum(2)
+        if self.sd:
+            by_parent = by_parent + (departures[:, :, None] * self.bent).unflatten(1, (N_BENDS, -1)).sum(1)
+        return by_parent.square().sum(1)
+
+    def log_volume(self, departures: Tensor, precision: Tensor) -> Tensor:
+        """What integrating over the departures adds to the evidence at their mode, shape (B,)."""
+        if not self.sd:
+            return torch.zeros(len(self.moved), dtype=precision.dtype)
+        own = torch.bmm(self.bent * precision[:, None, :], self.bent.transpose(1, 2))
+        factor = torch.linalg.cholesky(own + torch.eye(own.shape[1], dtype=own.dtype))
+        return -factor.diagonal(dim1=1, dim2=2).log().sum(1) - 0.5 * departures.square().sum(1)
+
+    def departures(self, departures: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+        """On the scale of the slopes, and how far they are determined, both (B, 3, p)."""
+        if not self.sd:
+            nothing = self.moved.new_zeros(len(self.moved), N_BENDS, self.n_parents)
+            return nothing, nothing
+        variance = torch.linalg.inv(a).diagonal(dim1=1, dim2=2)[:, -departures.shape[1] :]
+        shape = (N_BENDS, -1)
+        return self.sd * departures.unflatten(1, shape), (1 - variance).unflatten(1, shape)
 
 
 def empirical_prior(statistics: ContextStatistics, fit: GeneFit, prior: ShiftPrior) -> ShiftPrior:
@@ -138,15 +202,24 @@ def empirical_prior(statistics: ContextStatistics, fit: GeneFit, prior: ShiftPri
     probs = fit.target_probs[:, statistics.group[treated]]  # (d, contexts)
     if not len(probs) or not probs.numel():
         return prior
-    square = fit.residuals[:, treated].square() - fit.noise_var[:, None] / statistics.n_cells[treated]
+    error = fit.noise_var[:, None] / statistics.n_cells[treated]
+    square = fit.residuals[:, treated].square() - error
     on, off = probs, 1 - probs
-    # the median over genes: a few genes with wrong parents must not widen the spike for all
-    spike = ((off * square).sum(1) / off.sum(1).clamp_min(_TINY)).median().clamp_min(0.0)
+    passed = fit.passed[:, treated] * (prior.departure_var > 0)
+    misfit, spike = likeliest_misfit(fit.residuals[:, treated], error, passed, off)
     slab = ((on * square).sum() / on.sum().clamp_min(_TINY)).clamp(*_SLAB_LIMITS)
     free = prior.is_open(fit.target_probs.T).T
     mean = (free * fit.target_probs).sum() / free.sum().clamp_min(1.0)
     target_prob = float(mean.clamp(_MIN_TARGETS / statistics.n_genes, _MAX_TARGET_PROB))
-    return replace(prior, target_prob=target_prob, slab_var=float(slab), spike_var=float(spike))
+    departure_var = float(fit.departures.square().sum() / fit.determined.sum().clamp_min(_MIN_DETERMINED))
+    return replace(
+        prior,
+        target_prob=target_prob,
+        slab_var=float(slab),
+        spike_var=spike,
+        misfit=misfit,
+        departure_var=min(departure_var, MAX_DEPARTURE_VAR) if departure_var > _MIN_DEPARTURE_VAR else 0.0,
+    )
 
 
 def _rss(weights: Tensor, xx: Tensor, xy: Tensor, yy: Tensor) -> Tensor:
@@ -226,9 +299,8 @@ class _Scatter:
         quadratic = torch.einsum("bp,bupq,bq->bu", w, self.xx, w)
         return (self.yy - 2 * torch.einsum("bp,bup->bu", w, self.xy) + quadratic).clamp_min(_TINY)
 
-    def group_evidence(self, weights, noise_var, residuals, y, intercept, prior) -> tuple[Tensor, Tensor]:
+    def group_evidence(self, weights, noise_var, residuals, y, v0, prior) -> tuple[Tensor, Tensor]:
         """Log evidence of each perturbation's cells if the gene is not, and if it is, its target; (B, U) each."""
-        v0 = noise_var[:, None] / self.s.n_cells + prior.spike_var
         off = self._by_group(_log_normal(residuals, v0))
         if not self.hard:
             return off, self._by_group(_log_normal(residuals, v0 + prior.slab_var))
@@ -237,7 +309,7 @@ class _Scatter:
         # One pseudo-observation keeps it positive.
         own_var = ((own + noise_var[:, None]) / (dof + 1)).clamp_min(_MIN_NOISE)
         context_var = torch.cat([own_var, noise_var[:, None]], 1)[:, self.group]  # (B, K); controls unused
-        displaced = _log_normal(y - intercept[:, None], context_var / self.s.n_cells + prior.slab_var)
+        displaced = _log_normal(y - weights[:, -1:], context_var / self.s.n_cells + prior.slab_var)
         cost = 0.5 * (dof + 1).log()  # of the variance, a parameter of its own
         return off, self._by_group(displaced) - 0.5 * (own / own_var + dof * own_var.log()) - cost
 
@@ -245,9 +317,9 @@ class _Scatter:
         """Sums over the contexts of each perturbation, controls left out; (B, K) to (B, U)."""
         return values.new_zeros(len(values), self.s.n_groups + 1).index_add_(1, self.group, values)[:, :-1]
 
-    def baseline(self, weights, noise_var, residuals, prior) -> Tensor:
+    def baseline(self, weights, noise_var, residuals, v0) -> Tensor:
         """Log evidence if no gene were a target, shape (B,)."""
-        means = _log_normal(residuals, noise_var[:, None] / self.s.n_cells + prior.spike_var).sum(1)
+        means = _log_normal(residuals, v0).sum(1)
         if self.hard:
             rss, dof = self._group_rss(weights).sum(1), self.dof
         else:

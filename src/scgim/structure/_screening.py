@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from scgim._departures import bends
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from scgim._priors import ShiftPrior
     from scgim.structure._score import GeneFit
@@ -29,8 +32,7 @@ def score_test(
     near enough.
     """
     s, means = statistics, statistics.means
-    on = torch.nn.functional.pad(fit.target_probs, (0, 1))[:, s.group % (s.n_groups + 1)]  # (B, K)
-    v0 = fit.noise_var[:, None] / s.n_cells + prior.spike_var
+    on, v0 = _targets(s, fit), _spike(s, prior, fit)
     precision = (1 - on) / v0 + on / (v0 + prior.slab_var)
     curvature = s.gram.diagonal()[:, None] / fit.noise_var + means.square().T @ precision.T  # (P, B)
     gain = torch.zeros_like(curvature)
@@ -49,3 +51,29 @@ def score_test(
         free = curvature[:, b] - (shared * solved.T).sum(1)
         gain[:, b] = slope.square() / (2 * torch.maximum(free, _MIN_FREE * curvature[:, b]).clamp_min(_TINY))
     return gain.reshape(s.n_basis, s.n_genes, len(pairs)).sum(0).numpy()
+
+
+def targets_explained(statistics: ContextStatistics, prior: ShiftPrior, fit: GeneFit) -> NDArray:
+    """What the targets of each gene cost, by the share of its displacements that each other gene's movements explain, (d, B).
+
+    The score test takes targets as they are, and so does not see a parent that would explain why a gene moves under perturbations that
+    are taken to act on it.
+    """
+    s = statistics
+    on, v0 = _targets(s, fit), _spike(s, prior, fit)
+    own = s.means[:, : s.n_genes]
+    z = torch.linalg.qr(bends((own - own[s.group < 0].mean(0)).T).permute(1, 2, 0))[0]  # (d, K, 3)
+    residuals = fit.residuals / fit.residuals.norm(dim=1, keepdim=True).clamp_min(1e-9)
+    share = torch.einsum("ikf,bk->ibf", z, residuals).square().sum(2)  # (d, B)
+    price = 0.5 * (on * (1 + prior.slab_var / v0).log()).sum(1) - prior.log_odds * fit.target_probs.sum(1)
+    return (share * price).numpy()
+
+
+def _targets(s: ContextStatistics, fit: GeneFit) -> Tensor:
+    """Probability that a gene is a target in each context, (B, K)."""
+    return torch.nn.functional.pad(fit.target_probs, (0, 1))[:, s.group % (s.n_groups + 1)]
+
+
+def _spike(s: ContextStatistics, prior: ShiftPrior, fit: GeneFit) -> Tensor:
+    """Variance of the displacement of a gene that is none, (B, K)."""
+    return fit.noise_var[:, None] / s.n_cells + prior.spike_var + prior.misfit**2 * fit.passed

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scgim._departures import FIRST_DEPARTURE_VAR, FIRST_MISFIT
 from scgim._priors import EDGE_LOG_ODDS, ShiftPrior
 from scgim.structure._climb import TOLERANCE, HillClimb, Parents, toggle
 from scgim.structure._graph import descendants
@@ -179,6 +180,17 @@ class StructureSearch(HillClimb):
             trace.append(self.climb())
         return trace
 
+    def settle(self) -> list[float]:
+        """Climb and fit the prior in turn; returns the score after each climb."""
+        trace = []
+        for n_iterations in _FIRST_ITERATIONS:
+            self.n_iterations = n_iterations
+            self._reset()
+            self.refresh(range(self.n_genes))
+            trace.append(self.climb())
+            self.update_prior()
+        return trace
+
     def _larger_moves(self, n_perturbations: int) -> Iterator[Callable[[], bool]]:
         """Moves of one round. The order is random, so that a budget too small for all of them favours no gene."""
         for gene in self.random.permutation(self.n_genes):
@@ -213,6 +225,7 @@ def search_structure(
     seed: int = 0,
     on_move: Callable[[float], None] | None = None,
     start: StructureResult | None = None,
+    departures: bool = True,
 ) -> StructureResult:
     """Find the graph: climb, fit the prior of the direct effects, climb again and escape local optima.
 
@@ -236,6 +249,8 @@ def search_structure(
         Called with the score after each move.
     start
         Result of a search of the same cells under another prior of targets, to go on from.
+    departures
+        Whether mechanisms may be wrong between contexts, if the evidence is for it.
     """
     if max_evaluations is None:
         max_evaluations = usual_budget(statistics) // (1 if start is None else _SHARE_TO_GO_ON)
@@ -252,11 +267,13 @@ def search_structure(
     if start is not None:
         search.adjacency, search.prior = start.adjacency.copy(), replace(start.prior, known=known_targets)
         search.candidates |= start.edge_probs > 0
-    for n_iterations in _FIRST_ITERATIONS if start is None else ():
-        search.n_iterations = n_iterations
-        search.refresh(range(search.n_genes))
-        trace.append(search.climb())
-        search.update_prior()
+    if start is None:
+        trace += search.settle()
+        if departures and search.mechanisms_fail():
+            # from the beginning: a graph that was found for mechanisms that hold leads nowhere
+            search.adjacency[:] = False
+            search.prior = replace(prior, misfit=FIRST_MISFIT, departure_var=FIRST_DEPARTURE_VAR)
+            trace += search.settle()
     search.refresh(range(search.n_genes))
     trace.append(search.climb())
     trace += search.escape(n_perturbations, max_evaluations)

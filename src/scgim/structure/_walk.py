@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import logsumexp
 
 from scgim.structure._graph import descendants
 
@@ -105,7 +104,9 @@ class GraphWalk:
 
     def _log_sum(self, adjacency: NDArray[np.bool_], gene: int, needed: int | None) -> float:
         """Log of the summed weights of the sets of a gene that close no cycle."""
-        return float(logsumexp(self.sets[gene].allowed(descendants(adjacency, gene), needed)))
+        scores = self.sets[gene].allowed(descendants(adjacency, gene), needed)
+        top = scores.max()
+        return float(top + np.log(np.exp(scores - top).sum()))
 
     def _draw(self, adjacency: NDArray[np.bool_], gene: int, needed: int | None) -> float:
         """Draw the parents of a gene and write them to the graph; the log sum they were drawn from, None where there is no set."""
