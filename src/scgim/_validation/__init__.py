@@ -7,6 +7,7 @@ from scgim._validation._design import (
     check_dosage,
     check_perturbations,
     check_query_dosage,
+    check_regulators,
     check_size_factors,
 )
 from scgim._validation._embedding import check_query_embedding, resolve_embedding
@@ -35,6 +36,7 @@ __all__ = [
     "check_perturbations",
     "check_query_dosage",
     "check_query_embedding",
+    "check_regulators",
     "check_size_factors",
     "check_var_names",
     "iterate_blocks",

@@ -55,6 +55,7 @@ def fit_hidden(
     result = search_structure(
         statistics,
         edge_log_odds=module.knowledge.edge_log_odds.cpu().numpy(),
+        regulators=module.knowledge.told_regulators(),
         known_targets=module.knowledge.known_targets(),
         seed=seed,
         on_move=on_move,
