@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from scgim.train import BatchLoader
 
 _MIN_CELLS_WORTH = 10
+_CERTAINTY = 0.5  # of means in the search: mechanisms saturate, and where they are taken for linear means miss by as much as by chance
 
 
 def gather_moments(module: GIMModule, loader: BatchLoader) -> HiddenExpression:
@@ -53,7 +54,7 @@ def fit_hidden(
     hidden = gather_moments(module, loader)
     statistics, spread = hidden.statistics, hidden.spread
     result = search_structure(
-        statistics,
+        replace(statistics, n_cells=_CERTAINTY * statistics.n_cells),
         edge_log_odds=module.knowledge.edge_log_odds.cpu().numpy(),
         regulators=module.knowledge.told_regulators(),
         known_targets=module.knowledge.known_targets(),

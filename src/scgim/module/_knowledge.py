@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +12,9 @@ from scgim._priors import ShiftPrior, usual_edge_log_odds
 from scgim.interventions._curves import NO_DOSE, CurveGrid, dose_grid
 from scgim.interventions._interventions import DIRECT_FIELDS, Interventions
 from scgim.interventions._stacking import NO_PRECISION, Responses
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Knowledge(nn.Module):

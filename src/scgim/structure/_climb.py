@@ -236,10 +236,10 @@ class HillClimb:
         return self.prior
 
     def update_bonus(self) -> None:
-        """Fit the prior of out-degrees to the current graph."""
+        """Fit the prior of out-degrees to the current graph; where regulators are told, independent edges are what is left to say."""
         n = self.n_genes - 1
-        if n:
-            degree_prior = OutDegreePrior.fitted(self.adjacency.sum(1)[self.regulators], n)
+        if n and self.regulators.all():
+            degree_prior = OutDegreePrior.fitted(self.adjacency.sum(1), n)
             self.bonus = degree_prior.bonus(n, self.usual_log_odds)
 
     def edge_probs(self) -> NDArray[np.float64]:

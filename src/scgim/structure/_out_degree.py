@@ -12,12 +12,16 @@ regulates, q is one.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import betaln
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 _SHARES = np.linspace(0.01, 1.0, 100)  # of genes that regulate; enough for any number of genes that is searched
+_MISFIT = 10.0  # nats: a noisy regulator's target that stands in for it seems to explain about as much where mechanisms are misfitted
 _N_MEANS = 40  # of the grid of edges a regulator
 
 
@@ -41,9 +45,14 @@ class OutDegreePrior:
         return _log_probability(np.array([self.share]), np.array([self.mean]), n_children)[0]
 
     def bonus(self, n_children: int, log_odds: float) -> NDArray[np.float64]:
-        """What this prior adds to one of independent edges with these log odds, for each number of edges; 0 for none."""
+        """What this prior adds to one of independent edges with these log odds, for each number of edges; 0 for none.
+
+        What regulates must explain more than a misfit does, as far as others do not regulate; nothing more is asked where all do.
+        """
         log = self.log_probability(n_children)
-        return log - log[0] - log_odds * np.arange(n_children + 1)
+        bonus = log - log[0] - log_odds * np.arange(n_children + 1)
+        bonus[1:] -= _MISFIT * (1.0 - self.share)
+        return bonus
 
     @classmethod
     def fitted(cls, n_edges: NDArray[np.int_], n_children: int) -> OutDegreePrior:
