@@ -8,7 +8,7 @@
 #   make bench-real  tables on real data (DATA=folder)
 #   make bench-structure   tables on simulated data: graph and targets (SUITES="main size ...", BENCH=folder)
 #   make bench-prediction  tables on simulated data: drugs and doses that were not measured (the same)
-#   make bench-worlds      tables on simulated data that share no code with the package (SUITES="kinetic variants sciplex")
+#   make bench-worlds      tables on simulated data that share no code with the package (SUITES="kinetic variants regulators sciplex")
 #   make bench-scale       what fits cost, on simulated data (SUITES="cells genes ...")
 #   make lint        style and types
 #   make clean       remove what the above made
@@ -55,7 +55,7 @@ bench-prediction: .venv/bench-$(HERE)
 	$(PY) benchmarks/prediction/run.py $(SUITES) --bench "$(BENCH)"
 
 bench-worlds: .venv/bench-$(HERE)
-	$(PY) benchmarks/worlds/run.py $(if $(filter main,$(SUITES)),kinetic variants sciplex,$(SUITES)) --data "$(DATA)"
+	$(PY) benchmarks/worlds/run.py $(if $(filter main,$(SUITES)),kinetic variants regulators sciplex,$(SUITES)) --data "$(DATA)"
 
 bench-scale: .venv/bench-$(HERE)
 	$(PY) benchmarks/scale/run.py $(if $(filter main,$(SUITES)),cells genes contexts features library stored steps,$(SUITES))

@@ -14,7 +14,9 @@ def marked(adata, genes):
     return adata
 
 
-@pytest.mark.parametrize("options", [{}, {"mechanism": "mlp"}, {"measurement": "latent"}], ids=["linear", "mlp", "latent"])
+@pytest.mark.parametrize(
+    "options", [{}, {"mechanism": "mlp"}, {"measurement": "latent"}], ids=["linear", "mlp", "latent"]
+)
 def test_only_regulators_are_parents(adata, fit, options):
     model = fit(marked(adata, ["gene_0", "gene_2", "gene_5"]), {"regulator_key": "regulator"}, epochs=2, **options)
     others = [gene for gene in model.gene_names_ if gene not in ("gene_0", "gene_2", "gene_5")]
