@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from scgim.module import GIMModule
     from scgim.train import BatchLoader
 
-_MIN_CELLS_WORTH = 5  # the kinetic world at half a count a gene is worth 8, and its targets and most of its network are found
+_MIN_CELLS_WORTH = (
+    5  # the kinetic world at half a count a gene is worth 8, and its targets and most of its network are found
+)
 _CERTAINTY = 0.5  # of means in the search: mechanisms saturate, and where they are taken for linear means miss by as much as by chance
 
 

@@ -7,7 +7,6 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 import pandas as pd
-from scvi import settings
 
 from scgim._validation import quote_some
 
@@ -74,7 +73,7 @@ def mark_regulators(adata: AnnData, regulators: str | Iterable[str] = "human", k
             f"Only {int(marked.sum())} of {adata.n_vars} genes are among the regulators of {regulators!r}. If the organism is "
             "another or `adata.var_names` are no symbols, give a list of names.",
             UserWarning,
-            stacklevel=settings.warnings_stacklevel,
+            stacklevel=2,
         )
     adata.var[key_added] = pd.Series(marked, index=adata.var.index, dtype=bool)
 

@@ -30,6 +30,7 @@ TOLERANCE = 1e-6
 _BATCH_ELEMENTS = 2_000_000
 _FEW_GENES = 41  # up to this number all are scored as parents of each
 _N_NEAR = 10  # further parents that are scored where genes are more; others have edge probability 0
+_MANY_GENES = 20  # with fewer the numbers of their edges say too little of how many regulate
 _MIN_HELP = -7.0  # an edge that falls shorter has a probability of about 0.001 at most
 
 Parents = tuple[int, ...]
@@ -238,7 +239,7 @@ class HillClimb:
     def update_bonus(self) -> None:
         """Fit the prior of out-degrees to the current graph; where regulators are told, independent edges are what is left to say."""
         n = self.n_genes - 1
-        if n and self.regulators.all():
+        if self.n_genes >= _MANY_GENES and self.regulators.all():
             degree_prior = OutDegreePrior.fitted(self.adjacency.sum(1), n)
             self.bonus = degree_prior.bonus(n, self.usual_log_odds)
 
