@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import betaln
+import torch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,7 +67,16 @@ class OutDegreePrior:
 def _log_probability(share: NDArray, mean: NDArray, n_children: int) -> NDArray[np.float64]:
     k = np.arange(n_children + 1)
     b = np.maximum(n_children / mean - 1.0, 1e-3)[:, None]
-    log = np.log(share)[:, None] + betaln(1.0 + k, b + n_children - k) - betaln(1.0, b)
+    log = (
+        np.log(share * b[:, 0])[:, None]
+        + _log_gamma(1.0 + k)
+        + _log_gamma(b + n_children - k)
+        - _log_gamma(1.0 + b + n_children)
+    )
     none = np.log1p(-np.minimum(share, 1.0 - 1e-12))
     log[:, 0] = np.logaddexp(log[:, 0], none)
     return log
+
+
+def _log_gamma(values: NDArray) -> NDArray[np.float64]:
+    return torch.lgamma(torch.as_tensor(values, dtype=torch.float64)).numpy()
