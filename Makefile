@@ -9,7 +9,7 @@
 #   make bench-real  tables on real data (DATA=folder)
 #   make bench-structure   tables on simulated data: graph and targets (SUITES="main size ...", BENCH=folder)
 #   make bench-prediction  tables on simulated data: drugs and doses that were not measured (the same)
-#   make bench-worlds      tables on simulated data that share no code with the package (SUITES="kinetic variants sciplex gnw")
+#   make bench-worlds      tables on simulated data that share no code with the package (SUITES="kinetic variants regulators sciplex gnw")
 #   make bench-sensitivity tables of what other values of constants do (SUITES="kinetic gnw nonlinear")
 #   make bench-scale       what fits cost, on simulated data (SUITES="cells genes ...")
 #   make mutants     which small changes of the scientific core the tests do not see (MUTANTS=number, SEED=0)
@@ -66,7 +66,7 @@ bench-prediction: .venv/bench-$(HERE)
 	$(PY) benchmarks/prediction/run.py $(SUITES) --bench "$(BENCH)"
 
 bench-worlds: .venv/bench-$(HERE)
-	$(PY) benchmarks/worlds/run.py $(if $(filter main,$(SUITES)),kinetic variants sciplex gnw,$(SUITES)) --data "$(DATA)"
+	$(PY) benchmarks/worlds/run.py $(if $(filter main,$(SUITES)),kinetic variants regulators sciplex gnw,$(SUITES)) --data "$(DATA)"
 
 bench-sensitivity: .venv/bench-$(HERE)
 	$(PY) benchmarks/sensitivity/run.py $(if $(filter main,$(SUITES)),kinetic gnw nonlinear,$(SUITES)) --data "$(DATA)"

@@ -77,6 +77,25 @@ def gnw(seeds: Sequence[int]) -> list[Job]:
     ]
 
 
+def regulators(seeds: Sequence[int]) -> list[Job]:
+    """The kinetic world, told its ten regulators or not, by counts (direct) and by moments of hidden expression (latent).
+
+    Expected: moments see through the noise of counts that the regulators are read with, so that edges are found where regulators are told
+    and, for the most part, where they are not; by counts, genes of one regulator explain each other.
+    """
+    told = {"found": {}, "told": {"regulator_key": "regulator"}}
+    return [
+        Job(
+            {"mean count": mean, "measurement": measurement, "regulators": name},
+            seed,
+            {"maker": "kinetic", "mean_count": mean},
+            setup=setup,
+            model={"measurement": measurement},
+        )
+        for measurement, mean, (name, setup), seed in product(("latent", "direct"), (2.0, 0.5), told.items(), seeds)
+    ]
+
+
 SUITES: dict[str, Callable[[Sequence[int]], list[Job]]] = {
-    suite.__name__: suite for suite in (kinetic, variants, sciplex, gnw)
+    suite.__name__: suite for suite in (kinetic, variants, regulators, sciplex, gnw)
 }

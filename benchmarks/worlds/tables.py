@@ -10,12 +10,19 @@ from benchmarks.worlds.measure import BASELINES, OURS
 if TYPE_CHECKING:
     import pandas as pd
 
-BY = {"kinetic": ["mean count"], "variants": ["world"], "sciplex": ["cells"], "gnw": ["world"]}
+BY = {
+    "kinetic": ["mean count"],
+    "variants": ["world"],
+    "regulators": ["mean count", "measurement", "regulators"],
+    "sciplex": ["cells"],
+    "gnw": ["world"],
+}
 RATIO = "scGIM over the bar"
 SPLITS = {"unseen_dose": "unseen doses", "unseen_drug": "unseen drugs"}
 STRUCTURE = {
     "edge_auprc": "edge AUPRC",
     "edge_auprc_correlation": "correlation",
+    "edge_auprc_correlation_told": "correlation, regulators told",
     "edge_precision": "edge precision",
     "edge_recall": "edge recall",
     "target_auprc": "target AUPRC",
@@ -52,6 +59,9 @@ def tables(suite: str, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     metrics = mean_and_spread(frame.replace({"split": SPLITS}), ["split", *by, "method"], METRICS | {"cpu": "CPU s"})
     if suite == "sciplex":
         return {"worlds-sciplex": metrics}
+    if suite == "regulators":
+        own = frame[(frame["method"] == OURS) & (frame["split"] == "unseen_drug")]
+        return {"worlds-regulators": mean_and_spread(own, by, STRUCTURE)}
     wide = ratios(frame, by)
     methods = [name for name in [*BASELINES, OURS] if name in wide]
     columns = {name: name.replace("_", " ") for name in [*methods, RATIO]}
@@ -79,6 +89,11 @@ def remarks(suite: str, frame: pd.DataFrame) -> list[str]:
             *(_winners(frame, split) for split in SPLITS),
         ]
     ours = frame[(frame["method"] == OURS) & (frame["split"] == "unseen_drug")]
+    if suite == "regulators":
+        return [
+            "Regulators are told by `regulator_key`, or found. Correlation is that in controls, of all pairs and of those whose first gene "
+            "is a regulator."
+        ]
     return [
         "Energy distance in control-standardised log1p space of counts divided by size factors, mean ± standard deviation over worlds; "
         "the bar is the best of the baselines in the same world. Edges by absolute correlation in controls, which has no direction, and "

@@ -42,6 +42,14 @@ def test_prior_odds_hold(simulate):
     assert not learn_graph(screen.x, screen.context, GROUP, edge_log_odds=forbidden).adjacency[0, 1]
 
 
+def test_only_regulators_act_on_others(simulate):
+    screen = simulate(CHAIN, np.eye(5))
+    found = learn_graph(screen.x, screen.context, GROUP, regulators=[True, False, True, True, True])
+    assert not found.adjacency[1].any()
+    assert not found.edge_probs[1].any()
+    assert found.adjacency[2, 3]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -171,6 +171,30 @@ def check_size_factors(obs: pd.DataFrame, size_factor_key: str) -> np.ndarray:
     return factors
 
 
+def check_regulators(var: pd.DataFrame, regulator_key: str) -> np.ndarray:
+    """Which genes may regulate others, boolean, shape (genes,)."""
+    check_key(regulator_key, var.columns, where="adata.var", argument="regulator_key")
+    column, where = var[regulator_key], f"adata.var[{regulator_key!r}]"
+    missing = column.isna()
+    if missing.any():
+        raise ValueError(
+            f"{int(missing.sum())} genes have no value (NaN) in `{where}`: {quote_some(var.index[missing])}. Say True or False "
+            f"of each, such as by `{where} = {where}.fillna(False).astype(bool)`."
+        )
+    if not pd.api.types.is_bool_dtype(column):
+        raise ValueError(
+            f"`{where}` must be boolean, found {column.dtype} with values such as {quote_some(pd.unique(column), 3)}. Convert "
+            "it, or mark genes by `scgim.pp.mark_regulators`."
+        )
+    regulators = column.to_numpy(dtype=bool)
+    if regulators.sum() < 2:
+        raise ValueError(
+            f"`{where}` marks {int(regulators.sum())} of {len(regulators)} genes as regulators; a network needs two or more. "
+            "Mark more, or leave out `regulator_key` if any gene may regulate."
+        )
+    return regulators
+
+
 def check_covariates(values: pd.DataFrame, known: Mapping[str, Sequence[Any]]) -> None:
     """Raise when `values` (rows x covariates) lack a covariate of the model or hold a value that it was not fitted on.
 

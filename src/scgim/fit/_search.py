@@ -40,6 +40,7 @@ def search_graph(
     options: dict[str, Any] = {
         "intervention": module.intervention,
         "edge_log_odds": module.knowledge.edge_log_odds.cpu().numpy(),
+        "regulators": module.knowledge.told_regulators(),
         "seed": seed,
         "on_move": on_move,
     }

@@ -1,4 +1,4 @@
-"""Registration of a screen's design: which drug at which dose each cell saw, and the features of the drugs."""
+"""Registration of a screen's design: which drug at which dose each cell saw, the features of the drugs, and which genes may regulate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from rich.table import Table
 from scvi.data.fields import BaseAnnDataField
 
 from scgim._constants import REGISTRY
-from scgim._validation import check_column, check_dosage, check_perturbations, match_doses, resolve_embedding
+from scgim._validation import (
+    check_column,
+    check_dosage,
+    check_perturbations,
+    check_regulators,
+    match_doses,
+    resolve_embedding,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -24,13 +31,21 @@ class ScreenField(BaseAnnDataField):
 
     Parameters
     ----------
-    perturbation_key, control, dosage_key, drug_embedding_key
+    perturbation_key, control, dosage_key, drug_embedding_key, regulator_key
         See :meth:`scgim.model.GIM.setup_anndata`.
     """
 
-    def __init__(self, perturbation_key: str, control: str, dosage_key: str | None, drug_embedding_key: str | None):
+    def __init__(
+        self,
+        perturbation_key: str,
+        control: str,
+        dosage_key: str | None,
+        drug_embedding_key: str | None,
+        regulator_key: str | None = None,
+    ):
         self.perturbation_key, self.control = perturbation_key, control
         self.dosage_key, self.drug_embedding_key = dosage_key, drug_embedding_key
+        self.regulator_key = regulator_key
 
     @property
     def registry_key(self) -> str:
@@ -78,6 +93,8 @@ class ScreenField(BaseAnnDataField):
             "context_dosage": [0.0, *contexts["dosage"].astype(float)],
             "embedding": embedding,
         }
+        if self.regulator_key is not None:  # kept with the model: other data need not have the column
+            state["regulators"] = check_regulators(adata.var, self.regulator_key)
         adata.obs[_OBS_COLUMN] = context_codes(design, state)
         return state
 

@@ -27,6 +27,7 @@ from scgim._validation import (
     check_size_factors,
     matrix_name,
     prior_log_odds,
+    quote_some,
 )
 from scgim.model._annotation import AnnotationMixin
 from scgim.model._fields import ScreenField
@@ -59,6 +60,17 @@ def _check_latent(mechanism: str, likelihood: str, intervention: str, covariates
         raise ValueError(
             f"`measurement='latent'` takes linear mechanisms, counts, shifts and no covariates; found {', '.join(wrong)}. "
             "Leave them out, or use `measurement='direct'`."
+        )
+
+
+def _check_sources(genes: list[str], regulators: np.ndarray, log_odds: np.ndarray) -> None:
+    """Raise where edges that the prior asks for come from genes that may not regulate."""
+    wrong = np.argwhere((np.nan_to_num(log_odds, nan=-np.inf) >= 0) & ~regulators[:, None])
+    if len(wrong):
+        edges = [f"{genes[i]} -> {genes[j]}" for i, j in wrong]
+        raise ValueError(
+            f"`network_prior` gives 0.5 or more to edges from genes that `regulator_key` does not mark: {quote_some(edges)}. "
+            "Mark these genes in `adata.var`, or leave the edges out."
         )
 
 
@@ -180,6 +192,7 @@ class GIM(TrainingMixin, SavingMixin, PredictionMixin, ResultsMixin, AnnotationM
         categorical_covariate_keys: list[str] | None = None,
         continuous_covariate_keys: list[str] | None = None,
         size_factor_key: str | None = None,
+        regulator_key: str | None = None,
         **kwargs,
     ) -> None:
         """Register a screen. Only adds fields whose names start with `_scvi`; counts are never changed.
@@ -209,6 +222,9 @@ class GIM(TrainingMixin, SavingMixin, PredictionMixin, ResultsMixin, AnnotationM
         size_factor_key
             Column of `obs` with the size factor of each cell, from all genes of the cell, not only those modelled. None
             for totals over the given genes, where control cells differ in depth, else ones.
+        regulator_key
+            Boolean column of `var`: genes that may regulate others (:func:`scgim.pp.mark_regulators`); edges from other genes have
+            probability 0. Drugs may act on any gene all the same. None if any gene may regulate.
 
         Raises
         ------
@@ -233,7 +249,7 @@ class GIM(TrainingMixin, SavingMixin, PredictionMixin, ResultsMixin, AnnotationM
             check_size_factors(adata.obs, size_factor_key)
         fields = [
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
-            ScreenField(perturbation_key, control, dosage_key, drug_embedding_key),
+            ScreenField(perturbation_key, control, dosage_key, drug_embedding_key, regulator_key),
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
             CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
             NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
@@ -246,11 +262,14 @@ class GIM(TrainingMixin, SavingMixin, PredictionMixin, ResultsMixin, AnnotationM
     def _set_priors(self, genes: list[str], targets: pd.DataFrame | None, network: pd.DataFrame | None) -> None:
         """Put what is known beforehand into the module."""
         knowledge = self.module.knowledge
+        regulators = np.asarray(self._screen.get("regulators", np.ones(len(genes))), dtype=bool)
+        knowledge.regulators.copy_(torch.as_tensor(regulators))
         if targets is not None:
             known = prior_log_odds(targets, self.perturbations, genes, "target_prior", "perturbations")
             knowledge.target_log_odds.copy_(torch.as_tensor(np.nan_to_num(known)))
             knowledge.target_is_known.copy_(torch.as_tensor(~np.isnan(known)))
         if network is not None:
             known = prior_log_odds(network, genes, genes, "network_prior", "genes")
+            _check_sources(genes, regulators, known)
             usual = usual_edge_log_odds(len(genes))
             knowledge.edge_log_odds.copy_(torch.as_tensor(np.where(np.isnan(known), usual, known)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ from scgim._priors import ShiftPrior, usual_edge_log_odds
 from scgim.interventions._curves import NO_DOSE, CurveGrid, dose_grid
 from scgim.interventions._interventions import DIRECT_FIELDS, Interventions
 from scgim.interventions._stacking import NO_PRECISION, Responses
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _UNFITTED_PRIOR = (0.05, 1.0, 1e-3)  # until the search has fitted it, so that it enters nothing
 
@@ -40,6 +44,8 @@ class Knowledge(nn.Module):
         self.register_buffer("target_log_odds", torch.zeros(u, d, dtype=torch.float64))
         self.register_buffer("target_is_known", torch.zeros(u, d, dtype=torch.bool))
         self.register_buffer("edge_log_odds", torch.full((d, d), usual_edge_log_odds(d), dtype=torch.float64))
+        # genes that may be parents; the model sets it from its registry, also where it is loaded
+        self.register_buffer("regulators", torch.ones(d, dtype=torch.bool), persistent=False)
         # what the features of the other drugs say of each (:mod:`scgim.interventions._joint`)
         self.register_buffer("informed_log_odds", torch.zeros(u, d, dtype=torch.float64))
         self.register_buffer("target_is_informed", torch.zeros(u, d, dtype=torch.bool))
@@ -62,6 +68,10 @@ class Knowledge(nn.Module):
     def treated(self) -> Tensor:
         """Contexts that are not the control, boolean (K,)."""
         return self.group >= 0
+
+    def told_regulators(self) -> np.ndarray | None:
+        """Genes that may be parents of others, boolean (d,); None if all may."""
+        return None if self.regulators.all() else self.regulators.cpu().numpy()
 
     def curve_grid(self) -> CurveGrid:
         """Dose-response curves that this screen allows."""

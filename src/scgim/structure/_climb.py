@@ -17,6 +17,7 @@ import torch
 from scgim._departures import FIRST_DEPARTURE_VAR, FIRST_MISFIT, MIN_GAIN
 from scgim._priors import EDGE_LOG_ODDS
 from scgim.structure._graph import descendants, reachability
+from scgim.structure._out_degree import OutDegreePrior
 from scgim.structure._score import GeneFit, empirical_prior, fit_genes
 from scgim.structure._screening import score_test, targets_explained
 
@@ -39,6 +40,7 @@ _N_NEAR = 10
 _MIN_HELP = -7.0  # an edge that falls shorter has a probability of about 0.001 at most: exp(-7)
 _N_ITERATIONS = 6  # of expectation-maximisation in a regression: convention, for time
 _PRIOR_ROUNDS = 4  # of fits and priors, in which both hardly change any more: convention, for time
+_MANY_GENES = 20  # with fewer the numbers of their edges say too little of how many regulate
 
 Parents = tuple[int, ...]
 
@@ -56,6 +58,8 @@ class HillClimb:
         "shift" or "hard".
     edge_log_odds
         Log prior odds of an edge, shape (d, d) or one number; added to the Bayesian information criterion.
+    regulators
+        Genes that may be parents of others, boolean (d,); None for all.
     seed
         Seed of the random moves.
     on_move
@@ -69,6 +73,7 @@ class HillClimb:
         *,
         intervention: str = "shift",
         edge_log_odds: float | NDArray = EDGE_LOG_ODDS,
+        regulators: NDArray[np.bool_] | None = None,
         seed: int = 0,
         on_move: Callable[[float], None] | None = None,
     ):
@@ -78,12 +83,16 @@ class HillClimb:
         cost = 0.5 * math.log(float(statistics.n_cells.sum())) * statistics.n_basis
         log_odds = np.broadcast_to(np.asarray(edge_log_odds, dtype=float), (d, d))
         self.edge_cost = cost - log_odds
-        self.required = (log_odds >= 0) & ~np.eye(d, dtype=bool)
+        self.usual_log_odds = float(np.median(log_odds))
+        self.regulators = np.ones(d, dtype=bool) if regulators is None else np.asarray(regulators, dtype=bool)
+        self.allowed = self.regulators[:, None] & ~np.eye(d, dtype=bool)
+        self.required = (log_odds >= 0) & self.allowed
         self.candidates = self.required.copy()  # parents that were scored at one time or another
         self.random = np.random.default_rng(seed)
         self.n_evaluations = 0
         self.n_iterations = _N_ITERATIONS
         self.adjacency = np.zeros((d, d), dtype=bool)
+        self.bonus = np.zeros(d)  # of the prior of out-degrees over independent edges, by number of edges
         self._reset()
 
     def _reset(self) -> None:
@@ -94,7 +103,17 @@ class HillClimb:
 
     @property
     def score(self) -> float:
-        return float(self.score_by_gene.sum())
+        return float(self.score_by_gene.sum()) + self.degree_score(self.adjacency)
+
+    def degree_score(self, adjacency: NDArray[np.bool_]) -> float:
+        """What the prior of out-degrees adds to the score of a graph."""
+        return float(self.bonus[adjacency.sum(1)].sum())
+
+    def degree_steps(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What it adds if each gene had one edge more, and one edge less, both (d,)."""
+        n_edges = self.adjacency.sum(1)
+        steps = np.diff(self.bonus, append=-np.inf)
+        return steps[n_edges], -steps[n_edges - 1]
 
     def parents(self, gene: int, adjacency: NDArray | None = None) -> Parents:
         adjacency = self.adjacency if adjacency is None else adjacency
@@ -157,8 +176,8 @@ class HillClimb:
 
         Of the latter the best are taken twice: of all genes, and of those that may be parents as the graph is.
         """
-        if self.n_genes <= _FEW_GENES:
-            return ~np.eye(self.n_genes, dtype=bool)[:, genes]
+        if self.regulators.sum() <= _FEW_GENES:
+            return self.allowed[:, genes]
         self._rank_parents(genes)
         near = self.adjacency[:, genes] | self.required[:, genes]
         for b, j in enumerate(genes):
@@ -171,11 +190,13 @@ class HillClimb:
         """Note which further parents could help each of the genes, the best first."""
         new = [(j, self.parents(j)) for j in genes if (j, self.parents(j)) not in self._ranked]
         for batch, fit in self._fits(new):
+            own = [j for j, _ in batch]
             help_ = score_test(self.statistics, self.prior, fit, batch)
             help_ = np.maximum(help_, targets_explained(self.statistics, self.prior, fit))
-            help_ -= self.edge_cost[:, [j for j, _ in batch]]
+            help_ -= self.edge_cost[:, own]
+            help_[~self.allowed[:, own]] = -np.inf
             for b, (j, parents) in enumerate(batch):
-                help_[[j, *parents], b] = -np.inf
+                help_[list(parents), b] = -np.inf
                 order = np.argsort(-help_[:, b], kind="stable")
                 self._ranked[j, parents] = order[help_[order, b] > _MIN_HELP].astype(np.int32)
 
@@ -199,17 +220,18 @@ class HillClimb:
             self.refresh([j] if kind == "remove" else [i, j])
 
     def _best_move(self, reach: NDArray[np.bool_]) -> tuple[str, int, int, float]:
-        add = np.where(self.adjacency | reach.T, -np.inf, self.gain)
+        more, less = self.degree_steps()
+        add = np.where(self.adjacency | reach.T, -np.inf, self.gain + more[:, None])
         i, j = np.unravel_index(add.argmax(), add.shape)
         best = ("add", int(i), int(j), float(add[i, j]))
         rows, columns = np.nonzero(self.adjacency)
         if not len(rows):
             return best
-        remove = self.gain[rows, columns]
+        remove = self.gain[rows, columns] + less[rows]
         k = int(remove.argmax())
         if remove[k] > best[3]:
             best = ("remove", int(rows[k]), int(columns[k]), float(remove[k]))
-        reverse = remove + self.gain[columns, rows]
+        reverse = remove + self.gain[columns, rows] + more[columns]
         for k in np.argsort(-reverse):
             if reverse[k] <= max(best[3], TOLERANCE):
                 break
@@ -221,6 +243,7 @@ class HillClimb:
         """Fit the prior of the direct effects to the current graph (empirical Bayes)."""
         fit = self.fit([(j, self.parents(j)) for j in range(self.n_genes)])
         self.prior = empirical_prior(self.statistics, fit, self.prior)
+        self.update_bonus()
         self._reset()
         return self.prior
 
@@ -236,18 +259,26 @@ class HillClimb:
         self.prior = before
         return evidence[1] > evidence[0] + MIN_GAIN
 
+    def update_bonus(self) -> None:
+        """Fit the prior of out-degrees to the current graph; where regulators are told, independent edges are what is left to say."""
+        n = self.n_genes - 1
+        if self.n_genes >= _MANY_GENES and self.regulators.all():
+            degree_prior = OutDegreePrior.fitted(self.adjacency.sum(1), n)
+            self.bonus = degree_prior.bonus(n, self.usual_log_odds)
+
     def edge_probs(self) -> NDArray[np.float64]:
         """Probability of each edge, given the rest of the graph: present, reversed or absent, by their scores."""
         d, reach = self.n_genes, reachability(self.adjacency)
+        more, less = self.degree_steps()
         probs = np.zeros((d, d))
         for i, j in np.argwhere(self.adjacency):
-            absent = self.gain[i, j]
-            reversed_ = absent + self.gain[j, i] if not _other_path(self.adjacency, reach, i, j) else -np.inf
+            absent = self.gain[i, j] + less[i]
+            reversed_ = absent + self.gain[j, i] + more[j] if not _other_path(self.adjacency, reach, i, j) else -np.inf
             log = np.array([0.0, absent, reversed_])
             weight = np.exp(log - log.max())
             probs[i, j], probs[j, i] = weight[0] / weight.sum(), weight[2] / weight.sum()
         free = ~self.adjacency & ~self.adjacency.T & ~np.eye(d, dtype=bool)
-        forward = np.where(free & ~reach.T, np.exp(np.minimum(self.gain, 0.0)), 0.0)
+        forward = np.where(free & ~reach.T, np.exp(np.minimum(self.gain + more[:, None], 0.0)), 0.0)
         return np.where(free, forward / (1.0 + forward + forward.T), probs)
 
 

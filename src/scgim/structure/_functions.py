@@ -107,7 +107,7 @@ class FunctionSearch(StructureSearch):
         Cells that regressions go through.
     candidates
         Edges to score, boolean (d, d): each regression takes long.
-    prior, intervention, edge_log_odds, seed, on_move
+    prior, intervention, edge_log_odds, regulators, seed, on_move
         As for :class:`~scgim.structure._search.StructureSearch`.
     """
 
@@ -122,7 +122,7 @@ class FunctionSearch(StructureSearch):
     ):
         self.cells, self.units, self.intervention = cells, RandomUnits(cells.h.shape[1]), intervention
         super().__init__(self._statistics(cells.h), prior, intervention=intervention, **kwargs)
-        self.candidates = (candidates | self.required) & ~np.eye(self.n_genes, dtype=bool)
+        self.candidates = (candidates | self.required) & self.allowed
         # the evidence pays for its parameters; what is left of the cost are the prior odds
         self.edge_cost = self.edge_cost - 0.5 * math.log(len(cells.h))
         self._counts_of = lru_cache(None)(
@@ -198,6 +198,7 @@ def refine_structure(
     *,
     intervention: str,
     edge_log_odds: float | NDArray,
+    regulators: NDArray[np.bool_] | None = None,
     seed: int = 0,
     on_move: Callable[[float], None] | None = None,
 ) -> StructureResult:
@@ -211,12 +212,13 @@ def refine_structure(
         Statistics of functions that add up, which say what edges are worth a look.
     starts
         Graphs to start from.
-    intervention, edge_log_odds, seed, on_move
+    intervention, edge_log_odds, regulators, seed, on_move
         As for :func:`~scgim.structure._search.search_structure`.
     """
     options: dict[str, Any] = {
         "intervention": intervention,
         "edge_log_odds": edge_log_odds,
+        "regulators": regulators,
         "seed": seed,
         "on_move": on_move,
     }

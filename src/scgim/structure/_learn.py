@@ -27,6 +27,7 @@ def learn_graph(
     covariates: ArrayLike | None = None,
     intervention: str = "shift",
     edge_log_odds: float | ArrayLike | None = None,
+    regulators: ArrayLike | None = None,
     seed: int = 0,
     on_move: Callable[[float], None] | None = None,
 ) -> StructureResult:
@@ -50,6 +51,8 @@ def learn_graph(
         `"shift"`: a target is displaced given its parents. `"hard"`: its mechanism is replaced.
     edge_log_odds
         Log prior odds of each edge, one number or shape (d, d), [source, target]; None for about two parents each.
+    regulators
+        Variables that may act on others, boolean (d,); None for all.
     seed
         Seed of the random moves.
     on_move
@@ -80,7 +83,12 @@ def learn_graph(
     accumulator.update(torch.as_tensor(standardised), torch.as_tensor(context), torch.as_tensor(columns))
     odds = usual_edge_log_odds(d) if edge_log_odds is None else np.asarray(edge_log_odds, dtype=np.float64)
     return search_structure(
-        accumulator.finalise(), intervention=intervention, edge_log_odds=odds, seed=seed, on_move=on_move
+        accumulator.finalise(),
+        intervention=intervention,
+        edge_log_odds=odds,
+        regulators=None if regulators is None else np.asarray(regulators, dtype=bool),
+        seed=seed,
+        on_move=on_move,
     )
 
 

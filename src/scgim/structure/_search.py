@@ -69,37 +69,48 @@ class StructureSearch(HillClimb):
 
     Parameters
     ----------
-    statistics, prior, intervention, edge_log_odds, seed, on_move
+    statistics, prior, intervention, edge_log_odds, regulators, seed, on_move
         As for :class:`~scgim.structure._climb.HillClimb`.
     """
 
     def select_parents(
-        self, gene: int, allowed: NDArray[np.bool_], start: Parents, extra: Iterable[int] = ()
-    ) -> tuple[Parents, float]:
-        """Forward-backward selection of the parents of a gene among those allowed; `extra` are tried if ever they were worth it."""
+        self,
+        gene: int,
+        allowed: NDArray[np.bool_],
+        start: Parents,
+        extra: Iterable[int] = (),
+        bonus: NDArray[np.float64] | None = None,
+    ) -> Parents:
+        """Forward-backward selection of the parents of a gene among those allowed.
+
+        `extra` are tried if ever they were worth it; `bonus` (d,) is what the prior of out-degrees adds for each parent.
+        """
+        bonus = np.zeros(self.n_genes) if bonus is None else bonus
         allowed = allowed & self.candidates[:, gene]
         parents = tuple(p for p in start if allowed[p])
         # of the genes not yet parents, those that help most as things stand
-        likely = np.argsort(-np.where(allowed, self.gain[:, gene], -np.inf))[:_MAX_OPTIONS]
+        likely = np.argsort(-np.where(allowed, self.gain[:, gene] + bonus, -np.inf))[:_MAX_OPTIONS]
         options = [int(i) for i in {*likely.tolist(), *parents, *extra} if allowed[i]]
-        score = self.scores([(gene, parents)])[0]
+        score = self.scores([(gene, parents)])[0] + bonus[list(parents)].sum()
         while options:
             trials = [toggle(parents, i) for i in options]
-            scores = self.scores([(gene, t) for t in trials])
+            scores = np.array(self.scores([(gene, t) for t in trials])) + [bonus[list(t)].sum() for t in trials]
             best = int(np.argmax(scores))
             if scores[best] <= score + TOLERANCE:
                 break
             parents, score = trials[best], scores[best]
-        return parents, score
+        return parents
 
     def reverse_and_reselect(self, i: int, j: int) -> bool:
         """Put gene i after gene j in the order and choose the parents of all genes concerned anew."""
+        if not self.regulators[j]:
+            return False
         on_paths = descendants(self.adjacency, i) & descendants(self.adjacency.T, j)
         between = [int(t) for t in np.flatnonzero(on_paths) if t != i]
         trial = self.adjacency.copy()
         children = [t for t in between if trial[i, t]]
         trial[i, between] = False
-        gain = 0.0
+        steps = np.diff(self.bonus, append=-np.inf)
         for gene in [*children, i]:
             allowed = ~descendants(trial, gene)
             start = self.parents(gene, trial)
@@ -107,14 +118,17 @@ class StructureSearch(HillClimb):
                 start = tuple(sorted({*start, j}))
             else:
                 allowed[i] = False
-            parents, score = self.select_parents(gene, allowed, start, between)
-            gain += score - self.score_by_gene[gene]
             trial[:, gene] = False
+            parents = self.select_parents(gene, allowed, start, between, steps[trial.sum(1)])
             trial[list(parents), gene] = True
+        changed = [*children, i]
+        scores = self.scores([(gene, self.parents(gene, trial)) for gene in changed])
+        gain = sum(scores) - self.score_by_gene[changed].sum()
+        gain += self.degree_score(trial) - self.degree_score(self.adjacency)
         if gain <= TOLERANCE:
             return False
         self.adjacency = trial
-        self.refresh([*children, i])
+        self.refresh(changed)
         self.climb()
         return True
 
@@ -136,7 +150,7 @@ class StructureSearch(HillClimb):
             adjacency[gene] |= adjacency[:, gene]  # the gene is a source then, so that no cycle is closed
             adjacency[:, gene] = False
 
-        return bool(self.adjacency[:, gene].any()) and self._attempt(turn)
+        return bool(self.regulators[gene] and self.adjacency[:, gene].any()) and self._attempt(turn)
 
     def remove_and_return(self, gene: int) -> bool:
         """Take a gene out of the graph and climb from there."""
@@ -219,6 +233,7 @@ def search_structure(
     *,
     intervention: str = "shift",
     edge_log_odds: float | NDArray = EDGE_LOG_ODDS,
+    regulators: NDArray[np.bool_] | None = None,
     known_targets: Tensor | None = None,
     n_perturbations: int = _N_PERTURBATIONS,
     max_evaluations: int | None = None,
@@ -237,6 +252,8 @@ def search_structure(
         "shift" or "hard".
     edge_log_odds
         Log prior odds of an edge, one number or shape (d, d).
+    regulators
+        Genes that may be parents of others, boolean (d,); None for all.
     known_targets
         Log prior odds of single targets, NaN for those of which nothing is known, shape (U, d).
     n_perturbations
@@ -260,6 +277,7 @@ def search_structure(
         prior,
         intervention=intervention,
         edge_log_odds=edge_log_odds,
+        regulators=regulators,
         seed=seed,
         on_move=on_move,
     )
@@ -271,7 +289,7 @@ def search_structure(
         trace += search.settle()
         if departures and search.mechanisms_fail():
             # from the beginning: a graph that was found for mechanisms that hold leads nowhere
-            search.adjacency[:] = False
+            search.adjacency[:], search.bonus[:] = False, 0.0
             search.prior = replace(prior, misfit=FIRST_MISFIT, departure_var=FIRST_DEPARTURE_VAR)
             trace += search.settle()
     search.refresh(range(search.n_genes))
