@@ -195,7 +195,8 @@ def test_a_dose_whose_cells_are_held_out_lies_between_its_neighbours(measurement
     np.testing.assert_allclose(at.mean(), curve(DOSES[1]), atol=0.15)
     new = screen.adata.uns["drug_embedding"].iloc[:N_BINDING].rename(index="new {}".format)
     by_dose = [slopes(changes(model, dose, new), screen).mean() for dose in DOSES]
-    np.testing.assert_allclose(by_dose, [size.mean() for size in (below, at, above)], atol=0.15)
+    atol = {"direct": 0.15, "latent": 0.3}[measurement]  # moments are less sure, so that features are trusted less
+    np.testing.assert_allclose(by_dose, [size.mean() for size in (below, at, above)], atol=atol)
 
 
 def test_new_drugs_do_no_more_than_measured_ones_did(model, screen):

@@ -281,7 +281,7 @@ def test_the_prior_is_fitted_by_moments(prob, expected):
     probs = torch.full((3, 2), prob).double()
     statistics = ContextStatistics(torch.eye(3), torch.zeros(3, 3), n, group, 3)
     still, none = torch.zeros_like(residuals), torch.zeros(3, 3, 1)  # nothing reaches the genes through parents
-    fit = GeneFit(torch.zeros(3), torch.zeros(3, 1), probs, noise, residuals, still, none, none, still)
+    fit = GeneFit(torch.zeros(3), torch.zeros(3, 1), probs, noise, residuals, still, none, none, still, probs)
     found = empirical_prior(statistics, fit, ShiftPrior(0.05))
     square = (residuals[:, 1:].square() - noise[:, None] / n[1:]).numpy()
     spike, slab = np.median(square.mean(1)), square.mean() if prob else 0.1

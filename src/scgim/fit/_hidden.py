@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ import torch
 from scgim.fit._inference import passage_of, write_interventions
 from scgim.fit._search import search_by_means
 from scgim.structure._moments import HiddenExpression, MomentAccumulator
+from scgim.structure._over_graphs import with_probs_over_graphs
 from scgim.structure._search import StructureResult, StructureSearch
 
 if TYPE_CHECKING:
@@ -57,15 +58,16 @@ def fit_hidden(
     module.knowledge.note_informed(None)
     hidden = gather_moments(module, loader)
     statistics, spread = hidden.statistics, hidden.spread
+    options: dict[str, Any] = {
+        "edge_log_odds": module.knowledge.edge_log_odds.cpu().numpy(),
+        "regulators": module.knowledge.told_regulators(),
+        "seed": seed,
+    }
+    less_sure = replace(statistics, n_cells=_CERTAINTY * statistics.n_cells)
     result = search_by_means(
-        module,
-        replace(statistics, n_cells=_CERTAINTY * statistics.n_cells),
-        edge_log_odds=module.knowledge.edge_log_odds.cpu().numpy(),
-        regulators=module.knowledge.told_regulators(),
-        known_targets=module.knowledge.known_targets(),
-        seed=seed,
-        on_move=on_move,
+        module, less_sure, known_targets=module.knowledge.known_targets(), on_move=on_move, **options
     )
+    result = with_probs_over_graphs(less_sure, result, **options)
     module.mechanism.set_graph(result.adjacency)
     d = statistics.n_genes
     fit = StructureSearch(statistics, result.prior).fit(

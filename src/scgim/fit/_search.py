@@ -15,6 +15,7 @@ from scgim.interventions._joint import Screen, estimate_jointly
 from scgim.interventions._passage import Passage
 from scgim.nn._mechanism import parent_table
 from scgim.structure._functions import refine_structure
+from scgim.structure._over_graphs import with_probs_over_graphs
 from scgim.structure._search import StructureResult, StructureSearch, search_structure
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ def search_graph(
         result = refine_structure(sample_cells(module, loader), statistics, [result, linear], **options)
     elif features is not None and module.intervention == "shift":
         result = _informed_search(module, statistics, result, features, options)
+    if module.mechanism.is_linear:  # regressions on functions of any form take too long for many sets of parents
+        options.pop("on_move")
+        result = with_probs_over_graphs(statistics, result, **options)
     return result
 
 

@@ -22,7 +22,7 @@ class ResultsMixin(ScreenModel):
     """Getters and `annotate` of :class:`scgim.model.GIM`."""
 
     def get_adjacency(self) -> pd.DataFrame:
-        """Probability of each edge.
+        """Probability of each edge, over many graphs and choices of perturbations (for `mechanism="mlp"`, given the rest of the graph).
 
         Returns
         -------

@@ -141,11 +141,11 @@ class HillClimb:
     def scores(self, pairs: list[tuple[int, Parents]]) -> list[float]:
         """Score of each pair, from the cache where it is known."""
         new = sorted((q for q in dict.fromkeys(pairs) if q not in self._cache), key=lambda q: len(q[1]))
-        for _ in self._fits(new):
+        for _ in self.fits(new):
             pass
         return [self._cache[q] for q in pairs]
 
-    def _fits(self, pairs: list[tuple[int, Parents]]) -> Iterator[tuple[list[tuple[int, Parents]], GeneFit]]:
+    def fits(self, pairs: list[tuple[int, Parents]]) -> Iterator[tuple[list[tuple[int, Parents]], GeneFit]]:
         """Fits in batches; their scores are kept."""
         s = self.statistics
         step = max(1, _BATCH_ELEMENTS // (s.n_contexts * (s.n_basis + 1) * _ELEMENTS_OF_BASIS))
@@ -189,7 +189,7 @@ class HillClimb:
     def _rank_parents(self, genes: list[int]) -> None:
         """Note which further parents could help each of the genes, the best first."""
         new = [(j, self.parents(j)) for j in genes if (j, self.parents(j)) not in self._ranked]
-        for batch, fit in self._fits(new):
+        for batch, fit in self.fits(new):
             own = [j for j, _ in batch]
             help_ = score_test(self.statistics, self.prior, fit, batch)
             help_ = np.maximum(help_, targets_explained(self.statistics, self.prior, fit))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from scgim._priors import usual_edge_log_odds
+from scgim.structure._over_graphs import with_probs_over_graphs
 from scgim.structure._search import StructureResult, search_structure
 from scgim.structure._statistics import StatisticsAccumulator
 
@@ -60,7 +61,7 @@ def learn_graph(
 
     Returns
     -------
-    Graph, probabilities of edges given the rest of it, score and trace.
+    Graph, probabilities of edges (over graphs near it, and over choices of interventions), score and trace.
 
     Raises
     ------
@@ -82,14 +83,11 @@ def learn_graph(
     accumulator = StatisticsAccumulator(torch.as_tensor(group), d, d, columns.shape[1], by_group=intervention == "hard")
     accumulator.update(torch.as_tensor(standardised), torch.as_tensor(context), torch.as_tensor(columns))
     odds = usual_edge_log_odds(d) if edge_log_odds is None else np.asarray(edge_log_odds, dtype=np.float64)
-    return search_structure(
-        accumulator.finalise(),
-        intervention=intervention,
-        edge_log_odds=odds,
-        regulators=None if regulators is None else np.asarray(regulators, dtype=bool),
-        seed=seed,
-        on_move=on_move,
-    )
+    options: dict[str, Any] = {"intervention": intervention, "edge_log_odds": odds, "seed": seed}
+    options["regulators"] = None if regulators is None else np.asarray(regulators, dtype=bool)
+    statistics = accumulator.finalise()
+    found = search_structure(statistics, on_move=on_move, **options)
+    return with_probs_over_graphs(statistics, found, **options)
 
 
 def _check(values: np.ndarray, context: np.ndarray, group: np.ndarray, intervention: str) -> None:

@@ -64,6 +64,8 @@ class GeneFit:
         Share of these that the data say, not their prior, same shape.
     transported
         What departures add in each context, shape (B, K).
+    by_perturbation
+        Part of the evidence that the cells of each perturbation bring, shape (B, U).
     """
 
     log_evidence: Tensor
@@ -75,6 +77,7 @@ class GeneFit:
     departures: Tensor
     determined: Tensor
     transported: Tensor
+    by_perturbation: Tensor
 
 
 def fit_genes(
@@ -152,14 +155,14 @@ def fit_genes(
         v0 = noise_var[:, None] / n + prior.spike_var + prior.misfit**2 * passed
         off, on = scatter.group_evidence(weights, noise_var, residuals, y, v0, prior)
         target_probs = torch.sigmoid(on - off + log_odds)
-    base = (torch.nn.functional.softplus(on - off + log_odds) - torch.nn.functional.softplus(log_odds)).sum(1)
-    evidence = scatter.baseline(weights, noise_var, residuals, v0) + base
+    moved = torch.nn.functional.softplus(on - off + log_odds) - torch.nn.functional.softplus(log_odds)
+    evidence = scatter.baseline(weights, noise_var, residuals, v0) + moved.sum(1)
     if relevance is not None:
         evidence = evidence + relevance.log_volume
     evidence = evidence + passage.log_volume(departures, precision)
     transported = (departures[:, :, None] * passage.bent).sum(1)
     found = *passage.departures(departures, a), transported
-    return GeneFit(evidence, weights, target_probs, noise_var, residuals, passed, *found)
+    return GeneFit(evidence, weights, target_probs, noise_var, residuals, passed, *found, off + moved)
 
 
 class _Passage:

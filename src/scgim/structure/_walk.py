@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_REVERSALS = 0.5  # share of the steps
-_BURN_IN = 5  # a fifth of the steps is left out
-_TINY = -1e300  # score of a set that closes a cycle; finite, so that sums of nothing are no NaN
+_BURN_IN = 5  # a fifth of the rounds is left out: convention
 
 
 @dataclass(frozen=True)
@@ -45,13 +43,30 @@ class ParentSets:
     members: NDArray[np.bool_]
     scores: NDArray[np.float64]
 
-    def allowed(self, forbidden: NDArray[np.bool_], needed: int | None = None) -> NDArray[np.float64]:
-        """Scores of the sets without any of the genes `forbidden` (d,) and, if one is given, with the gene `needed`."""
+    def weights(
+        self, forbidden: NDArray[np.bool_], steps: NDArray[np.float64], needed: int | None = None
+    ) -> tuple[NDArray[np.float64], float]:
+        """Probability of each set given the rest of the graph, and the log of the sum before they were made to add up to 1.
+
+        Parameters
+        ----------
+        forbidden
+            Genes that would close a cycle, boolean (d,).
+        steps
+            What the prior of out-degrees adds for each parent, shape (d,).
+        needed
+            A gene that must be in the set; None for none.
+        """
         out = self.members[:, forbidden[self.candidates]].any(1)
         if needed is not None:
-            has = self.candidates == needed
-            out |= ~self.members[:, has].any(1)
-        return np.where(out, _TINY, self.scores)
+            out |= ~self.members[:, self.candidates == needed].any(1)
+        scores = np.where(out, -np.inf, self.scores + self.members @ steps[self.candidates])
+        top = scores.max()
+        if top == -np.inf:
+            return np.zeros(len(scores)), -np.inf
+        weight = np.exp(scores - top)
+        total = weight.sum()
+        return weight / total, float(top + np.log(total))
 
 
 class GraphWalk:
@@ -65,21 +80,25 @@ class GraphWalk:
         Graph to start from, boolean (d, d).
     rng
         Source of randomness.
+    bonus
+        What the prior of out-degrees adds to the score of a gene by its number of edges, shape (d,); None for nothing.
     """
 
-    def __init__(self, sets: Sequence[ParentSets], adjacency: NDArray[np.bool_], rng: np.random.Generator):
+    def __init__(
+        self,
+        sets: Sequence[ParentSets],
+        adjacency: NDArray[np.bool_],
+        rng: np.random.Generator,
+        bonus: NDArray[np.float64] | None = None,
+    ):
         self.sets, self.rng, self.adjacency = sets, rng, np.array(adjacency, dtype=bool)
+        self.steps = np.zeros(len(sets)) if bonus is None else np.diff(bonus, append=0.0)
 
-    def step(self) -> None:
-        """Draw the parents of a gene anew, or reverse an edge."""
-        if self.rng.random() < _REVERSALS:
-            self.reverse()
-        else:
-            self.redraw(int(self.rng.integers(len(self.sets))))
-
-    def redraw(self, gene: int) -> None:
-        """Draw the parents of a gene from all its sets that close no cycle."""
-        self._draw(self.adjacency, gene, None)
+    def redraw(self, gene: int) -> NDArray[np.float64]:
+        """Draw the parents of a gene from all its sets that close no cycle; probabilities of its candidates to be among them."""
+        self.adjacency[:, gene] = False
+        weight = self._draw(self.adjacency, gene)[0]
+        return weight @ self.sets[gene].members
 
     def reverse(self) -> None:
         """Reverse an edge, draw the parents of both genes anew, and accept or not."""
@@ -89,48 +108,51 @@ class GraphWalk:
         i, j = (int(gene) for gene in edges[self.rng.integers(len(edges))])
         without = self.adjacency.copy()
         without[:, [i, j]] = False
-        trial = without.copy()
-        forward = self._draw(trial, i, j)  # of i, with j among them
-        if forward is None:
+        trial, back = without.copy(), without.copy()
+        forward = self._draw(trial, i, j)[1]  # with j among the parents of i
+        if forward == -np.inf:
             return
-        forward += self._draw(trial, j, None)
-        back = without.copy()
-        backward = self._log_sum(back, j, i)
+        forward += self._draw(trial, j)[1]
+        backward = self._weights(back, j, i)[1]
         back[:, j] = self.adjacency[:, j]
-        backward += self._log_sum(back, i, None)
+        backward += self._weights(back, i)[1]
         ratio = forward - backward + np.log(len(edges)) - np.log(trial.sum())
         if np.log(self.rng.random()) < ratio:
             self.adjacency = trial
 
-    def _log_sum(self, adjacency: NDArray[np.bool_], gene: int, needed: int | None) -> float:
-        """Log of the summed weights of the sets of a gene that close no cycle."""
-        scores = self.sets[gene].allowed(descendants(adjacency, gene), needed)
-        top = scores.max()
-        return float(top + np.log(np.exp(scores - top).sum()))
+    def _weights(self, adjacency: NDArray[np.bool_], gene: int, needed: int | None = None) -> tuple[NDArray, float]:
+        """Weights of the sets of a gene that has no parents in the graph."""
+        steps = self.steps[adjacency.sum(1)] if self.steps.any() else self.steps
+        return self.sets[gene].weights(descendants(adjacency, gene), steps, needed)
 
-    def _draw(self, adjacency: NDArray[np.bool_], gene: int, needed: int | None) -> float:
-        """Draw the parents of a gene and write them to the graph; the log sum they were drawn from, None where there is no set."""
-        own = self.sets[gene]
-        scores = own.allowed(descendants(adjacency, gene), needed)
-        top = scores.max()
-        if top <= _TINY:
-            return None  # type: ignore[return-value]
-        weight = np.exp(scores - top)
-        total = np.cumsum(weight)
-        chosen = own.members[np.searchsorted(total, self.rng.random() * total[-1])]
-        adjacency[:, gene] = False
-        adjacency[own.candidates[chosen], gene] = True
-        return float(top + np.log(total[-1]))
+    def _draw(self, adjacency: NDArray[np.bool_], gene: int, needed: int | None = None) -> tuple[NDArray, float]:
+        """Draw the parents of a gene that has none, and write them to the graph; weights and log sum that they were drawn from."""
+        weight, log_sum = self._weights(adjacency, gene, needed)
+        if log_sum > -np.inf:
+            own, cumulated = self.sets[gene], np.cumsum(weight)
+            chosen = own.members[np.searchsorted(cumulated, self.rng.random() * cumulated[-1])]
+            adjacency[own.candidates[chosen], gene] = True
+        return weight, log_sum
 
 
 def edge_probs_of_walk(
-    sets: Sequence[ParentSets], adjacency: NDArray[np.bool_], rng: np.random.Generator, n_steps: int
+    sets: Sequence[ParentSets],
+    adjacency: NDArray[np.bool_],
+    rng: np.random.Generator,
+    n_rounds: int,
+    bonus: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
-    """Share of the graphs visited that have each edge, shape (d, d); the walk starts from a graph, and its first fifth is left out."""
-    walk = GraphWalk(sets, adjacency, rng)
-    total = np.zeros(adjacency.shape)
-    for step in range(n_steps):
-        walk.step()
-        if step >= n_steps // _BURN_IN:
-            total += walk.adjacency
-    return total / (n_steps - n_steps // _BURN_IN)
+    """Probability of each edge, shape (d, d), by a walk from a graph in which the parents of all genes are drawn `n_rounds` times.
+
+    An edge counts by its probability given the rest of the graph, whenever the parents of its target are drawn. Before each draw an edge
+    is reversed, or is not. The first fifth of the rounds is left out.
+    """
+    walk, d = GraphWalk(sets, adjacency, rng, bonus), len(sets)
+    total, first = np.zeros((d, d)), n_rounds // _BURN_IN
+    for k in range(n_rounds):
+        for gene in rng.permutation(d):
+            walk.reverse()
+            probs = walk.redraw(int(gene))
+            if k >= first:
+                total[sets[gene].candidates, gene] += probs
+    return total / (n_rounds - first)

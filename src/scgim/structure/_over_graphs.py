@@ -1,0 +1,106 @@
+"""Probabilities of edges over graphs near the one that was found, and over choices of perturbations.
+
+The graph of highest score is one of many, and scores are conditional on mechanisms of one form. Graphs are drawn by their scores
+(:mod:`scgim.structure._walk`), each time with perturbations weighted anew by the Bayesian bootstrap (a bagged posterior; Huggins and
+Miller, 2023, Bayesian Analysis 18:79): where mechanisms are not quite right, scores are much surer of a direction than another choice of
+perturbations would let them be.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from scgim.structure._search import StructureResult, StructureSearch
+from scgim.structure._walk import ParentSets, edge_probs_of_walk
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scgim.structure._climb import HillClimb, Parents
+    from scgim.structure._statistics import ContextStatistics
+
+# Further parents that a gene may get, the best first, and how many of these in pairs; parents of which any may be missing, and how
+# many at once of more. Conventions, for time: some hundred sets a gene, as many regressions as a few hundred moves of the search.
+_N_MORE, _N_PAIRED = 12, 4
+_N_ANY, _N_MISSING = 5, 2
+# Choices of perturbations, and rounds in which the parents of each gene are drawn in each: for time.
+_N_RESAMPLED, _N_ROUNDS = 20, 10
+
+
+class Resampled(NamedTuple):
+    """Scores of sets of parents, so that perturbations can be weighted anew: (n,) of what does not depend on them, and (n, U)."""
+
+    fixed: NDArray[np.float64]
+    by_perturbation: NDArray[np.float64]
+
+    def draw(self, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Scores under one choice of weights, which are 1 on average, shape (n,)."""
+        weight = rng.standard_exponential(self.by_perturbation.shape[1])
+        return self.fixed + self.by_perturbation @ (weight / np.mean(weight))
+
+
+def with_probs_over_graphs(
+    statistics: ContextStatistics, result: StructureResult, seed: int = 0, **options: Any
+) -> StructureResult:
+    """The result of a search with probabilities of edges over many graphs; `options` are those of the search."""
+    search = StructureSearch(statistics, result.prior, seed=seed, **options)
+    search.adjacency = result.adjacency.copy()
+    search.update_bonus()
+    search.refresh(range(search.n_genes))
+    return replace(result, edge_probs=edge_probs_over_graphs(search, np.random.default_rng(seed)))
+
+
+def edge_probs_over_graphs(search: HillClimb, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Probability of each edge over graphs around that of a search and over choices of perturbations, shape (d, d).
+
+    Edges that no set has keep the probability that they have given the rest of the graph (:meth:`HillClimb.edge_probs`).
+    """
+    by_gene = [near_sets(search, j) for j in range(search.n_genes)]
+    scores = score_sets(search, [(j, own) for j, sets in enumerate(by_gene) for own in sets])
+    ends = np.cumsum([len(sets) for sets in by_gene])[:-1]
+    tables = [_table(sets) for sets in by_gene]
+    walked = np.zeros((search.n_genes, search.n_genes))
+    for _ in range(_N_RESAMPLED):
+        drawn = np.split(scores.draw(rng), ends)
+        sets = [ParentSets(*table, own) for table, own in zip(tables, drawn, strict=True)]
+        walked += edge_probs_of_walk(sets, search.adjacency, rng, _N_ROUNDS, search.bonus)
+    probs = search.edge_probs()  # of the graph that was found, one draw more
+    for j, (candidates, _) in enumerate(tables):
+        probs[candidates, j] = (walked[candidates, j] + probs[candidates, j]) / (_N_RESAMPLED + 1)
+    return probs
+
+
+def near_sets(search: HillClimb, gene: int) -> list[Parents]:
+    """Sets of parents of a gene near those in the graph, which come first: some of these missing, and one or two more."""
+    parents = search.parents(gene)
+    gain = np.where(search.allowed[:, gene], search.gain[:, gene], -np.inf)
+    gain[list(parents)] = -np.inf
+    more = [int(i) for i in np.argsort(-gain, kind="stable")[:_N_MORE] if np.isfinite(gain[i])]
+    n_missing = len(parents) if len(parents) <= _N_ANY else _N_MISSING
+    kept = [own for n in range(n_missing + 1) for own in combinations(parents, len(parents) - n)]
+    if len(parents) > _N_ANY:
+        kept += [(), *((i,) for i in parents)]
+    sets = [tuple(sorted(own + added)) for own in kept for added in [(), *((i,) for i in more)]]
+    sets += [tuple(sorted(parents + pair)) for pair in combinations(more[:_N_PAIRED], 2)]
+    return list(dict.fromkeys(sets))
+
+
+def score_sets(search: HillClimb, pairs: list[tuple[int, Parents]]) -> Resampled:
+    """Scores of (gene, parents) pairs, by perturbation."""
+    fixed, by = [], []
+    for batch, fit in search.fits(pairs):
+        cost = [float(search.edge_cost[list(parents), gene].sum()) for gene, parents in batch]
+        by.append(fit.by_perturbation.numpy())
+        fixed.append((fit.log_evidence - fit.by_perturbation.sum(1)).numpy() - cost)
+    return Resampled(np.concatenate(fixed), np.concatenate(by))
+
+
+def _table(sets: list[Parents]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Genes that any of the sets has (c,), and which of them are in each, (n, c)."""
+    candidates = np.array(sorted({i for own in sets for i in own}), dtype=np.int64)
+    members = np.array([np.isin(candidates, own) for own in sets], dtype=bool)
+    return candidates, members.reshape(len(sets), len(candidates))
