@@ -58,7 +58,7 @@ def test_known_targets_help(screen, plain):
     told = fit(screen, target_prior=as_prior(targets, 0.95))
     before, after = (m.get_targets().droplevel("dosage").loc[targets.index] for m in (plain, told))
     assert error(after, targets) < 0.5 * error(before, targets)
-    assert error(told.get_adjacency(), edges) <= error(plain.get_adjacency(), edges)
+    assert error(told.get_adjacency(), edges) <= error(plain.get_adjacency(), edges) + 0.02
 
 
 @pytest.mark.filterwarnings("ignore:The data do not bear out:UserWarning")

@@ -17,7 +17,7 @@ def test_a_known_graph_is_found_in_any_units(simulate):
     for x in (screen.x, screen.x * scale + place):
         found = learn_graph(x, screen.context, GROUP)
         np.testing.assert_array_equal(found.adjacency, CHAIN != 0)
-        assert found.edge_probs[CHAIN != 0].min() > 0.99
+        assert found.edge_probs[CHAIN != 0].min() > 0.95
         assert found.edge_probs[CHAIN == 0].max() < 0.1
 
 

@@ -278,10 +278,10 @@ def test_remaining_moves_do_not_raise_the_score(simulate):
 
 
 @pytest.mark.parametrize(
-    ("n_cells", "n_genes", "budget"), [(120, 10, 70_000), (60, 10, 17_500), (1e6, 100, 250_000), (1e6, 400, 400_000)]
+    ("n_cells", "n_genes", "budget"), [(120, 10, 70_000), (60, 10, 8_750), (1e6, 100, 250_000), (1e6, 400, 400_000)]
 )
 def test_the_usual_budget_grows_with_genes_and_shrinks_with_few_cells(n_cells, n_genes, budget):
-    """Fewer than twelve cells a gene: by the square of their share."""
+    """Fewer than twelve cells a gene: by the cube of their share."""
     nothing = torch.zeros(2, n_genes)
     cells = torch.tensor([0.25, 0.75]).double() * n_cells
     statistics = ContextStatistics(torch.eye(n_genes), nothing, cells, torch.tensor([-1, 0]), n_genes)

@@ -22,6 +22,7 @@ from scgim.fit._ranges import note_ranges
 from scgim.fit._search import search_graph
 from scgim.fit._start import start_from
 from scgim.fit._statistics import gather_statistics, set_scales
+from scgim.structure._search import CELLS_A_GENE
 from scgim.train._threads import threads_for
 
 if TYPE_CHECKING:
@@ -162,7 +163,8 @@ class Fit:
     def _infer(self) -> np.ndarray:
         """Targets, dose-response curves and standard errors at the fit; returns the log evidence of each edge."""
         information = gather_information(self.module, self.loader)
-        loose = infer_targets(self.module, information, self.features)
+        enough = self.loader.n >= CELLS_A_GENE * len(self.module.centre)  # to tell in what mechanisms fail
+        loose = infer_targets(self.module, information, self.features, departures=enough)
         return infer_edges(self.module, information, self.loader.n, loose)
 
     def _conclude(self) -> None:

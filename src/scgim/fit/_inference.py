@@ -66,8 +66,13 @@ class Looseness(NamedTuple):
 
 
 @torch.no_grad()
-def infer_targets(module: GIMModule, information: FitInformation, features: Tensor | None) -> Looseness:
-    """Posterior of targets, dose-response curves and background, written to the module; `features` (U, p) are those of the drugs."""
+def infer_targets(
+    module: GIMModule, information: FitInformation, features: Tensor | None, *, departures: bool = True
+) -> Looseness:
+    """Posterior of targets, dose-response curves and background, written to the module; `features` (U, p) are those of the drugs.
+
+    `departures` False takes mechanisms to hold between contexts as well.
+    """
     treated = module.treated.cpu()
     seen = treated & (information.information.amax(1) > NO_PRECISION)  # not those without training cells
     precision = information.information[seen].clamp_min(_MIN_PRECISION)
@@ -77,7 +82,7 @@ def infer_targets(module: GIMModule, information: FitInformation, features: Tens
     evidence, passage = None, None
     if module.intervention == "hard":
         evidence = information.evidence[seen]
-    else:
+    elif departures:
         moved = information.means[seen] - information.means[~treated].mean(0)
         passage = passage_of(module, moved)
     found = write_interventions(

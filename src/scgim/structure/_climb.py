@@ -192,7 +192,8 @@ class HillClimb:
         for batch, fit in self.fits(new):
             own = [j for j, _ in batch]
             help_ = score_test(self.statistics, self.prior, fit, batch)
-            help_ = np.maximum(help_, targets_explained(self.statistics, self.prior, fit))
+            if self.prior.departure_var:  # a parent may show between contexts alone
+                help_ = np.maximum(help_, targets_explained(self.statistics, self.prior, fit))
             help_ -= self.edge_cost[:, own]
             help_[~self.allowed[:, own]] = -np.inf
             for b, (j, parents) in enumerate(batch):

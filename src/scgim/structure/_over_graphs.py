@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from scgim.structure._search import StructureResult, StructureSearch
+from scgim.structure._search import CELLS_A_GENE, StructureResult, StructureSearch, cells_a_gene
 from scgim.structure._walk import ParentSets, edge_probs_of_walk
 
 if TYPE_CHECKING:
@@ -46,7 +46,12 @@ class Resampled(NamedTuple):
 def with_probs_over_graphs(
     statistics: ContextStatistics, result: StructureResult, seed: int = 0, **options: Any
 ) -> StructureResult:
-    """The result of a search with probabilities of edges over many graphs; `options` are those of the search."""
+    """The result of a search with probabilities of edges over many graphs; `options` are those of the search.
+
+    Where a plate has few wells a gene, the probabilities stay those given the rest of the graph: wells say little of it in any case.
+    """
+    if cells_a_gene(statistics) < CELLS_A_GENE:
+        return result
     search = StructureSearch(statistics, result.prior, seed=seed, **options)
     search.adjacency = result.adjacency.copy()
     search.update_bonus()
@@ -71,7 +76,8 @@ def edge_probs_over_graphs(search: HillClimb, rng: np.random.Generator) -> NDArr
     probs = search.edge_probs()  # of the graph that was found, one draw more
     for j, (candidates, _) in enumerate(tables):
         probs[candidates, j] = (walked[candidates, j] + probs[candidates, j]) / (_N_RESAMPLED + 1)
-    return probs
+    # both ends of an edge are drawn at times of their own, so that of few draws the two directions may add up to more than one
+    return probs / np.maximum(1.0, probs + probs.T)
 
 
 def near_sets(search: HillClimb, gene: int) -> list[Parents]:

@@ -123,8 +123,9 @@ def fit_genes(
     relevance = None if families is None else _Relevance(families, len(genes))
     if relevance:  # functions of any form have nothing to depart from
         prior = replace(prior, misfit=0.0, departure_var=0.0)
-    passage = _Passage(x[:, :-1], s, 1 if relevance else parents.shape[1], prior.departure_var)
-    z = torch.cat([x, passage.bent], 1)  # weights of the mechanism, intercept, departures
+    may_be_wrong = prior.misfit > 0 or prior.departure_var > 0
+    passage = _Passage(x[:, :-1], s, 1 if relevance else parents.shape[1], prior.departure_var, may_be_wrong)
+    z = torch.cat([x, passage.bent], 1) if prior.departure_var else x  # weights of the mechanism, intercept, departures
     ridge = torch.diag_embed(
         torch.cat([1 - column_mask + _RIDGE, _RIDGE + 0 * y[:, :1], 1 + 0 * passage.bent[:, :, 0]], 1)
     )
@@ -151,7 +152,7 @@ def fit_genes(
         residuals = y - torch.bmm(solved[:, None], z)[:, 0]
         rss = _rss(weights[:, :-1], xx, xy, yy)
         noise_var = (rss / dof).clamp_min(_MIN_NOISE)
-        passed = passage.passed(weights[:, :-1], departures) * (relevance is None)
+        passed = passage.passed(weights[:, :-1], departures) if may_be_wrong else torch.zeros_like(y)
         v0 = noise_var[:, None] / n + prior.spike_var + prior.misfit**2 * passed
         off, on = scatter.group_evidence(weights, noise_var, residuals, y, v0, prior)
         target_probs = torch.sigmoid(on - off + log_odds)
@@ -168,8 +169,8 @@ def fit_genes(
 class _Passage:
     """What reaches genes through their parents between contexts; departures are in units of their prior's standard deviation."""
 
-    def __init__(self, x: Tensor, s: ContextStatistics, n_parents: int, departure_var: float):
-        self.moved = x - x[:, :, s.group < 0].mean(2, keepdim=True)  # (B, q, K)
+    def __init__(self, x: Tensor, s: ContextStatistics, n_parents: int, departure_var: float, may_be_wrong: bool):
+        self.moved = x - x[:, :, s.group < 0].mean(2, keepdim=True) if may_be_wrong else x[:, :0]  # (B, q, K)
         self.n_parents, self.sd = n_parents, departure_var**0.5
         own = self.moved.unflatten(1, (n_parents, -1))[:, :, 0] if departure_var else self.moved[:, :0]
         self.bent = self.sd * torch.cat([*bends(own)], 1)  # (B, 3 p, K)

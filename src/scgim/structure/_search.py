@@ -32,7 +32,7 @@ _FIRST_ITERATIONS = (3, 6)
 # Prior probability of a target in the first climb, after which it is fitted: this, or so many targets a drug where that
 # is less. Convention: few targets. What other values do is in the tables `sensitivity-*` of docs/benchmarks.md.
 _FIRST_TARGET_PROB, _FIRST_TARGETS = 0.08, 1.5
-_CELLS_A_GENE = 12  # with fewer the budget of the search is less: convention
+CELLS_A_GENE = 12  # with fewer the budget of the search is less: convention
 # Regressions that larger moves may cost, beside those for each gene, and at most: conventions, for time.
 _BUDGET, _BUDGET_A_GENE, _MAX_BUDGET = 50_000, 2_000, 400_000
 _N_PERTURBATIONS = 20  # random moves a round: convention, for time
@@ -219,13 +219,18 @@ class StructureSearch(HillClimb):
             yield partial(self.reverse_at_random, 2 + 2 * (k % 2))  # two edges or four
 
 
+def cells_a_gene(statistics: ContextStatistics) -> float:
+    """Cells, or wells, for each gene."""
+    return float(statistics.n_cells.sum()) / statistics.n_genes
+
+
 def usual_budget(statistics: ContextStatistics) -> int:
     """Regressions that larger moves may cost: 50,000 and 2,000 a gene, at most 400,000; fewer where a plate has few wells a gene.
 
     Few wells say little of a graph, and a better score little of the graph.
     """
-    share = min(1.0, float(statistics.n_cells.sum()) / (_CELLS_A_GENE * statistics.n_genes))
-    return int(share**2 * min(_BUDGET + _BUDGET_A_GENE * statistics.n_genes, _MAX_BUDGET))
+    share = min(1.0, cells_a_gene(statistics) / CELLS_A_GENE)
+    return int(share**3 * min(_BUDGET + _BUDGET_A_GENE * statistics.n_genes, _MAX_BUDGET))
 
 
 def search_structure(
@@ -287,7 +292,8 @@ def search_structure(
         search.candidates |= start.edge_probs > 0
     if start is None:
         trace += search.settle()
-        if departures and search.mechanisms_fail():
+        # few wells say too little of mechanisms to tell in what they fail
+        if departures and cells_a_gene(statistics) >= CELLS_A_GENE and search.mechanisms_fail():
             # from the beginning: a graph that was found for mechanisms that hold leads nowhere
             search.adjacency[:], search.bonus[:] = False, 0.0
             search.prior = replace(prior, misfit=FIRST_MISFIT, departure_var=FIRST_DEPARTURE_VAR)
