@@ -184,23 +184,26 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
             "plan_kwargs": plan_kwargs or {},
             **trainer_kwargs,
         }
-        loader = BatchLoader(cells.take(course.indices[0]), max(course.batch_size, _FIRST_BATCH), shuffle=False)
-        fit = Fit(
+        fit = self._new_fit(cells, course, arguments)
+        try:
+            with explained_failures(), threads_for():
+                fit.run()
+        finally:
+            self._take_over(fit)
+
+    def _new_fit(self, cells: Cells, course: Course, arguments: dict) -> Fit:
+        """The training run, ready to go."""
+        return Fit(
             self.module,
-            loader,
+            BatchLoader(cells.take(course.indices[0]), max(course.batch_size, _FIRST_BATCH), shuffle=False),
             course,
             features=None if self.drug_embedding is None else self._drugs.features,
             measured=torch.as_tensor(self._drugs.is_measured),
             names=Names(self.gene_names_, self.perturbations),
             descend=partial(self._descend, course, arguments),
             seed=0 if settings.seed is None else settings.seed,
-            progress=enable_progress_bar,
+            progress=arguments["enable_progress_bar"],
         )
-        try:
-            with explained_failures(), threads_for():
-                fit.run()
-        finally:
-            self._take_over(fit)
 
     def _take_over(self, fit: Fit) -> None:
         """Keep what a fit, whole or stopped early, has found beside the parameters."""

@@ -158,11 +158,8 @@ def fit_genes(
         target_probs = torch.sigmoid(on - off + log_odds)
     moved = torch.nn.functional.softplus(on - off + log_odds) - torch.nn.functional.softplus(log_odds)
     evidence = scatter.baseline(weights, noise_var, residuals, v0) + moved.sum(1)
-    if relevance is not None:
-        evidence = evidence + relevance.log_volume
-    evidence = evidence + passage.log_volume(departures, precision)
-    transported = (departures[:, :, None] * passage.bent).sum(1)
-    found = *passage.departures(departures, a), transported
+    evidence = evidence + (passage.log_volume(departures, precision) if relevance is None else relevance.log_volume)
+    found = passage.found(departures, a)
     return GeneFit(evidence, weights, target_probs, noise_var, residuals, passed, *found, off + moved)
 
 
@@ -190,14 +187,15 @@ class _Passage:
         factor = torch.linalg.cholesky(own + torch.eye(own.shape[1], dtype=own.dtype))
         return -factor.diagonal(dim1=1, dim2=2).log().sum(1) - 0.5 * departures.square().sum(1)
 
-    def departures(self, departures: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-        """On the scale of the slopes, and how far they are determined, both (B, 3, p)."""
+    def found(self, departures: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Departures on the scale of the slopes and how far they are determined, both (B, 3, p), and what they add in each context (B, K)."""
+        transported = (departures[:, :, None] * self.bent).sum(1)
         if not self.sd:
             nothing = self.moved.new_zeros(len(self.moved), N_BENDS, self.n_parents)
-            return nothing, nothing
+            return nothing, nothing, transported
         variance = torch.linalg.inv(a).diagonal(dim1=1, dim2=2)[:, -departures.shape[1] :]
         shape = (N_BENDS, -1)
-        return self.sd * departures.unflatten(1, shape), (1 - variance).unflatten(1, shape)
+        return self.sd * departures.unflatten(1, shape), (1 - variance).unflatten(1, shape), transported
 
 
 def empirical_prior(statistics: ContextStatistics, fit: GeneFit, prior: ShiftPrior) -> ShiftPrior:
