@@ -32,6 +32,9 @@ _FIRST_ITERATIONS = (3, 6)
 # Prior probability of a target in the first climb, after which it is fitted: this, or so many targets a drug where that
 # is less. Convention: few targets. What other values do is in the tables `sensitivity-*` of docs/benchmarks.md.
 _FIRST_TARGET_PROB, _FIRST_TARGETS = 0.08, 1.5
+_SHARE_OF_DEPARTURES = (
+    4  # of the budget is left to a search with departures, whose regressions have four times the columns
+)
 CELLS_A_GENE = 12  # with fewer the budget of the search is less: convention
 # Regressions that larger moves may cost, beside those for each gene, and at most: conventions, for time.
 _BUDGET, _BUDGET_A_GENE, _MAX_BUDGET = 50_000, 2_000, 400_000
@@ -298,6 +301,8 @@ def search_structure(
             search.adjacency[:], search.bonus[:] = False, 0.0
             search.prior = replace(prior, misfit=FIRST_MISFIT, departure_var=FIRST_DEPARTURE_VAR)
             trace += search.settle()
+    if search.prior.departure_var:  # a regression takes several times as long with departures
+        max_evaluations //= _SHARE_OF_DEPARTURES
     search.refresh(range(search.n_genes))
     trace.append(search.climb())
     trace += search.escape(n_perturbations, max_evaluations)
