@@ -7,15 +7,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 import scanpy as sc
 from benchmarks import common
 from benchmarks._worlds import simulate
 from benchmarks.sensitivity.suites import CHANGES
-from benchmarks.worlds import kinetic
-from scipy import sparse
+from benchmarks.worlds import gnw, kinetic
 
 import scgim
 
@@ -99,14 +97,10 @@ def read_gnw(path: Path) -> AnnData:
     """A screen of GeneNetWeaver; one dose of each drug is held out, in rotation."""
     if not path.exists():
         raise FileNotFoundError(f"No `{path.name}` in `{path.parent}`. Give the folder of the data with --data.")
-    raw = ad.read_h5ad(path)
-    doses = np.sort(raw.obs["dosage"].unique())[1:]
-    drugs = raw.uns["target_shift"].index
+    adata = gnw.read(path.parent.parent, path.stem)
+    doses = np.sort(adata.obs["dosage"].unique())[1:]
+    drugs = adata.varm["true_targets"].columns
     missing = pd.Series(doses[np.arange(len(drugs)) % len(doses)], drugs)
-    held_out = raw.obs["dosage"].to_numpy() == raw.obs["perturbation"].astype(str).map(missing).to_numpy()
-    obs = raw.obs.astype({"perturbation": "category"}).assign(size_factor=1.0)
-    obs["split"] = pd.Categorical(np.where(held_out, "unseen_dose", "train"))
-    adata = ad.AnnData(np.asarray(raw.X, dtype=np.float32), obs=obs, var=raw.var[[]])
-    adata.varp["true_adjacency"] = sparse.csr_matrix(np.asarray(raw.varp["adjacency"]) != 0)
-    adata.varm["true_targets"] = raw.uns["target_shift"].T.set_axis(raw.var_names) != 0
+    held_out = adata.obs["dosage"].to_numpy() == adata.obs["perturbation"].astype(str).map(missing).to_numpy()
+    adata.obs["split"] = pd.Categorical(np.where(held_out, "unseen_dose", "train"))
     return adata
