@@ -10,11 +10,11 @@ from matplotlib.lines import Line2D
 
 from scgim._docs import d
 from scgim.pl._utils import (
-    ELLIPSIS,
     GREY,
     INK,
     OKABE_ITO,
     axes_inches,
+    cut,
     despine,
     finish,
     font_size,
@@ -100,7 +100,12 @@ def rank_drugs(
     ax.set_yticks(range(len(shown)), names, fontsize=size)
     if targets and "top_targets" in shown:
         right = ax.secondary_yaxis("right")
-        right.set_yticks(range(len(shown)), [_cut(names) for names in shown["top_targets"]], fontsize=size, color=GREY)
+        right.set_yticks(
+            range(len(shown)),
+            [cut(names, _LONGEST_TARGETS) for names in shown["top_targets"]],
+            fontsize=size,
+            color=GREY,
+        )
         right.tick_params(length=0)
         right.spines["right"].set_visible(False)
     if len(set(known)) > 1:
@@ -108,10 +113,6 @@ def rank_drugs(
         handles = [Line2D([], [], marker="o", ms=5, lw=1.2, color=_COLORS[kind]) for kind in kinds]
         legend_below(ax, handles, [_LABELS[kind] for kind in kinds], given=given)
     return finish(ax, given=given, show=show, return_fig=return_fig)
-
-
-def _cut(names: str) -> str:
-    return names if len(names) <= _LONGEST_TARGETS else names[: _LONGEST_TARGETS - 1] + ELLIPSIS
 
 
 def _names(shown: pd.DataFrame) -> list[str]:

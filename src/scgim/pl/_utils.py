@@ -182,19 +182,19 @@ def shorten(names: Iterable[str], longest: int) -> list[str]:
     Names that would look the same once cut lose what they have in common at the start instead.
     """
     names = [str(name) for name in names]
-    short = pd.Series([_cut(name, longest, tail=(longest - 1) // 3) for name in names])
+    short = pd.Series([cut(name, longest, tail=(longest - 1) // 3) for name in names])
     for _, alike in short[short.duplicated(keep=False)].groupby(short):
         common = len(os.path.commonprefix([names[i] for i in alike.index]))
         for i in alike.index:
-            short[i] = _cut(names[i][:3] + ELLIPSIS + names[i][common:], longest)
+            short[i] = cut(names[i][:3] + ELLIPSIS + names[i][common:], longest)
     for _, alike in short[short.duplicated(keep=False)].groupby(short):
         for number, i in enumerate(alike.index):
             mark = f"~{number + 1}"
-            short[i] = _cut(names[i], longest - len(mark)) + mark
+            short[i] = cut(names[i], longest - len(mark)) + mark
     return short.tolist()
 
 
-def _cut(name: str, longest: int, *, tail: int = 0) -> str:
+def cut(name: str, longest: int, *, tail: int = 0) -> str:
     """`name` with an ellipsis before its last `tail` characters in place of what is too long."""
     if len(name) <= longest:
         return name
