@@ -225,11 +225,6 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
         adata = self._own_data()
         self._check_unchanged(adata)
         cells = self._cells(self._validate_anndata(adata), training=True)
-        if (cells.context < 0).any():
-            raise ValueError(
-                f"{int((cells.context < 0).sum())} cells have a perturbation or dosage that the model was not set up with. "
-                "Set up the data and make a new model: `GIM.setup_anndata(adata); model = GIM(adata)`."
-            )
         control = cells.context == 0
         n_continuous = len(self._covariates.continuous)
         self.covariate_scaling_ = centre_and_scale(cells.covariates, n_continuous, control)
