@@ -35,6 +35,9 @@ class ShiftPrior:
         Standard deviation of what is left on other genes, as a share of what their parents pass on.
     departure_var
         Variance of the departures of slopes between contexts from those within (:mod:`scgim._departures`).
+    level_share
+        Variance of the deviations of levels of the effect modifier from the common effect, as a share of the slab
+        (:mod:`scgim.interventions._levels`).
     """
 
     target_prob: float
@@ -43,6 +46,7 @@ class ShiftPrior:
     known: Tensor | None = None
     misfit: float = 0.0
     departure_var: float = 0.0
+    level_share: float = 0.0
 
     @property
     def log_odds(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from scgim._validation._design import (
     check_covariates,
     check_dosage,
+    check_levels,
     check_perturbations,
     check_query_dosage,
     check_regulators,
@@ -37,6 +38,7 @@ __all__ = [
     "check_dosage",
     "check_gene_names",
     "check_key",
+    "check_levels",
     "check_matrix_type",
     "check_nonempty",
     "check_perturbations",

@@ -27,6 +27,7 @@ _NO_LABELS = (
     "unassigned",
 )  # what missing labels become as text
 _SAME_DOSE = 1e-6  # relative difference that rounding makes: numbers of 32 bits keep about seven digits
+_MAX_LEVELS = 100  # effects are drugs by levels by genes: for memory
 _VEHICLES = ("control", "ctrl", "dmso", "vehicle", "untreated", "mock", "pbs", "nt", "ntc", "non-targeting")
 
 
@@ -193,6 +194,39 @@ def check_regulators(var: pd.DataFrame, regulator_key: str) -> np.ndarray:
             "Mark more, or leave out `regulator_key` if any gene may regulate."
         )
     return regulators
+
+
+def check_levels(design: pd.DataFrame, effect_modifier_key: str, control: str) -> list[str]:
+    """Levels of the effect modifier, sorted, of cells with columns `perturbation` and `level`.
+
+    Raises
+    ------
+    ValueError
+        There is but one level, or a level has no control cells.
+    """
+    where = f"adata.obs[{effect_modifier_key!r}]"
+    levels = sorted(design["level"].unique())
+    if len(levels) < 2:
+        raise ValueError(
+            f"All cells are {levels[0]!r} in `{where}`. An effect modifier has two levels or more: leave out `effect_modifier_key`."
+        )
+    is_control = design["perturbation"] == control
+    without = sorted(set(levels) - set(design.loc[is_control, "level"]))
+    if without:
+        raise ValueError(
+            f"Levels of `{where}` have no control cells ({control!r}): {quote_some(without)}. What drugs do there cannot be told from "
+            "what these cells are. Add their controls, or leave out their cells."
+        )
+    if len(levels) > _MAX_LEVELS:
+        raise ValueError(
+            f"`{where}` has {len(levels)} levels, and effects of {_MAX_LEVELS} at most are told apart. Is it a column of categories?"
+        )
+    if design.loc[~is_control, "level"].nunique() < 2:
+        raise ValueError(
+            f"Drugs were measured in one level of `{where}` only, {design.loc[~is_control, 'level'].iloc[0]!r}, so that nothing is "
+            "known of how effects differ. Leave out `effect_modifier_key`, and give the column as a covariate."
+        )
+    return levels
 
 
 def check_covariates(values: pd.DataFrame, known: Mapping[str, Sequence[Any]]) -> None:

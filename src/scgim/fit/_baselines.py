@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 # Drawn at most, cells and values: 50 MB; means are then known to half a percent.
 _N_CELLS, _N_VALUES = 40_000, 12_000_000
-_N_ROUNDS = 6  # of correction a layer: steps of half, six times, bridge a factor of twenty
-_MAX_STEP = 0.5  # of a log mean in a round, since drawn means are noisy
+N_ROUNDS = 6  # of correction a layer: steps of half, six times, bridge a factor of twenty
+MAX_STEP = 0.5  # of a log mean in a round, since drawn means are noisy
 _FEW_CONTROLS = 100  # fewer, as on a plate, are too noisy to be matched by themselves: convention
 _TOLERANCE = 0.04  # difference of log means that is let pass, or so many standard errors if that is less: conventions
-_N_ERRORS = 2
-_HALF_A_COUNT = 0.5  # so that means of no counts have a logarithm
+N_ERRORS = 2
+HALF_A_COUNT = 0.5  # so that means of no counts have a logarithm
 
 
 @torch.no_grad()
@@ -43,17 +43,17 @@ def match_baselines(module: GIMModule, loader: BatchLoader) -> None:
     n = min(_N_CELLS, _N_VALUES // len(module.centre))
     cells = loader.take(order.repeat(-(-n // len(order)))[:n])  # of few cells, each several times
     x, context, covariates, log_size = (cells[k].to(module.device) for k in ("x", "context", "covariates", "log_size"))
-    enough = _HALF_A_COUNT / min(len(rows), n)  # so that a gene without counts is not driven to nothing
+    enough = HALF_A_COUNT / min(len(rows), n)  # so that a gene without counts is not driven to nothing
     depth = log_size.exp().double().sum()
     observed = torch.log(x.double().sum(0) / depth + enough)
     error = x.double().std(0) / (x.double().mean(0) + enough) / min(len(rows), n) ** 0.5
-    tolerance = (_N_ERRORS * error).clamp_max(_TOLERANCE)
-    shift, targets = _draw_effects(module, context.cpu())
+    tolerance = (N_ERRORS * error).clamp_max(_TOLERANCE)
+    shift, targets = draw_effects(module, context.cpu())
     base = module.intercept + covariates @ module.covariate_effect + shift
     h, rng = torch.zeros_like(shift), torch.Generator(module.device).manual_seed(0)
     for layer in module.layers():
         genes = torch.tensor(layer, device=module.device)
-        for _ in range(_N_ROUNDS):
+        for _ in range(N_ROUNDS):
             own = base[:, genes] + module.baseline_offset[genes]
             values, mean, _ = module.draw_genes(genes, own, h, targets, log_size, rng)
             drawn = parent_features(values, log_size, module.likelihood)
@@ -62,18 +62,20 @@ def match_baselines(module: GIMModule, loader: BatchLoader) -> None:
             step = step - step.clamp(-tolerance[genes], tolerance[genes])
             if not step.any():
                 break
-            module.baseline_offset[genes] += step.clamp(-_MAX_STEP, _MAX_STEP).to(module.baseline_offset)
+            module.baseline_offset[genes] += step.clamp(-MAX_STEP, MAX_STEP).to(module.baseline_offset)
 
 
-def _draw_effects(module: GIMModule, context: Tensor) -> tuple[Tensor, Tensor]:
+def draw_effects(module: GIMModule, context: Tensor) -> tuple[Tensor, Tensor]:
     """Direct effects and targets of cells, drawn anew for each; none for control cells."""
     shift = torch.zeros(len(context), len(module.centre), dtype=torch.float64)
     targets = torch.zeros_like(shift, dtype=torch.bool)
     rng = torch.Generator().manual_seed(0)
     known, group, log_dosage = module.knowledge.interventions(), module.group.cpu(), module.knowledge.log_dosage.cpu()
+    level = module.knowledge.context_level()
     for k in torch.unique(context).tolist():
         cells = torch.nonzero(context == k)[:, 0]
         if group[k] >= 0:
-            effects, on = known.rows(group[k : k + 1]).sample(log_dosage[k : k + 1], len(cells), rng)
+            own = known.rows(group[k : k + 1]) if level is None else known.rows(group[k : k + 1]).at_level(level[k])
+            effects, on = own.sample(log_dosage[k : k + 1], len(cells), rng)
             shift[cells], targets[cells] = effects[0], on[0]
     return shift.float().to(module.device), targets.to(module.device)

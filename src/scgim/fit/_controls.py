@@ -34,7 +34,7 @@ def compare_controls(module: GIMModule, loader: BatchLoader, genes: list[str]) -
     Genes as index; means, variances, shares of zeros and largest values of observed and as many simulated cells (`mean`,
     `simulated_mean`, and so on), and whether they `agree`.
     """
-    rows = torch.nonzero(loader.context.cpu() == 0)[:, 0]
+    rows = torch.nonzero(~module.treated.cpu()[loader.context.cpu()])[:, 0]
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:_MAX_CELLS]]
     cells = loader.take(rows)
     observed = cells["x"].cpu().double()

@@ -14,12 +14,14 @@ from scvi import settings
 from tqdm.auto import tqdm
 
 from scgim.fit._baselines import match_baselines
+from scgim.fit._contexts import match_contexts
 from scgim.fit._controls import check_controls
 from scgim.fit._hidden import fit_hidden
 from scgim.fit._inference import gather_information, infer_edges, infer_targets
 from scgim.fit._prior_check import warn_of_prior, warn_of_usual_targets
 from scgim.fit._ranges import note_ranges
 from scgim.fit._search import search_graph
+from scgim.fit._settle import settle_covariates
 from scgim.fit._start import start_from
 from scgim.fit._statistics import gather_statistics, set_scales
 from scgim.structure._search import CELLS_A_GENE
@@ -134,6 +136,7 @@ class Fit:
                 self.module, statistics, self.loader, seed=self.seed, on_move=show, features=self.features
             )
             start_from(self.module, statistics, result)
+            settle_covariates(self.module, self.loader)
         self.course.edge_probs, self.course.trace = result.edge_probs, result.trace
 
     def _fit_on_graph(self) -> None:
@@ -173,6 +176,7 @@ class Fit:
         self._note_edge_probs(evidence if self.course.evidence is None else self.course.evidence)
         note_ranges(self.module, self.loader)
         match_baselines(self.module, self.loader)
+        self.module.knowledge.note_drift(match_contexts(self.module, self.loader))
         self._check()
 
     def _fit_hidden(self) -> None:

@@ -14,11 +14,13 @@ from scgim._departures import FIRST_DEPARTURE_VAR, FIRST_MISFIT
 from scgim.fit._statistics import to_device
 from scgim.interventions._effects import effects_left_out
 from scgim.interventions._joint import Screen, estimate_jointly
+from scgim.interventions._levels import completed, with_programmes
 from scgim.interventions._passage import Passage
 from scgim.interventions._stacking import NO_PRECISION, measured_background
 from scgim.nn._information import FitInformation, InformationAccumulator
 from scgim.nn._likelihood import observation, score_and_information
 from scgim.nn._mechanism import parent_table
+from scgim.structure._levels import control_means
 
 if TYPE_CHECKING:
     from scgim._priors import ShiftPrior
@@ -83,8 +85,9 @@ def infer_targets(
     if module.intervention == "hard":
         evidence = information.evidence[seen]
     elif departures:
-        moved = information.means[seen] - information.means[~treated].mean(0)
-        passage = passage_of(module, moved)
+        known = module.knowledge
+        moved = information.means - control_means(information.means, known.group.cpu(), known.context_level())
+        passage = passage_of(module, moved[seen])
     found = write_interventions(
         module, seen, shift, precision, module.knowledge.shift_prior(), features, evidence, passage
     )
@@ -138,22 +141,44 @@ def write_interventions(
     measured, group = torch.unique(known.group.cpu()[seen], return_inverse=True)
     prior = replace(prior, known=None if prior.known is None else prior.known[measured])
     of_drugs = None if features is None else features[measured]
-    log_dosage, curves = known.log_dosage.cpu()[seen], known.curve_grid()
-    screen = Screen(shift, precision, group, log_dosage, of_drugs, curves, known.dosage_range(), passage)
+    log_dosage, curves, member = known.log_dosage.cpu()[seen], known.curve_grid(), known.membership()
+    member = None if member is None else member[seen]
+    screen = Screen(shift, precision, group, log_dosage, of_drugs, curves, known.dosage_range(), passage, member)
     estimate = estimate_jointly(screen, replace(prior, misfit=FIRST_MISFIT, departure_var=FIRST_DEPARTURE_VAR))
     found, prior, beside = estimate.interventions, estimate.prior, estimate.programme
     known.note_informed(prior, measured)
     known.note_responses(seen, shift, precision)
-    left_out = effects_left_out(shift - beside, 1 / estimate.variance, group, log_dosage, curves, prior)
+    left_out = effects_left_out(shift - beside, 1 / estimate.variance, group, log_dosage, curves, prior, member)
     if evidence is not None:
         per_context = evidence - 0.5 * torch.log1p(precision * prior.slab_var)
         total = torch.zeros_like(found.target_probs).index_add_(0, group, per_context)
         odds = prior.target_log_odds(len(total), torch.arange(total.shape[1]))
         found = replace(found, target_probs=torch.sigmoid(total + odds))
+    beside = beside + _misfit(shift - beside, precision, estimate, (group, log_dosage, member))
     background = measured_background(module.responses().of(measured), found, beside, left_out, of_drugs)
-    known.note_interventions(measured, found, background)
+    found = replace(found, background=background, grid=known.grid.cpu())
+    if found.levels is not None and member is not None:
+        levels = with_programmes(found.levels, found, beside, (group, member.argmax(1), log_dosage))
+        transfer = known.transfer(counts=module.likelihood != "normal")
+        transfer = transfer.chosen(*levels.at_top(found), found.target_probs, prior.slab_var)
+        known.note_transfer(transfer)
+        found = replace(found, levels=completed(levels, found, transfer, levels.known))
+    known.note_interventions(measured, found)
     known.prior.copy_(torch.tensor([prior.target_prob, prior.slab_var, prior.spike_var]))
     return estimate
+
+
+def _misfit(left: Tensor, precision: Tensor, estimate: Estimate, where: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
+    """Expected misfit of mechanisms and curves in each context, (K, d): what genes show beside, and which is not of their drugs.
+
+    It is no effect of the drug on the gene, but cells of the context have it. `where` is drug, log dosage and level of each context.
+    """
+    group, log_dosage, member = where
+    of_contexts = estimate.interventions.rows(group)
+    of_contexts = of_contexts if member is None else of_contexts.at_level(member.argmax(1))
+    error = 1 / precision
+    spread = estimate.variance - error + estimate.prior.spike_var
+    return spread / (spread + error) * (left - of_contexts.direct(log_dosage))
 
 
 @torch.no_grad()

@@ -75,6 +75,7 @@ def search_by_means(module: GIMModule, statistics: ContextStatistics, **options:
         slopes[np.flatnonzero(own), j] = fit.weights[j, : int(own.sum())]
     treated = statistics.group >= 0
     moved = (statistics.means - statistics.means[~treated].mean(0))[treated, : statistics.n_genes]
+    member = module.knowledge.membership()
     found = estimate_interventions(
         (fit.residuals + fit.transported)[:, treated].T,
         statistics.n_cells[treated][:, None] / fit.noise_var,
@@ -83,6 +84,7 @@ def search_by_means(module: GIMModule, statistics: ContextStatistics, **options:
         module.knowledge.curve_grid(),
         replace(result.prior, known=None),
         Passage(moved, slopes, parents, mask),
+        None if member is None else member[statistics.observed][treated],
     )
     return search_structure(statistics, departures=False, **options) if found.n_programmes else result
 
@@ -95,6 +97,7 @@ def _informed_search(
     treated = statistics.group >= 0
     measured, group = torch.unique(statistics.group[treated], return_inverse=True)
     log_dosage = module.knowledge.log_dosage.cpu()[statistics.observed][treated]
+    member = module.knowledge.membership()
     variance = fit.noise_var / statistics.n_cells[treated][:, None] + result.prior.misfit**2 * fit.passed[:, treated].T
     given = module.knowledge.given_targets()
     prior = replace(result.prior, known=None if given is None else given[measured])
@@ -106,6 +109,7 @@ def _informed_search(
         features[measured],
         module.knowledge.curve_grid(),
         module.knowledge.dosage_range(),
+        member=None if member is None else member[statistics.observed][treated],
     )
     found = estimate_jointly(screen, prior)
     if found.prior.known is prior.known:

@@ -11,13 +11,16 @@ from scgim.fit._search import regressions
 from scgim.nn._mechanism import linear_part
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from scgim.module import GIMModule
     from scgim.structure._search import StructureResult
     from scgim.structure._statistics import ContextStatistics
 
 # Of weights from log1p to the log mean, for means from a quarter up: weights of rarer genes start smaller.
 _MAX_STRETCH = 5.0
-_MIN_MEAN = 1e-3  # guard of a quotient
+_MIN_MEAN, _TINY = 1e-3, 1e-12  # guards of quotients
+_LEAST_LEFT, _MAX_LOG_FOLD = 0.05, 10.0  # of the mean that an effect leaves, and the largest effect, to start from
 _SURE = 1e-3  # probabilities of targets to start from must not be 0 or 1, which have no slope
 
 
@@ -45,10 +48,20 @@ def start_from(module: GIMModule, statistics: ContextStatistics, result: Structu
     group = statistics.group
     probs = torch.zeros(d, len(group), dtype=torch.float64)
     probs[:, group >= 0] = fit.target_probs[:, group[group >= 0]]
-    module.shift[statistics.observed] = ((probs * fit.residuals).T * stretch).to(module.shift)
+    module.shift[statistics.observed] = _log_fold(module, (probs * fit.residuals).T).to(module.shift)
     if module.intervention == "hard":
         module.target_logits.copy_(torch.logit(fit.target_probs.T.clamp(_SURE, 1 - _SURE)))
     scale = float(stretch.median()) ** 2
     prior = result.prior
     module.knowledge.prior.copy_(torch.tensor([prior.target_prob, prior.slab_var * scale, prior.spike_var * scale]))
     module.to(device)
+
+
+def _log_fold(module: GIMModule, moved: Tensor) -> Tensor:
+    """Log fold changes that move the features of genes by so many spreads, (K, d); of continuous values, the moves themselves."""
+    if module.likelihood == "normal":
+        return moved
+    mean = module.intercept_loc.double().exp().cpu()
+    treated = torch.expm1(torch.log1p(mean) + moved * module.spread.double().cpu())
+    # log1p has no smaller values, and effects that are fitted to it can go beyond
+    return (treated.clamp_min(_LEAST_LEFT * mean) / mean.clamp_min(_TINY)).log().clamp_max(_MAX_LOG_FOLD)

@@ -13,10 +13,12 @@ from scgim.structure._statistics import ContextStatistics, StatisticsAccumulator
 
 if TYPE_CHECKING:
     from scgim.module import GIMModule
+    from scgim.module._knowledge import Knowledge
     from scgim.train import BatchLoader
 
 MAX_SAMPLED_CELLS = 20_000  # that regressions go through: for time
 _MIN_SPREAD = 1e-3  # of a gene that varies among controls; others keep their scale
+_MAX_FEATURE = 3.0  # root mean square over all cells: convention
 _HALF_A_COUNT = 0.5  # so that a gene without counts has a log mean
 
 
@@ -27,23 +29,56 @@ def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tenso
 
 @torch.no_grad()
 def set_scales(module: GIMModule, loader: BatchLoader) -> None:
-    """Centre and spread of parent features, and the log mean, over the control cells."""
+    """Centre and spread of parent features, and the log mean, over the control cells.
+
+    A gene that is hardly seen in controls and answers to drugs has a larger spread, so that its feature is of the order of one in
+    treated cells too: it could not be told how steeply it acts, nor could the descent find its way, in units of next to nothing.
+    """
     d = len(module.centre)
     n, total, square, values, sizes = 0, *(torch.zeros(d, dtype=torch.float64) for _ in range(3)), 0.0
+    of_levels, every, every_square = _LevelSums(module.knowledge), torch.zeros_like(total), torch.zeros_like(total)
     for batch in loader:
+        h = parent_features(batch["x"], batch["log_size"], module.likelihood).double()
+        every, every_square = every + h.sum(0), every_square + h.square().sum(0)
         control = ~module.treated.cpu()[batch["context"]]
         x, log_size = batch["x"][control], batch["log_size"][control]
-        h = parent_features(x, log_size, module.likelihood).double()
+        h = h[control]
         n += len(h)
         total, square, values = total + h.sum(0), square + h.square().sum(0), values + x.double().sum(0)
         sizes += float(log_size.exp().sum())
+        of_levels.add(x if module.likelihood != "normal" else h, batch["context"][control], log_size)
     centre = total / n
     spread = (square / n - centre.square()).clamp_min(0.0).sqrt()
+    if module.likelihood != "normal":  # continuous values are standardised on controls themselves
+        about = (every_square - 2 * centre * every) / loader.n + centre.square()
+        spread = torch.maximum(spread, about.clamp_min(0.0).sqrt() / _MAX_FEATURE)
     module.centre.copy_(centre)
     module.spread.copy_(torch.where(spread > _MIN_SPREAD, spread, torch.ones_like(spread)))
     if module.likelihood != "normal":
         module.intercept_loc.copy_(((values + _HALF_A_COUNT) / sizes).log())
     module.intercept.copy_(module.intercept_loc)
+    of_levels.note(module)
+
+
+class _LevelSums:
+    """Mean of the controls in each level of the effect modifier, in one pass."""
+
+    def __init__(self, knowledge: Knowledge):
+        self.level = knowledge.context_level()
+        self.sums = torch.zeros(max(1, knowledge.n_levels), len(knowledge.regulators) + 1, dtype=torch.float64)
+
+    def add(self, x: Tensor, context: Tensor, log_size: Tensor) -> None:
+        """Add control cells."""
+        if self.level is not None:
+            size = torch.cat([x.double(), log_size.double().exp()], 1)
+            self.sums.index_add_(0, self.level[context], size)
+
+    def note(self, module: GIMModule) -> None:
+        """Write means per unit of size factor to the module; of continuous values in control standard deviations."""
+        if self.level is not None:
+            mean = self.sums[:, :-1] / self.sums[:, -1:]
+            mean = (mean - module.centre) / module.spread if module.likelihood == "normal" else mean
+            module.knowledge.level_mean.copy_(mean)
 
 
 @torch.no_grad()
@@ -60,7 +95,12 @@ def gather_statistics(module: GIMModule, loader: BatchLoader) -> ContextStatisti
     d, is_linear = len(module.centre), module.mechanism.is_linear
     n_basis = len(_basis(module.centre, is_linear))
     accumulator = StatisticsAccumulator(
-        module.group, d, d * n_basis, module.covariate_effect.shape[0], by_group=module.intervention == "hard"
+        module.group,
+        d,
+        d * n_basis,
+        module.covariate_effect.shape[0],
+        by_group=module.intervention == "hard",
+        level=module.knowledge.level,
     )
     for raw in loader:
         batch = to_device(raw, module.device)

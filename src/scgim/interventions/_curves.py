@@ -102,8 +102,10 @@ def on_grid(values: Tensor, group: Tensor, log_dosage: Tensor, grid: Tensor, n_g
     """Values (K, d) at the doses of each drug, carried to a grid of doses: linear between them, shape (U, m, d)."""
     out = values.new_zeros(n_groups, len(grid), values.shape[1])
     for rows in groups_of(group):
-        rows = rows[torch.argsort(log_dosage[rows])]
-        out[group[rows[0]]] = interpolation(grid, log_dosage[rows].double()) @ values[rows]
+        doses, code = torch.unique(log_dosage[rows].double(), return_inverse=True)  # sorted; levels share doses
+        own = values.new_zeros(len(doses), values.shape[1]).index_add_(0, code, values[rows])
+        own = own / torch.bincount(code)[:, None]
+        out[group[rows[0]]] = interpolation(grid, doses) @ own
     return out
 
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from scgim._departures import MAX_DEPARTURE_VAR, MIN_GAIN, likeliest_misfit
 from scgim.interventions._curves import groups_of
 from scgim.interventions._interventions import Interventions
+from scgim.interventions._levels import LEVEL_SHARES, Told, levels_of
+from scgim.interventions._levels import MIN_GAIN as MIN_LEVEL_GAIN
 from scgim.interventions._programmes import effective_genes, initial_loadings, price, programme_of, update_loadings
 
 if TYPE_CHECKING:
@@ -82,6 +84,7 @@ def estimate_interventions(
     grid: CurveGrid,
     prior: ShiftPrior,
     passage: Passage | None = None,
+    member: Tensor | None = None,
 ) -> Estimate:
     """Infer targets, dose-response curves and programmes; the prior is fitted along (empirical Bayes).
 
@@ -101,12 +104,23 @@ def estimate_interventions(
         Prior to start from, on the scale of the effects.
     passage
         What reaches genes through their parents; None if mechanisms say it all.
+    member
+        Level of the effect modifier of each context as 0/1, shape (K, L); None if effects are the same in all.
     """
     shift, variance = shift.double(), 1 / information.double().clamp_min(_MIN_INFORMATION)
     coarse = grid.coarse()
     curves = coarse.values(log_dosage.double())  # (K, S)
-    data = _Data(shift, variance, group, _blocks(group, shift.shape[1] * curves.shape[1]), curves, coarse, passage)
+    blocks = _blocks(group, shift.shape[1] * curves.shape[1] * (1 if member is None else member.shape[1]))
+    data = _Data(shift, variance, group, blocks, curves, coarse, passage, member)
+    prior = replace(prior, level_share=0.0)
     fit, n_programmes = cast("_Fit", _fit(data._replace(passage=None), prior, 0)), 0  # never None without programmes
+    if member is not None:
+        trials = [
+            cast("_Fit", _fit(data._replace(passage=None), replace(prior, level_share=s), 0)) for s in LEVEL_SHARES
+        ]
+        best = max(trials, key=lambda trial: trial.evidence)
+        if best.evidence > fit.evidence + MIN_LEVEL_GAIN:
+            fit, prior = best, replace(prior, level_share=best.prior.level_share)
     if passage is not None:
         loose = cast("_Fit", _fit(data, prior, 0))
         if loose.evidence > fit.evidence + MIN_GAIN:
@@ -119,43 +133,63 @@ def estimate_interventions(
             break
         fit, n_programmes = trial, n_programmes + 1
     variance, prior, programme = fit.variance, fit.prior, fit.beside
-    found = _summaries(shift - programme, variance, group, log_dosage.double(), grid, prior)
+    found = _summaries(shift - programme, variance, group, log_dosage.double(), grid, prior, member)
     return Estimate(found, prior, programme, fit.evidence, variance, fit.support, n_programmes)
 
 
 def effects_left_out(
-    shift: Tensor, information: Tensor, group: Tensor, log_dosage: Tensor, grid: CurveGrid, prior: ShiftPrior
+    shift: Tensor,
+    information: Tensor,
+    group: Tensor,
+    log_dosage: Tensor,
+    grid: CurveGrid,
+    prior: ShiftPrior,
+    member: Tensor | None = None,
 ) -> Tensor:
     """Expected direct effect in each context, from the curves that the other doses of its drug give, shape (K, d).
 
     The doses of each drug are left out in turn, several drugs at once; arguments are those of :func:`estimate_interventions`,
     programmes taken out. NaN where a drug has one dose.
     """
-    log_dosage, n_folds = log_dosage.double(), int(torch.bincount(group).max())
-    fold = torch.empty_like(group)
+    log_dosage = log_dosage.double()
+    fold, several = torch.empty_like(group), torch.zeros_like(group, dtype=torch.bool)
     for rows in groups_of(group):
-        fold[rows[torch.argsort(log_dosage[rows])]] = torch.arange(len(rows))
-    several = torch.bincount(group)[group] > 1
+        doses, fold[rows] = torch.unique(log_dosage[rows], return_inverse=True)
+        several[rows] = len(doses) > 1
     expected = torch.full_like(shift, torch.nan)
-    for f in range(n_folds if several.any() else 0):
+    for f in range(int(fold.max()) + 1 if several.any() else 0):
         out = several & (fold == f)
         rest = torch.nonzero(~out)[:, 0]
-        known = _summaries(shift[rest], 1 / information[rest], group[rest], log_dosage[rest], grid, prior)
-        expected[out] = known.rows(group[out]).direct(log_dosage[out])
+        of_rest = None if member is None else member[rest]
+        known = _summaries(shift[rest], 1 / information[rest], group[rest], log_dosage[rest], grid, prior, of_rest)
+        chosen = known.rows(group[out])
+        chosen = chosen if member is None else chosen.at_level(member[out].argmax(1))
+        expected[out] = chosen.direct(log_dosage[out])
     return expected
 
 
-def _summaries(shift, variance, group, log_dosage, grid: CurveGrid, prior: ShiftPrior) -> Interventions:
-    """What is known of direct effects at a given prior."""
+def _summaries(
+    shift, variance, group, log_dosage, grid: CurveGrid, prior: ShiftPrior, member: Tensor | None = None
+) -> Interventions:
+    """What is known of direct effects at a given prior; with levels of contexts as 0/1 (K, L), also in each."""
     curves = grid.values(log_dosage)
     odds = prior.target_log_odds(int(group.max()) + 1, torch.arange(shift.shape[1]))
-    blocks = _blocks(group, shift.shape[1] * curves.shape[1])
-    parts = [
-        Interventions(*_summarise(shift[rows], variance[rows], curves[rows], grid, prior, odds[units]))
-        for units, rows in blocks
-    ]
+    n_levels = 1 if member is None else member.shape[1]
+    blocks = _blocks(group, shift.shape[1] * curves.shape[1] * n_levels)
     order = torch.argsort(torch.cat([units for units, _ in blocks]))
-    return Interventions.stack(parts).rows(order)
+    parts, told = [], []
+    for units, rows in blocks:
+        data = (shift[rows], variance[rows], curves[rows])
+        levels = None if member is None else member[rows]
+        summary, chosen = _summarise(*data, grid, prior, odds[units], levels)
+        parts.append(Interventions(*summary))
+        if levels is not None:
+            told.append(Told.of_curve(1 / (data[1] + prior.spike_var), data[0], data[2], chosen, levels))
+    found = Interventions.stack(parts).rows(order)
+    if member is None:
+        return found
+    everything = Told(*(torch.cat(part)[order] for part in zip(*told, strict=True)))
+    return replace(found, levels=levels_of(found, everything, prior))
 
 
 def _blocks(group: Tensor, values: int) -> list[tuple[Tensor, Tensor]]:
@@ -182,6 +216,7 @@ class _Data(NamedTuple):
     curves: Tensor
     grid: CurveGrid
     passage: Passage | None
+    member: Tensor | None
 
 
 class _Fit(NamedTuple):
@@ -248,7 +283,8 @@ def _fit_prior(data: _Data, shift: Tensor, variance: Tensor, prior: ShiftPrior, 
     for _ in range(max_rounds):
         odds = prior.target_log_odds(moments.shape[1], torch.arange(shift.shape[1]))
         for units, rows in blocks:
-            found = _moments(shift[rows], variance[rows], curves[rows], grid, prior, odds[units])
+            member = None if data.member is None else data.member[rows]
+            found = _moments(shift[rows], variance[rows], curves[rows], grid, prior, odds[units], member)
             moments[:, units] = torch.stack(found)
         target_probs, mean_square, misfit, evidence = moments
         updated = _update(prior, target_probs, mean_square, misfit)
@@ -260,18 +296,22 @@ def _fit_prior(data: _Data, shift: Tensor, variance: Tensor, prior: ShiftPrior, 
     return target_probs.clone(), prior, float(evidence.sum())
 
 
-def _evidence(shift: Tensor, variance: Tensor, curves: Tensor, prior: ShiftPrior) -> tuple[Tensor, Tensor, Tensor]:
-    """Log evidence of each curve against none, and mean and variance of its height; each (G, d, S)."""
+def _evidence(
+    shift: Tensor, variance: Tensor, curves: Tensor, prior: ShiftPrior, member: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log evidence of each curve against none, and mean and variance of its height, that all levels share; each (G, d, S)."""
     weight = 1 / (variance + prior.spike_var)  # (G, k, d)
+    if member is not None and prior.level_share:
+        return Told.by_level(weight, shift, curves, member).gain(prior.slab_var, prior.level_share * prior.slab_var)
     precision = weight.mT @ curves.square() + 1 / prior.slab_var
     mean = ((weight * shift).mT @ curves) / precision
     log_evidence = 0.5 * mean.square() * precision - 0.5 * (precision * prior.slab_var).log()
     return log_evidence, mean, 1 / precision
 
 
-def _posterior(shift, variance, curves: Tensor, grid: CurveGrid, prior: ShiftPrior, odds: Tensor):
+def _posterior(shift, variance, curves, grid: CurveGrid, prior: ShiftPrior, odds: Tensor, member: Tensor | None):
     """Log odds of a target (G, d), probability of each curve, mean and variance of its height, each (G, d, S)."""
-    log_evidence, mean, spread = _evidence(shift, variance, curves, prior)
+    log_evidence, mean, spread = _evidence(shift, variance, curves, prior, member)
     joint = log_evidence + grid.log_prior
     total = joint.logsumexp(-1)
     return total + odds, (joint - total[..., None]).exp(), mean, spread
@@ -283,9 +323,9 @@ def _tempered(log_odds: Tensor) -> Tensor:
     return torch.minimum(log_odds, torch.full_like(log_odds, _MAX_LOG_ODDS)) + torch.log1p(excess)
 
 
-def _moments(shift, variance, curves: Tensor, grid: CurveGrid, prior: ShiftPrior, odds: Tensor) -> tuple[Tensor, ...]:
+def _moments(shift, variance, curves, grid: CurveGrid, prior: ShiftPrior, odds: Tensor, member: Tensor | None):
     """Target probability, mean square of the height if target, mean misfit if not, log evidence; each (G, d)."""
-    log_odds, weight, mean, spread = _posterior(shift, variance, curves, grid, prior, odds)
+    log_odds, weight, mean, spread = _posterior(shift, variance, curves, grid, prior, odds, member)
     misfit = (shift.square() - variance).mean(1)
     noise = variance + prior.spike_var
     off = -0.5 * (shift.square() / noise + noise.log()).sum(1)
@@ -312,9 +352,9 @@ def _update(prior: ShiftPrior, target_probs: Tensor, mean_square: Tensor, misfit
     )
 
 
-def _summarise(shift, variance, curves, grid: CurveGrid, prior: ShiftPrior, odds: Tensor) -> tuple[Tensor, ...]:
-    """The curve of the grid that lies closest to the posterior mean curve, and its uncertainty; each (G, d)."""
-    log_odds, weight, mean, spread = _posterior(shift, variance, curves, grid, prior, odds)
+def _summarise(shift, variance, curves, grid: CurveGrid, prior: ShiftPrior, odds: Tensor, member: Tensor | None):
+    """The curve of the grid that lies closest to the posterior mean curve, and its uncertainty, and which it is; each (G, d)."""
+    log_odds, weight, mean, spread = _posterior(shift, variance, curves, grid, prior, odds, member)
     probs = torch.sigmoid(_tempered(log_odds))
     low, high = float(grid.log_ec50.min()), float(grid.log_ec50.max())
     # a flat curve, of a screen without doses, is at its height wherever it is looked at
@@ -334,4 +374,4 @@ def _summarise(shift, variance, curves, grid: CurveGrid, prior: ShiftPrior, odds
     emax_sd = (square - effect.square()).clamp_min(0.0).sqrt() / top.gather(1, best).clamp_min(_MIN_SHARE)
     log_ec50_mean = weight @ grid.log_ec50
     log_ec50_sd = (weight @ grid.log_ec50.square() - log_ec50_mean.square()).clamp_min(0.0).sqrt()
-    return (probs, emax, emax_sd, grid.log_ec50[best], log_ec50_sd, grid.hill[best])
+    return (probs, emax, emax_sd, grid.log_ec50[best], log_ec50_sd, grid.hill[best]), best

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from scgim.interventions._curves import hill_curve, interpolation
+from scgim.interventions._levels import OF_ONE_LEVEL, LevelEffects
 
 _UNLIMITED = 50.0  # log dosage that nobody gives
 _MAX_GROWTH = 2.0  # of effects beyond the measured doses: twice, as from half to all of a curve; convention
@@ -39,6 +40,8 @@ class Interventions:
         Standard deviation of that, (Q, d); None for zero.
     grid
         Log dosages of `background`, increasing, to the largest that was measured, shape (m,); None for no limit.
+    levels
+        What differs between levels of the effect modifier; None where effects are the same in all.
     """
 
     target_probs: Tensor
@@ -50,6 +53,7 @@ class Interventions:
     background: Tensor = None  # type: ignore[assignment]  # these are set below
     background_sd: Tensor = None  # type: ignore[assignment]
     grid: Tensor = None  # type: ignore[assignment]
+    levels: LevelEffects | None = None
 
     def __post_init__(self) -> None:
         q, d = self.emax.shape
@@ -67,13 +71,24 @@ class Interventions:
 
     def rows(self, index: Tensor) -> Interventions:
         """Chosen drugs."""
-        return Interventions(**{name: getattr(self, name)[index] for name in _BY_DRUG}, grid=self.grid)
+        levels = None if self.levels is None else self.levels.rows(index)
+        return Interventions(**{name: getattr(self, name)[index] for name in _BY_DRUG}, grid=self.grid, levels=levels)
+
+    def at_level(self, level: Tensor | int) -> Interventions:
+        """What drugs do in a level of the effect modifier, one or one a drug (Q,)."""
+        if self.levels is None:
+            return self
+        own = self.levels
+        every = torch.arange(len(self.emax))
+        chosen = {name: getattr(own, name)[every, level] for name in OF_ONE_LEVEL}
+        return replace(self, **chosen, levels=None)
 
     @staticmethod
     def stack(parts: list[Interventions]) -> Interventions:
         """Drugs of several distributions with the same grid, one after the other."""
         together = {name: torch.cat([getattr(part, name).double() for part in parts]) for name in _BY_DRUG}
-        return Interventions(**together, grid=parts[0].grid)
+        levels = [part.levels for part in parts if part.levels is not None]
+        return Interventions(**together, grid=parts[0].grid, levels=LevelEffects.stack(levels) if levels else None)
 
     def curve(self, log_dosage: Tensor) -> Tensor:
         """Share of the largest effect at each drug's log dosage (Q,), shape (Q, d).
@@ -131,5 +146,5 @@ def _stratified(shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
     return (order + torch.rand(shape, generator=rng, dtype=torch.float64)) / shape[1]
 
 
-_BY_DRUG = tuple(name for name in Interventions.__dataclass_fields__ if name != "grid")
+_BY_DRUG = tuple(name for name in Interventions.__dataclass_fields__ if name not in ("grid", "levels"))
 DIRECT_FIELDS = _BY_DRUG[:6]

@@ -53,6 +53,8 @@ class Screen:
         Smallest and largest log dosage of the screen.
     passage
         What reaches genes through their parents; None if mechanisms say it all.
+    member
+        Level of the effect modifier of each context as 0/1 (K, L); None if effects are the same in all.
     """
 
     shift: Tensor
@@ -63,11 +65,12 @@ class Screen:
     curves: CurveGrid
     log_dosages: tuple[float, float]
     passage: Passage | None = None
+    member: Tensor | None = None
 
     def estimate(self, prior: ShiftPrior) -> Estimate:
         """Interventions under a prior."""
         of_contexts = self.shift, self.information, self.group, self.log_dosage
-        return estimate_interventions(*of_contexts, self.curves, prior, self.passage)
+        return estimate_interventions(*of_contexts, self.curves, prior, self.passage, self.member)
 
 
 def estimate_jointly(screen: Screen, prior: ShiftPrior) -> Estimate:

@@ -300,12 +300,13 @@ def _more_than_programmes(
     """What dense responses add at all drugs and doses of the grid, as far as they are trusted, (U m, d)."""
     group, log_dosage, grid = responses.group, responses.log_dosage, responses.grid
     n_drugs = len(direct) // len(grid)
-    several = torch.bincount(group)[group] >= _MIN_DOSES
+    n_doses, labels = _doses(group, log_dosage)
+    several = n_doses >= _MIN_DOSES
     if not several.any():
         return torch.zeros_like(shared)
     kernel = None if features is None else DrugKernel(features.double())
     x = torch.zeros(n_drugs, 0, dtype=torch.float64) if kernel is None else kernel.features
-    contexts, labels = Contexts(group, log_dosage, x[group]), torch.arange(len(group))
+    contexts = Contexts(group, log_dosage, x[group])
     totals = responses.effects @ responses.carry
     settings = choose_settings(totals, contexts, kernel, labels, responses.loss)
     dense = left_out(totals, contexts, kernel, settings, labels)
@@ -321,6 +322,15 @@ def _more_than_programmes(
         Contexts(drug, grid.repeat(n_drugs), x[drug])
     )
     return share * (everywhere - direct - shared)
+
+
+def _doses(group: Tensor, log_dosage: Tensor) -> tuple[Tensor, Tensor]:
+    """Number of doses of the drug of each context, and a label of drug and dose, both (K,); levels share doses."""
+    n_doses, labels = torch.empty_like(group), torch.empty_like(group)
+    for rows in groups_of(group):
+        doses, code = torch.unique(log_dosage[rows], return_inverse=True)
+        n_doses[rows], labels[rows] = len(doses), rows.min() + code
+    return n_doses, labels
 
 
 def _programme_left_out(programme: Tensor, group: Tensor, log_dosage: Tensor) -> Tensor:

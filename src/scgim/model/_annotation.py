@@ -26,7 +26,12 @@ class AnnotationMixin(ScreenModel):
     """`annotate` of :class:`scgim.model.GIM`."""
 
     def annotate(
-        self, adata: AnnData | None = None, *, key_added: str = Key.DEFAULT, n_samples: int | None = None
+        self,
+        adata: AnnData | None = None,
+        *,
+        key_added: str = Key.DEFAULT,
+        n_samples: int | None = None,
+        level: str | None = None,
     ) -> None:
         """Store network, targets and effects in an AnnData, where :mod:`scgim.pl` reads them.
 
@@ -38,6 +43,9 @@ class AnnotationMixin(ScreenModel):
             Start of the names under which results are stored.
         n_samples
             Cells drawn in each context for the total effects, as in :meth:`get_total_effects`.
+        level
+            Level of the effect modifier, such as one cell line, whose effects are stored; None for what levels have in common.
+            With another `key_added` for each level, plots show the one whose key they are given.
 
         Returns
         -------
@@ -56,10 +64,15 @@ class AnnotationMixin(ScreenModel):
                 f"`key_added={key_added!r}` holds a slash, which separates groups in files. Use another sign."
             )
         check_gene_names(adata.var_names, self.gene_names_)
+        if level is not None:
+            (level,) = self._covariates.names_of_levels([level])
         self._store_graph(adata, key_added)
-        self._store_drugs(adata, key_added, n_samples)
+        self._store_drugs(adata, key_added, n_samples, level)
+        params = self._stored_params()
+        if level is not None:
+            params |= {"effect_modifier_key": self._covariates.modifier, "level": level}
         entries = {
-            Key.uns.PARAMS: self._stored_params(),
+            Key.uns.PARAMS: params,
             Key.uns.PERTURBATIONS: self._perturbation_table(),
             Key.uns.HISTORY: self._history_frame(),
         }
@@ -78,19 +91,25 @@ class AnnotationMixin(ScreenModel):
         adata.varp[Key.varp.edge_probs(key)] = sparse.csr_matrix(self.module.knowledge.edge_probs.cpu().numpy())
         adata.varp[Key.varp.edge_weights(key)] = sparse.csr_matrix(weights)
 
-    def _store_drugs(self, adata: AnnData, key: str, n_samples: int | None) -> None:
+    def _store_drugs(self, adata: AnnData, key: str, n_samples: int | None, level: str | None) -> None:
         """What each perturbation does at its largest dosage, genes x perturbations."""
         doses = self._doses
         names = doses.index.tolist()
-        _, _, log_dosage, known = self._drugs.query(names, doses["max"].to_numpy())
+        query = self._drugs.query(names, doses["max"].to_numpy())
         fitted = self.module.knowledge.interventions().rows(
             torch.as_tensor(pd.Index(self.perturbations).get_indexer(names))
         )
+        levels = None
+        if level is not None:
+            levels = [level] * len(names)
+            query = query.at_levels(self._covariates.levels, levels)
+            fitted = fitted.at_level(self._covariates.levels.index(level))
+        known, log_dosage = query.interventions, query.log_dosage
         tables = {
             Key.varm.targets: fitted.target_probs.numpy(),
             Key.varm.shifts: known.direct(log_dosage).numpy(),
             Key.varm.shift_sds: known.sd(log_dosage).numpy(),
-            Key.varm.total_effects: total_effects(self._sampler, known, log_dosage, n_samples, seed=0),
+            Key.varm.total_effects: total_effects(self._sampler, known, log_dosage, n_samples, 0, levels),
             Key.varm.emax: fitted.emax.numpy(),
             Key.varm.ec50: fitted.log_ec50.exp().numpy(),
             Key.varm.hill: fitted.hill.numpy(),
@@ -102,12 +121,12 @@ class AnnotationMixin(ScreenModel):
     def _doses(self) -> pd.DataFrame:
         """Number of doses of each perturbation, and the largest."""
         frame = self.contexts.to_frame(index=False)
-        return frame.groupby("perturbation", sort=False)["dosage"].agg(["count", "max"])
+        return frame.groupby("perturbation", sort=False)["dosage"].agg(["nunique", "max"])
 
     def _perturbation_table(self) -> pd.DataFrame:
         doses = self._doses
         n_cells = self.n_cells_.loc[doses.index].to_numpy()
-        table = pd.DataFrame({"n_cells": n_cells, "n_doses": doses["count"], "max_dosage": doses["max"]})
+        table = pd.DataFrame({"n_cells": n_cells, "n_doses": doses["nunique"], "max_dosage": doses["max"]})
         return table.rename_axis(None)
 
     def _stored_params(self) -> dict:

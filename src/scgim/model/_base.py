@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from scgim.module import GIMModule
 
 _SET_UP_AGAIN = "Set up the data and make a new model: `GIM.setup_anndata(adata); model = GIM(adata)`."
-_SETUP_KEYS = ("perturbation_key", "control", "dosage_key", "drug_embedding_key")
+_SETUP_KEYS = ("perturbation_key", "control", "dosage_key", "drug_embedding_key", "effect_modifier_key")
 
 
 class ScreenModel(BaseModelClass):
@@ -80,9 +80,18 @@ class ScreenModel(BaseModelClass):
 
     @property
     def contexts(self) -> pd.MultiIndex:
-        """Measured contexts (perturbation, dosage), control left out."""
-        arrays = [self._screen["context_perturbation"][1:], self._screen["context_dosage"][1:]]
-        return pd.MultiIndex.from_arrays(arrays, names=["perturbation", "dosage"])
+        """Measured contexts (perturbation, dosage, and the level where effects have a modifier), control left out."""
+        screen, names = self._screen, ["perturbation", "dosage"]
+        arrays = [screen["context_perturbation"][self._n_controls :], screen["context_dosage"][self._n_controls :]]
+        if self._covariates.modifier is not None:
+            arrays.append(screen["context_level"][self._n_controls :])
+            names.append(self._covariates.modifier)
+        return pd.MultiIndex.from_arrays(arrays, names=names)
+
+    @property
+    def _n_controls(self) -> int:
+        """Contexts of controls, which come first: one for each level of the effect modifier."""
+        return max(1, len(self._covariates.levels))
 
     @property
     def drug_embedding(self) -> pd.DataFrame | None:
@@ -117,7 +126,9 @@ class ScreenModel(BaseModelClass):
         return Sampler(self.module, self.gene_names_, self.control_pool_, self._design)
 
     def _screen_field(self) -> ScreenField:
-        return ScreenField(*(self._setup_args[name] for name in _SETUP_KEYS))
+        setup = self._setup_args
+        keys: dict[str, Any] = {name: setup.get(name) for name in _SETUP_KEYS}
+        return ScreenField(**keys)
 
     def _values(self, adata: AnnData) -> Any:
         """The values that the model reads, in memory or in a file."""
@@ -173,7 +184,7 @@ class ScreenModel(BaseModelClass):
         x = readable(manager.get_from_registry(REGISTRY_KEYS.X_KEY))
         context = np.asarray(manager.get_from_registry(REGISTRY.CONTEXT), dtype=np.int64).ravel()
         if training and self._setup_args["size_factor_key"] is None and not self._is_continuous:
-            size = estimate_size_factors(x, context == 0)
+            size = estimate_size_factors(x, (context >= 0) & (context < self._n_controls))
         else:
             size = self._size_factors_of(adata, x)
         covariates = self._covariates.encode(adata.obs)

@@ -14,6 +14,7 @@ from scgim._constants import REGISTRY
 from scgim._validation import (
     check_column,
     check_dosage,
+    check_levels,
     check_perturbations,
     check_regulators,
     match_doses,
@@ -27,11 +28,11 @@ _OBS_COLUMN = "_scvi_gim_context"
 
 
 class ScreenField(BaseAnnDataField):
-    """Contexts (one drug at one dose) of the cells, and one row of features a drug.
+    """Contexts (one drug at one dose, in cells of one level of the effect modifier) of the cells, and one row of features a drug.
 
     Parameters
     ----------
-    perturbation_key, control, dosage_key, drug_embedding_key, regulator_key
+    perturbation_key, control, dosage_key, drug_embedding_key, regulator_key, effect_modifier_key
         See :meth:`scgim.model.GIM.setup_anndata`.
     """
 
@@ -42,9 +43,11 @@ class ScreenField(BaseAnnDataField):
         dosage_key: str | None,
         drug_embedding_key: str | None,
         regulator_key: str | None = None,
+        effect_modifier_key: str | None = None,
     ):
         self.perturbation_key, self.control = perturbation_key, control
         self.dosage_key, self.drug_embedding_key = dosage_key, drug_embedding_key
+        self.effect_modifier_key = effect_modifier_key
         self.regulator_key = regulator_key
 
     @property
@@ -67,32 +70,40 @@ class ScreenField(BaseAnnDataField):
         """Checks are made where the values are read."""
 
     def design(self, adata: AnnData, *, need_controls: bool = True) -> pd.DataFrame:
-        """Perturbation and dosage of each cell."""
+        """Perturbation and dosage of each cell, and its level if effects have a modifier."""
         obs = adata.obs
         if need_controls:
             perturbation = check_perturbations(obs, self.perturbation_key, self.control)
         else:
             perturbation = check_column(obs, self.perturbation_key, "perturbation_key").astype(str)
         dosage = check_dosage(obs, self.dosage_key, self.perturbation_key, self.control)
-        design = pd.DataFrame({"perturbation": np.asarray(perturbation, dtype=str), "dosage": dosage}, index=obs.index)
-        return design.rename_axis(None)  # an index may be called like a column
+        columns = {"perturbation": np.asarray(perturbation, dtype=str), "dosage": dosage}
+        if self.effect_modifier_key is not None:
+            columns["level"] = check_column(obs, self.effect_modifier_key, "effect_modifier_key").astype(str).to_numpy()
+        return pd.DataFrame(columns, index=obs.index).rename_axis(None)  # an index may be called like a column
 
     def register_field(self, adata: AnnData) -> dict:
         """Find the contexts and the features of the drugs."""
         design = self.design(adata)
         treated = design[design["perturbation"] != self.control]
-        contexts = treated.drop_duplicates().sort_values(["perturbation", "dosage"])
+        contexts = treated.drop_duplicates().sort_values([*design.columns])
         perturbations = contexts["perturbation"].unique().tolist()
         embedding = None
         if self.drug_embedding_key is not None:
             embedding = resolve_embedding(adata, self.drug_embedding_key, design["perturbation"], control=self.control)
             embedding = embedding.loc[perturbations]
+        levels = (
+            [] if self.effect_modifier_key is None else check_levels(design, self.effect_modifier_key, self.control)
+        )
+        n_controls = max(1, len(levels))  # a context of controls for each level
         state = {
             "perturbations": perturbations,
-            "context_perturbation": [self.control, *contexts["perturbation"]],
-            "context_dosage": [0.0, *contexts["dosage"].astype(float)],
+            "context_perturbation": [self.control] * n_controls + contexts["perturbation"].tolist(),
+            "context_dosage": [0.0] * n_controls + contexts["dosage"].astype(float).tolist(),
             "embedding": embedding,
         }
+        if levels:
+            state["levels"], state["context_level"] = levels, levels + contexts["level"].tolist()
         if self.regulator_key is not None:  # kept with the model: other data need not have the column
             state["regulators"] = check_regulators(adata.var, self.regulator_key)
         adata.obs[_OBS_COLUMN] = context_codes(design, state)
@@ -118,12 +129,13 @@ class ScreenField(BaseAnnDataField):
         table.add_column("Dosages")
         contexts = pd.DataFrame({k: state_registry[f"context_{k}"] for k in ("perturbation", "dosage")})
         for name, dosages in contexts.groupby("perturbation", sort=False)["dosage"]:
-            table.add_row(name, ", ".join(f"{d:g}" for d in dosages))
+            table.add_row(name, ", ".join(f"{d:g}" for d in dosages.unique()))
         return table
 
 
 def context_codes(design: pd.DataFrame, state: dict) -> np.ndarray:
     """Index of each cell's context, -1 if it is not among those of `state`; dosages may be rounded otherwise."""
-    known = pd.MultiIndex.from_arrays([state["context_perturbation"], state["context_dosage"]])
+    columns = [name for name in ("perturbation", "dosage", "level") if f"context_{name}" in state]
+    known = pd.MultiIndex.from_arrays([state[f"context_{name}"] for name in columns])
     dosage = match_doses(design["dosage"].to_numpy(), np.asarray(state["context_dosage"]))
-    return known.get_indexer(pd.MultiIndex.from_arrays([design["perturbation"], dosage])).astype(np.int64)
+    return known.get_indexer(pd.MultiIndex.from_frame(design.assign(dosage=dosage)[columns])).astype(np.int64)

@@ -40,7 +40,7 @@ from scgim.model._whatif import WhatIfMixin
 from scgim.module import GIMModule
 from scgim.nn._likelihood import LIKELIHOODS
 from scgim.nn._mechanism import MECHANISMS, N_HIDDEN
-from scgim.predict._covariates import CovariateDesign, as_list, check_columns
+from scgim.predict._covariates import CovariateDesign, as_list, check_columns, check_modifier
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -160,6 +160,7 @@ class GIM(TrainingMixin, SavingMixin, PredictionMixin, ResultsMixin, AnnotationM
             n_genes=self.summary_stats.n_vars,
             group=codes,
             log_dosage=log_dosage,
+            level=pd.Index(self._covariates.levels).get_indexer(screen.get("context_level", [])),
             n_covariates=self._covariates.n_columns,
             likelihood=likelihood,
             mechanism=mechanism,
@@ -193,6 +194,7 @@ class GIM(TrainingMixin, SavingMixin, PredictionMixin, ResultsMixin, AnnotationM
         continuous_covariate_keys: list[str] | None = None,
         size_factor_key: str | None = None,
         regulator_key: str | None = None,
+        effect_modifier_key: str | None = None,
         **kwargs,
     ) -> None:
         """Register a screen. Only adds fields whose names start with `_scvi`; counts are never changed.
@@ -225,6 +227,11 @@ class GIM(TrainingMixin, SavingMixin, PredictionMixin, ResultsMixin, AnnotationM
         regulator_key
             Boolean column of `var`: genes that may regulate others (:func:`scgim.pp.mark_regulators`); edges from other genes have
             probability 0. Drugs may act on any gene all the same. None if any gene may regulate.
+        effect_modifier_key
+            Categorical column of `obs`, such as cell line, cell type or patient, in whose levels drugs may do different things. Effects
+            are a common part and a deviation of each level, shrunk to none where levels agree; the network is that of all. The
+            column shifts expression as well, as a covariate, and need not be given as one. Each level needs control cells; where a
+            drug was not measured in a level, effects are carried over from the others. None if effects are the same in all cells.
 
         Raises
         ------
@@ -245,11 +252,13 @@ class GIM(TrainingMixin, SavingMixin, PredictionMixin, ResultsMixin, AnnotationM
             known = kwargs["source_registry"]["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
             check_gene_names(adata.var_names, known[LayerField.COLUMN_NAMES_KEY])
         check_columns(adata.obs, batch_key, categorical_covariate_keys, continuous_covariate_keys)
+        if effect_modifier_key is not None:
+            check_modifier(adata.obs, effect_modifier_key, continuous_covariate_keys)
         if size_factor_key is not None:
             check_size_factors(adata.obs, size_factor_key)
         fields = [
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
-            ScreenField(perturbation_key, control, dosage_key, drug_embedding_key, regulator_key),
+            ScreenField(perturbation_key, control, dosage_key, drug_embedding_key, regulator_key, effect_modifier_key),
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
             CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
             NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),

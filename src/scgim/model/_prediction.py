@@ -204,7 +204,7 @@ class PredictionMixin(ScreenModel):
             raise ValueError(f"`by` must be 'context' or 'cell', found {by!r}.")
         adata = self._validate_screen(adata)
         design = self._screen_field().design(adata, need_controls=False)
-        contexts, code = _contexts_of(design)
+        contexts, code = _contexts_of(design.rename(columns={"level": self._covariates.modifier}))
         shift, targets = self._context_effects(adata, contexts, n_samples, seed)
         cells = self._cells(adata)
         cells = Cells(cells.x, code, self._design.scaled(cells.covariates), cells.log_size)
@@ -229,6 +229,8 @@ class PredictionMixin(ScreenModel):
                 table = self._embedding_of(adata, new)
                 rows = pd.concat([known, table[known.columns]]).loc[rows]  # type: ignore[union-attr]
             query = self._drugs.query(rows, contexts.get_level_values(1).to_numpy()[treated])
+            if contexts.nlevels > 2:
+                query = query.at_levels(self._covariates.levels, contexts.get_level_values(2)[treated])
             interventions, log_dosage = query.interventions, query.log_dosage
         shape = (n_samples, len(contexts), len(self.gene_names_))
         return context_effects(interventions, log_dosage, treated, shape, seed)
@@ -245,6 +247,6 @@ class PredictionMixin(ScreenModel):
 
 def _contexts_of(design: pd.DataFrame) -> tuple[pd.MultiIndex, np.ndarray]:
     """Contexts of cells, sorted, and the code of each cell's context."""
-    frame = pd.MultiIndex.from_frame(design[["perturbation", "dosage"]])
+    frame = pd.MultiIndex.from_frame(design)
     contexts = frame.unique().sort_values()
     return contexts, contexts.get_indexer(frame)

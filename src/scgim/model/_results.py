@@ -58,6 +58,7 @@ class ResultsMixin(ScreenModel):
         drug_embedding: pd.DataFrame | ArrayLike | str | list[str] | None = None,
         dosage: float | ArrayLike | None = None,
         *,
+        level: str | list[str] | None = None,
         min_effect: float = 0.0,
     ) -> pd.DataFrame:
         """Probability that each gene is a direct target.
@@ -67,17 +68,20 @@ class ResultsMixin(ScreenModel):
         drug_embedding, dosage
             Drugs and dosages as in :meth:`predict`; None for the measured contexts. All dosages of a drug have the same
             targets.
+        level
+            Levels of the effect modifier, such as one cell line; None for those that contexts were measured in (of drugs that are
+            named, all). Of a model without `effect_modifier_key` it must be None.
         min_effect
             Size that the direct effect must exceed, up or down, at the largest of the dosages, in units of :meth:`get_effects`. With many
             cells an effect far too small to matter is certain.
 
         Returns
         -------
-        Data frame indexed by (perturbation, dosage), a column a gene.
+        Data frame indexed by (perturbation, dosage), and the level if there are several, a column a gene.
         """
         if not min_effect >= 0:
             raise ValueError(f"`min_effect` is a size and must not be negative, found {min_effect}.")
-        index, query = self._contexts_asked(drug_embedding, dosage)
+        index, query = self._contexts_asked(drug_embedding, dosage, level)
         probs = query.interventions.target_probs
         if min_effect > 0:
             largest = query.log_dosage.max().expand(len(query.log_dosage))
@@ -89,6 +93,7 @@ class ResultsMixin(ScreenModel):
         drug_embedding: pd.DataFrame | ArrayLike | str | list[str] | None = None,
         dosage: float | ArrayLike | None = None,
         *,
+        level: str | list[str] | None = None,
         return_sd: bool = False,
     ) -> pd.DataFrame | tuple[pd.DataFrame, pd.DataFrame]:
         """Direct effect on each gene: expected log fold change given its parents.
@@ -97,15 +102,18 @@ class ResultsMixin(ScreenModel):
         ----------
         drug_embedding, dosage
             Drugs and dosages as in :meth:`predict`; None for the measured contexts.
+        level
+            Levels of the effect modifier, such as one cell line; None for those that contexts were measured in (of drugs that are
+            named, all). Of a model without `effect_modifier_key` it must be None.
         return_sd
             Return the standard deviation as well.
 
         Returns
         -------
-        Data frame indexed by (perturbation, dosage), a column a gene; natural logarithm (for `likelihood="normal"`, in
+        Data frame indexed by (perturbation, dosage), and the level if there are several, a column a gene; natural logarithm (for `likelihood="normal"`, in
         control standard deviations). With `return_sd`, two such frames.
         """
-        index, query = self._contexts_asked(drug_embedding, dosage)
+        index, query = self._contexts_asked(drug_embedding, dosage, level)
         mean = pd.DataFrame(query.interventions.direct(query.log_dosage).numpy(), index, self.gene_names_)
         if not return_sd:
             return mean
@@ -116,6 +124,7 @@ class ResultsMixin(ScreenModel):
         drug_embedding: pd.DataFrame | ArrayLike | str | list[str] | None = None,
         dosage: float | ArrayLike | None = None,
         *,
+        level: str | list[str] | None = None,
         n_samples: int | None = None,
         seed: int = 0,
     ) -> pd.DataFrame:
@@ -125,6 +134,9 @@ class ResultsMixin(ScreenModel):
         ----------
         drug_embedding, dosage
             Drugs and dosages as in :meth:`predict`; None for the measured contexts.
+        level
+            Levels of the effect modifier, such as one cell line; None for those that contexts were measured in (of drugs that are
+            named, all). Of a model without `effect_modifier_key` it must be None.
         n_samples
             Cells drawn in each context, the same ones but for the effects; None for 200 to 4,000, fewer where contexts and genes
             are many.
@@ -133,11 +145,12 @@ class ResultsMixin(ScreenModel):
 
         Returns
         -------
-        Data frame indexed by (perturbation, dosage), a column a gene; natural logarithm (for `likelihood="normal"`, the
+        Data frame indexed by (perturbation, dosage), and the level if there are several, a column a gene; natural logarithm (for `likelihood="normal"`, the
         difference of means in control standard deviations).
         """
-        index, query = self._contexts_asked(drug_embedding, dosage)
-        values = total_effects(self._sampler, query.interventions, query.log_dosage, n_samples, seed)
+        index, query = self._contexts_asked(drug_embedding, dosage, level)
+        levels = None if index.nlevels == 2 else index.get_level_values(2).tolist()
+        values = total_effects(self._sampler, query.interventions, query.log_dosage, n_samples, seed, levels)
         return pd.DataFrame(values, index, self.gene_names_)
 
     def get_dose_response(
@@ -187,14 +200,28 @@ class ResultsMixin(ScreenModel):
                 log_dosage = np.log(check_query_dosage(dosage, np.size(dosage)))
         return curve_table(interventions, chosen, self.gene_names_, log_dosage, level)
 
-    def _contexts_asked(self, drug_embedding: Any, dosage: Any) -> tuple[pd.MultiIndex, Query]:
-        """The drugs asked for, or the measured contexts, and their index."""
+    def _contexts_asked(self, drug_embedding: Any, dosage: Any, level: Any) -> tuple[pd.MultiIndex, Query]:
+        """The drugs asked for, or the measured contexts, and their index; effects are those of the level in it."""
         self._check_if_trained(warn=False)
         if drug_embedding is None:
             if dosage is not None:
                 raise ValueError("`dosage` was given without `drug_embedding`. Name the perturbations it is meant for.")
-            drug_embedding, dosage = (self.contexts.get_level_values(level) for level in (0, 1))
-            drug_embedding = drug_embedding.tolist()
+            contexts = (
+                self.contexts if level is None else self.contexts.droplevel([*range(2, self.contexts.nlevels)]).unique()
+            )
+            drug_embedding, dosage = contexts.get_level_values(0).tolist(), contexts.get_level_values(1)
+            if level is None and contexts.nlevels > 2:
+                query = self._drugs.query(drug_embedding, dosage)
+                return contexts, query.at_levels(self._covariates.levels, contexts.get_level_values(2))
+        names, levels = self._covariates.names_of_levels(level), self._covariates.levels
         query = self._drugs.query(drug_embedding, dosage)
         arrays = [query.features.index.astype(str), query.dosage]
-        return pd.MultiIndex.from_arrays(arrays, names=["perturbation", "dosage"]), query
+        index = pd.MultiIndex.from_arrays(arrays, names=["perturbation", "dosage"])
+        if not names:
+            return index, query
+        q, n = len(index), len(names)
+        index = pd.MultiIndex.from_arrays(
+            [*(index.get_level_values(k).repeat(n) for k in (0, 1)), names * q],
+            names=["perturbation", "dosage", self._covariates.modifier],
+        )
+        return index, query.rows(np.arange(q).repeat(n)).at_levels(levels, names * q)

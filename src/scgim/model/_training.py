@@ -15,6 +15,7 @@ import torch
 from scvi import settings
 from scvi.model.base import PyroSviTrainMixin
 
+from scgim._validation import quote_some
 from scgim.fit._course import Course
 from scgim.fit._fit import Fit, Names
 from scgim.model._arguments import check_device, check_rate, check_trainer_arguments, whole_number
@@ -225,7 +226,7 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
         adata = self._own_data()
         self._check_unchanged(adata)
         cells = self._cells(self._validate_anndata(adata), training=True)
-        control = cells.context == 0
+        control = cells.context < self._n_controls
         n_continuous = len(self._covariates.continuous)
         self.covariate_scaling_ = centre_and_scale(cells.covariates, n_continuous, control)
         cells = Cells(cells.x, cells.context, self._design.scaled(cells.covariates), cells.log_size)
@@ -238,15 +239,16 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
 
     def _note_measured(self, context: np.ndarray) -> None:
         """Count the training cells of each perturbation; those without any are predicted like drugs never measured."""
-        counts = np.bincount(context, minlength=len(self.contexts) + 1)
-        self.n_cells_ = pd.Series(counts[1:], index=self.contexts).groupby("perturbation", sort=False).sum()
+        n = self._n_controls
+        counts = np.bincount(context, minlength=len(self.contexts) + n)
+        self.n_cells_ = pd.Series(counts[n:], index=self.contexts).groupby("perturbation", sort=False).sum()
         self._known_drugs = None
 
     def _split(self, cells, train_size, validation_size, shuffle, split_key) -> list[np.ndarray]:
         if split_key is None:
             seed = 0 if settings.seed is None else settings.seed
             indices = split_cells(len(cells), train_size, validation_size, shuffle, seed)
-            if not (cells.context[indices[0]] == 0).any():
+            if not (cells.context[indices[0]] < self._n_controls).any():
                 raise ValueError(
                     "No control cell is among the training cells. Raise `train_size` or shuffle the cells."
                 )
@@ -265,8 +267,14 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
         train, test = (np.flatnonzero(values == v) for v in ("train", "test"))
         if not len(train):
             raise ValueError(f"No cell has 'train' in `adata.obs[{split_key!r}]`; found {sorted(set(values))}.")
-        if not (cells.context[train] == 0).any():
+        if not (cells.context[train] < self._n_controls).any():
             raise ValueError(f"No control cell has 'train' in `adata.obs[{split_key!r}]`.")
+        without = np.setdiff1d(np.arange(self._n_controls), cells.context[train])
+        if len(without):
+            raise ValueError(
+                f"No control cell of {quote_some([self._covariates.levels[k] for k in without])} has 'train' in "
+                f"`adata.obs[{split_key!r}]`. Controls of every level of {self._covariates.modifier!r} are needed."
+            )
         return [train, test, np.flatnonzero((values != "train") & (values != "test"))]
 
     def _descend(self, course: Course, arguments: dict, epochs: int, lr: float, *, early_stopping: bool) -> Trainer:

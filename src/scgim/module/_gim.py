@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from scgim._priors import MIN_SPIKE_VAR
+from scgim.interventions._levels import of_new_drugs
 from scgim.interventions._stacking import DrugGenerator, Responses
 from scgim.module._knowledge import Knowledge
 from scgim.module._spike_and_slab import SpikeAndSlab
@@ -66,6 +68,8 @@ class GIMModule(PyroBaseModuleClass):
         Hidden units per gene of an MLP mechanism.
     measurement
         "direct": parents act by their counts. "latent": by hidden expression, of which counts are a Poisson sample.
+    level
+        Level of the effect modifier of each context, shape (K,); None or empty if effects have none.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class GIMModule(PyroBaseModuleClass):
         intervention: str,
         n_hidden: int,
         measurement: str = "direct",
+        level: NDArray | None = None,
     ):
         super().__init__()
         self.measurement = measurement
@@ -97,7 +102,8 @@ class GIMModule(PyroBaseModuleClass):
         self.register_buffer("baseline_offset", torch.zeros(n_genes))
         codes = torch.as_tensor(np.asarray(group), dtype=torch.long)
         doses = None if log_dosage is None else torch.as_tensor(np.asarray(log_dosage)).double()
-        self.knowledge = Knowledge(codes, doses, n_genes)
+        levels = None if level is None or not len(level) else torch.as_tensor(np.asarray(level), dtype=torch.long)
+        self.knowledge = Knowledge(codes, doses, n_genes, levels)
 
     @property
     def device(self) -> torch.device:
@@ -164,6 +170,13 @@ class GIMModule(PyroBaseModuleClass):
     def drug_generator(self, features: Tensor, codes: Tensor) -> DrugGenerator:
         """Generator fitted to what is known of the measured perturbations; arguments as for :meth:`measured`."""
         return DrugGenerator(*self.measured(features, codes), self.responses().of(codes))
+
+    def in_levels(self, found: Interventions) -> Interventions:
+        """Interventions of drugs that are known by their features, in each level of the effect modifier if there is one."""
+        if not self.knowledge.n_levels:
+            return found
+        transfer = self.knowledge.transfer(counts=self.likelihood != "normal")
+        return replace(found, levels=of_new_drugs(found, transfer, self.knowledge.measured_levels()))
 
     @staticmethod
     def _get_fn_args_from_batch(tensors: dict[str, Tensor]) -> tuple[tuple, dict]:

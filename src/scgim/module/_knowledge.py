@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from scgim._priors import ShiftPrior, usual_edge_log_odds
-from scgim.interventions._curves import NO_DOSE, CurveGrid, dose_grid
+from scgim.interventions._curves import NO_DOSE, CurveGrid, dose_grid, on_grid
 from scgim.interventions._interventions import DIRECT_FIELDS, Interventions
+from scgim.interventions._levels import LEVEL_FIELDS, LevelEffects, level_weights
 from scgim.interventions._stacking import NO_PRECISION, Responses
+from scgim.interventions._transfer import Transfer
 
 if TYPE_CHECKING:
     import numpy as np
 
+_TRANSFER = (0.25, 0.3, 1.0, 0.0)  # power, share, length and error, until they are fitted
 _UNFITTED_PRIOR = (0.05, 1.0, 1e-3)  # until the search has fitted it, so that it enters nothing
 
 
@@ -30,9 +34,11 @@ class Knowledge(nn.Module):
         Log dosage of each context (-inf for the control), shape (K,); None for a screen without doses.
     n_genes
         Number of genes d.
+    level
+        Level of the effect modifier of each context, shape (K,); None if effects have none.
     """
 
-    def __init__(self, group: Tensor, log_dosage: Tensor | None, n_genes: int):
+    def __init__(self, group: Tensor, log_dosage: Tensor | None, n_genes: int, level: Tensor | None = None):
         super().__init__()
         k, u, d = len(group), int(group.max()) + 1, n_genes
         self.has_dosage = log_dosage is not None
@@ -54,6 +60,15 @@ class Knowledge(nn.Module):
             self.register_buffer(name, torch.zeros(u, d, dtype=torch.float64))
         self.register_buffer("grid", dose_grid(self.context_log_dosage()[self.treated]))
         self.register_buffer("background", torch.zeros(u, len(self.grid), d, dtype=torch.float64))
+        # the same in each level of the effect modifier; empty without one
+        self.n_levels = 0 if level is None else int(level.max()) + 1
+        self.register_buffer("level", level)
+        if level is not None:
+            for name in LEVEL_FIELDS:
+                own = (len(self.grid),) if name == "background" else ()
+                self.register_buffer(f"level_{name}", torch.zeros(u, self.n_levels, *own, d, dtype=torch.float64))
+            self.register_buffer("level_mean", torch.zeros(self.n_levels, d, dtype=torch.float64))
+            self.register_buffer("transfer_settings", torch.tensor(_TRANSFER, dtype=torch.float64))
         self.register_buffer("edge_probs", torch.zeros(d, d, dtype=torch.float64))
         self.register_buffer("weight_sd", torch.zeros(d, d, dtype=torch.float64))
         # estimates of what each context does given the parents, and their precision; what the generator learns from
@@ -81,6 +96,29 @@ class Knowledge(nn.Module):
         """Log dosage of each context (K,); without doses one below any that could be asked for, so that all are alike."""
         return self.log_dosage if self.has_dosage else torch.full_like(self.log_dosage, NO_DOSE)
 
+    def transfer(self, *, counts: bool) -> Transfer:
+        """How effects are carried to levels of the effect modifier in which a drug was not measured."""
+        power, share, length, error = self.transfer_settings.tolist()
+        between = Transfer.between(self.level_mean.cpu(), counts=counts)
+        return replace(between, power=power, share=share, length=length, error=error)
+
+    def level_weights(self, known: Tensor) -> Tensor:
+        """Weights of levels in which drugs are `known` (Q, L) in what they do in each, (Q, L, L): its own, or those of others."""
+        return level_weights(self.transfer(counts=True), known)
+
+    def measured_levels(self) -> Tensor:
+        """Levels in which any drug was measured, boolean (L,)."""
+        return self.interventions().levels.known.any(0)  # type: ignore[union-attr]
+
+    def context_level(self) -> Tensor | None:
+        """Level of the effect modifier of each context (K,), on the CPU; None without one."""
+        return None if self.level is None else self.level.cpu()
+
+    def membership(self) -> Tensor | None:
+        """The same as 0/1, (K, L)."""
+        level = self.context_level()
+        return None if level is None else torch.nn.functional.one_hot(level, self.n_levels).double()
+
     def dosage_range(self) -> tuple[float, float]:
         """Smallest and largest log dosage of the treated contexts."""
         dosages = self.log_dosage[self.treated]
@@ -89,7 +127,9 @@ class Knowledge(nn.Module):
     def interventions(self) -> Interventions:
         """What the measured perturbations do."""
         direct = {name: getattr(self, name).cpu() for name in DIRECT_FIELDS}
-        return Interventions(**direct, background=self.background.cpu(), grid=self.grid.cpu())
+        of_levels = (getattr(self, f"level_{name}").cpu() for name in LEVEL_FIELDS) if self.n_levels else ()
+        levels = LevelEffects(*of_levels) if self.n_levels else None
+        return Interventions(**direct, background=self.background.cpu(), grid=self.grid.cpu(), levels=levels)
 
     def responses(self, carry: Tensor) -> Responses:
         """What was measured in the treated contexts that had training cells."""
@@ -141,9 +181,32 @@ class Knowledge(nn.Module):
         self.response_precision[contexts] = precision.to(self.response)
 
     @torch.no_grad()
-    def note_interventions(self, perturbations: Tensor, found: Interventions, background: Tensor) -> None:
+    def note_drift(self, drift: Tensor) -> None:
+        """Add what contexts need beside (K, d) to what drugs do at the doses, and in the levels, in which they were measured."""
+        seen = self.treated.cpu() & (self.response_precision.cpu().amax(1) > NO_PRECISION)
+        group, log_dosage, grid = self.group.cpu()[seen], self.context_log_dosage().cpu()[seen], self.grid.cpu()
+        n_drugs, level = len(self.emax), self.context_level()
+        self.background += on_grid(drift[seen], group, log_dosage, grid, n_drugs).to(self.background)
+        if level is not None:
+            unit = group * self.n_levels + level[seen]
+            own = on_grid(drift[seen], unit, log_dosage, grid, n_drugs * self.n_levels)
+            own = own.unflatten(0, (n_drugs, self.n_levels))
+            levels = self.interventions().levels
+            weights = self.level_weights(levels.known)  # type: ignore[union-attr]
+            self.level_background += torch.einsum("qlk,qkmd->qlmd", weights, own).to(self.background)
+
+    @torch.no_grad()
+    def note_transfer(self, transfer: Transfer) -> None:
+        """Keep how effects are carried between levels."""
+        settings = [transfer.power, transfer.share, transfer.length, transfer.error]
+        self.transfer_settings.copy_(torch.tensor(settings, dtype=torch.float64))
+
+    @torch.no_grad()
+    def note_interventions(self, perturbations: Tensor, found: Interventions) -> None:
         """Keep what some perturbations do; of others nothing is known."""
         perturbations = perturbations.to(self.group.device)
         for name in DIRECT_FIELDS:
             getattr(self, name).zero_()[perturbations] = getattr(found, name).to(self.background)
-        self.background.zero_()[perturbations] = background.to(self.background)
+        self.background.zero_()[perturbations] = found.background.to(self.background)
+        for name in LEVEL_FIELDS if found.levels is not None else ():
+            getattr(self, f"level_{name}").zero_()[perturbations] = getattr(found.levels, name).to(self.background)

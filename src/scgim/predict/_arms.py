@@ -83,17 +83,36 @@ class Arms:
             arm=self.arm[given] - arms.start,
         )
 
-    def sample(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Effects and targets drawn anew for each of n cells of each arm, both (arms, n, d)."""
-        effects, targets = self.interventions.rows(self.drug).sample(self.log_dosage, n, rng)
-        return self._together(effects, targets)
+    def sample(self, n: int, rng: torch.Generator, level: Tensor) -> tuple[Tensor, Tensor]:
+        """Effects and targets drawn anew for each of n cells of each arm, both (arms, n, d).
+
+        `level` (arms, n) is the level of the effect modifier of each cell, 0 without one; levels share random numbers.
+        """
+        chosen, state, out = self.interventions.rows(self.drug), rng.get_state(), None
+        for k in torch.unique(level).tolist():
+            rng.set_state(state)
+            own = self._together(*chosen.at_level(k).sample(self.log_dosage, n, rng))
+            here = (level == k)[..., None]
+            out = own if out is None else tuple(torch.where(here, *pair) for pair in zip(own, out, strict=True))
+        return out  # type: ignore[return-value]
 
     def draw(
         self, rng: torch.Generator, doubt: Doubt | None = None, baseline_error: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Effects and targets of each arm in one draw of what is known of the drugs, both (arms, d)."""
-        known = (self.interventions, self.log_top, self.drug, self.log_dosage)
-        return self._together(*draw_effects(*known, rng, self.is_new, doubt, baseline_error))
+        """Effects and targets of each arm, in each level, in one draw of what is known of the drugs, both (arms, levels, d)."""
+        state, drawn = rng.get_state(), []
+        for k in range(self.n_levels):
+            rng.set_state(state)  # levels share random numbers
+            known = (self.interventions.at_level(k), self.log_top, self.drug, self.log_dosage)
+            drawn.append(self._together(*draw_effects(*known, rng, self.is_new, doubt, baseline_error)))
+        effects, targets = zip(*drawn, strict=True)
+        return torch.stack(effects, 1), torch.stack(targets, 1)
+
+    @property
+    def n_levels(self) -> int:
+        """Levels of the effect modifier, 1 without one."""
+        levels = self.interventions.levels
+        return 1 if levels is None else levels.emax.shape[1]
 
     def expected(self) -> tuple[Tensor, Tensor]:
         """Expected effects, and probability that a gene is a target of any of the drugs; both (arms, d)."""

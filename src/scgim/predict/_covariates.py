@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 from scvi import REGISTRY_KEYS
 
+from scgim._constants import REGISTRY
 from scgim._validation import check_column, check_covariates, check_key, numeric_values
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -51,6 +52,22 @@ def check_columns(
                 )
 
 
+def check_modifier(obs: pd.DataFrame, key: Any, continuous: list[str] | None) -> None:
+    """Raise unless the effect modifier is one column of `obs` without missing values, and not one of the continuous covariates."""
+    if not isinstance(key, str):
+        raise TypeError(
+            f"`effect_modifier_key` is {key!r}. Expected the name of one column. For two, join them: "
+            "`adata.obs['both'] = adata.obs['a'].astype(str) + '_' + adata.obs['b'].astype(str)`."
+        )
+    column = check_column(obs, key, "effect_modifier_key")
+    if key in (continuous or []):
+        raise ValueError(f"{key!r} is a continuous covariate. `effect_modifier_key` takes a column of categories.")
+    if column.isna().any():
+        raise ValueError(
+            f"{int(column.isna().sum())} cells have no value (NaN) in `adata.obs[{key!r}]`. Name their level, or remove the cells."
+        )
+
+
 class CovariateDesign:
     """Columns of the design matrix, from a model's registry, so that no data are needed.
 
@@ -69,6 +86,11 @@ class CovariateDesign:
         if setup["categorical_covariate_keys"]:
             mappings = fields[REGISTRY_KEYS.CAT_COVS_KEY]["state_registry"]["mappings"]
             self.categories.update({key: list(values) for key, values in mappings.items()})
+        self.modifier: str | None = setup.get("effect_modifier_key")
+        self.levels: list[str] = []
+        if self.modifier is not None:
+            self.levels = list(fields[REGISTRY.CONTEXT]["state_registry"]["levels"])
+            self.categories.setdefault(self.modifier, self.levels)  # what modifies effects shifts baselines as well
         self.continuous = list(setup["continuous_covariate_keys"] or [])
 
     @property
@@ -85,6 +107,33 @@ class CovariateDesign:
     @property
     def n_columns(self) -> int:
         return sum(len(v) for v in self.categories.values()) + len(self.continuous)
+
+    def names_of_levels(self, asked: str | Sequence[str] | None) -> list[str]:
+        """Levels of the effect modifier that are asked for, None for all; none of a model without one.
+
+        Raises
+        ------
+        ValueError
+            A level is not known, or there is no effect modifier.
+        """
+        if asked is None:
+            return self.levels
+        if self.modifier is None:
+            raise ValueError(
+                f"`level={asked!r}` was asked for, and effects are the same in all cells: the model was set up without "
+                "`effect_modifier_key`."
+            )
+        names = [str(name) for name in ([asked] if isinstance(asked, str) or np.ndim(asked) == 0 else asked)]
+        check_covariates(pd.DataFrame({self.modifier: names}), {self.modifier: self.levels})
+        return names
+
+    def level(self, design: NDArray) -> NDArray[np.int64]:
+        """Level of the effect modifier, as a number, of rows of the design matrix (N, Q), shape (N,); 0 without a modifier."""
+        if self.modifier is None:
+            return np.zeros(len(design), dtype=np.int64)
+        names = [str(value) for value in self.categories[self.modifier]]
+        own = design[:, np.flatnonzero(self.owner == self.modifier)].argmax(1)
+        return pd.Index(self.levels).get_indexer([names[k] for k in own]).astype(np.int64)
 
     def encode(self, obs: pd.DataFrame) -> NDArray[np.float32]:
         """Design matrix of cells, shape (N, Q); ValueError for values not seen in training."""
@@ -123,6 +172,7 @@ class ScaledDesign:
 
     def __init__(self, design: CovariateDesign, centre: NDArray, scale: NDArray):
         self.keys, self.categories = design.keys, design.categories
+        self.modifier, self.levels = design.modifier, design.levels
         self._design, self._centre, self._scale = design, centre, scale
 
     def encode(self, obs: pd.DataFrame) -> NDArray[np.float32]:
@@ -132,6 +182,19 @@ class ScaledDesign:
     def scaled(self, columns: NDArray) -> NDArray[np.float32]:
         """Columns of the design, scaled."""
         return ((columns - self._centre) / self._scale).astype(np.float32)
+
+    def level(self, scaled: NDArray) -> NDArray[np.int64]:
+        """Level of the effect modifier, as a number, of rows of the scaled design matrix (N, Q), shape (N,); 0 without a modifier."""
+        return self._design.level(scaled * self._scale + self._centre)
+
+    def level_named(self, covariates: pd.DataFrame | Mapping | None) -> int | None:
+        """Level of the effect modifier that covariates name, as a number; None if they do not."""
+        key = self._design.modifier
+        if covariates is None or key is None or key not in covariates:
+            return None
+        name = str(np.ravel(np.asarray(covariates[key]))[0])
+        check_covariates(pd.DataFrame({key: [name]}), {key: self.levels})
+        return self.levels.index(name)
 
     def with_covariates(self, design: NDArray[np.float32], covariates: pd.DataFrame | Mapping) -> NDArray[np.float32]:
         """Scaled design matrix (n, Q) in which all cells have the given covariates, a mapping or a data frame of one row.

@@ -36,6 +36,16 @@ class Query(NamedTuple):
     log_dosage: Tensor
     interventions: Interventions
 
+    def rows(self, index: NDArray[np.int64]) -> Query:
+        """Some rows."""
+        own = torch.as_tensor(index)
+        return Query(self.features.iloc[index], self.dosage[index], self.log_dosage[own], self.interventions.rows(own))
+
+    def at_levels(self, levels: list[str], names: Sequence[str]) -> Query:
+        """The same in one level of the effect modifier a row; `levels` are all there are."""
+        code = torch.as_tensor(pd.Index(levels).get_indexer(names))
+        return self._replace(interventions=self.interventions.at_level(code))
+
 
 @dataclass
 class Drugs:
@@ -122,7 +132,7 @@ class Drugs:
             )
         if (code >= 0).all():
             return measured.rows(torch.as_tensor(code))
-        new = self.generator(torch.as_tensor(features.to_numpy(dtype=np.float64)[code < 0]))
+        new = self.module.in_levels(self.generator(torch.as_tensor(features.to_numpy(dtype=np.float64)[code < 0])))
         position = np.where(code >= 0, code, len(self.names) + np.cumsum(code < 0) - 1)
         return Interventions.stack([measured, new]).rows(torch.as_tensor(position))
 

@@ -88,10 +88,10 @@ def _draw_means(
     error = baseline_sd * torch.randn(d, generator=rng, dtype=torch.float64)
     module.intercept.data += error.to(module.intercept)
     effects, targets = arms.draw(rng, doubt, error)
-    shift = torch.cat([effects, effects.new_zeros(1, d)])
-    targets = torch.cat([targets, targets.new_zeros(1, d)])
+    shift = torch.cat([effects, torch.zeros_like(effects[:1])])
+    targets = torch.cat([targets, torch.zeros_like(targets[:1])])
     means = replace(sampler, module=module).means(shift, targets, draws.n_samples, rng, draws.covariates)
-    return (*means, effects)
+    return (*means, torch.einsum("ald,l->ad", effects, sampler.level_shares(draws.covariates)))
 
 
 def _contrasts(module: GIMModule, means: Tensor, noise: Tensor, direct: Tensor) -> PosteriorMeans:
@@ -128,7 +128,7 @@ def without_sampling_noise(draws: Tensor, noise_var: Tensor) -> Tensor:
 
 def control_mean(sampler: Sampler, rng: torch.Generator) -> Tensor:
     """Mean of drawn control cells per unit of size factor, (d,)."""
-    nothing = torch.zeros(1, len(sampler.genes), dtype=torch.float64)
+    nothing = torch.zeros(1, 1, len(sampler.genes), dtype=torch.float64)
     return sampler.means(nothing, nothing.bool(), N_CONTROLS, rng)[0][0]
 
 

@@ -82,8 +82,12 @@ class Sampler:
         covariates: pd.DataFrame | Mapping | None = None,
         size_factor: float | ArrayLike | None = None,
     ) -> Backdrop:
-        """Covariates and size factors of n cells: those of control cells, where they are not given."""
-        pick = torch.randint(len(self.pool["log_size"]), (n,), generator=rng).numpy()
+        """Covariates and size factors of n cells: those of control cells (of the level that `covariates` name), where they are not given."""
+        rows = np.arange(len(self.pool["log_size"]))
+        chosen = self.design.level_named(covariates)
+        if chosen is not None:
+            rows = np.flatnonzero(self.design.level(self.pool["covariates"]) == chosen)
+        pick = rows[torch.randint(len(rows), (n,), generator=rng).numpy()]
         design, log_size = self.pool["covariates"][pick], self.pool["log_size"][pick]
         if covariates is not None:
             design = self.design.with_covariates(design, covariates)
@@ -131,10 +135,10 @@ class Sampler:
         step = self._rows_at_once(n)
         for start in range(0, len(arms), step):
             block = arms.take(range(start, min(start + step, len(arms))))
-            effects, targets = (t.flatten(0, 1) for t in block.sample(n, rng))
+            cells = backdrop.rows(slice(start * n, (start + len(block)) * n))
+            effects, targets = (t.flatten(0, 1) for t in block.sample(n, rng, self._level(cells).reshape(-1, n)))
             for gene, value in shift.items():
                 effects[:, gene] += value
-            cells = backdrop.rows(slice(start * n, (start + len(block)) * n))
             unit = torch.ones_like(cells.log_size) if self.is_continuous else cells.log_size.exp()
             held = {gene: (value * unit).to(self.module.device) for gene, value in fixed.items()}
             x, expected = self._draw(effects, targets, cells, self._on_device(rng), held)
@@ -151,12 +155,16 @@ class Sampler:
         rng: torch.Generator,
         covariates: pd.DataFrame | Mapping | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Mean per unit of size factor over n cells of each row of direct effects (rows, d), and its variance, both (rows, d)."""
+        """Mean per unit of size factor over n cells of each row of direct effects, and its variance, both (rows, d).
+
+        Effects and targets are (rows, L, d), of each level of the effect modifier, or one for all.
+        """
         cells = self.backdrop(n, rng, covariates)
         draws = torch.Generator(self.module.device).manual_seed(int(torch.randint(_SEEDS, (), generator=rng)))
+        level = self._level(cells).clamp_max(shift.shape[1] - 1)
         means, variances = [], []
         for rows in torch.arange(len(shift)).split(self._rows_at_once(n)):
-            effects, on = (values[rows].repeat_interleave(n, 0) for values in (shift, targets))
+            effects, on = (values[rows][:, level].flatten(0, 1) for values in (shift, targets))
             _, expected = self._draw(effects, on, cells.repeat(len(rows)), draws)
             rate = self._per_unit(expected, cells.repeat(len(rows))).double().reshape(len(rows), n, -1)
             means.append(rate.mean(1))
@@ -164,12 +172,12 @@ class Sampler:
         return torch.cat(means), torch.cat(variances)
 
     @torch.no_grad()
-    def coupled_mean(self, shift: Tensor, targets: Tensor, seed: int) -> Tensor:
+    def coupled_mean(self, shift: Tensor, targets: Tensor, seed: int, covariates: Mapping | None = None) -> Tensor:
         """Mean per unit of size factor over cells with given effects (n, d), shape (d,).
 
         Draws are the same for a seed (common random numbers), so that a difference of two means is one of effects.
         """
-        cells = self.backdrop(len(shift), torch.Generator().manual_seed(seed))
+        cells = self.backdrop(len(shift), torch.Generator().manual_seed(seed), covariates)
         draws = torch.Generator(self.module.device).manual_seed(seed)
         _, expected = self._draw(shift, targets, cells, draws, coupled=True)
         return self._per_unit(expected, cells).double().mean(0)
@@ -196,6 +204,17 @@ class Sampler:
             coupled,
         )
         return x.cpu(), expected.cpu()
+
+    def _level(self, cells: Backdrop) -> Tensor:
+        """Level of the effect modifier of each cell, 0 without one."""
+        return torch.as_tensor(self.design.level(cells.covariates.numpy()))
+
+    def level_shares(self, covariates: pd.DataFrame | Mapping | None = None) -> Tensor:
+        """Share of each level of the effect modifier among control cells, or 1 for that which covariates name, (L,)."""
+        n_levels = max(1, len(self.design.levels))
+        chosen = self.design.level_named(covariates)
+        level = self.design.level(self.pool["covariates"]) if chosen is None else np.array([chosen])
+        return torch.as_tensor(np.bincount(level, minlength=n_levels) / len(level))
 
     def _per_unit(self, expected: Tensor, cells: Backdrop) -> Tensor:
         return expected if self.is_continuous else expected * torch.exp(-cells.log_size[:, None])

@@ -10,6 +10,8 @@ import torch
 from scgim.predict._means import MIN_MEAN
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -21,21 +23,31 @@ _N_SAMPLES = (200, 4000)  # but at least and at most so many cells a drug: conve
 
 
 def total_effects(
-    sampler: Sampler, interventions: Interventions, log_dosage: Tensor, n_samples: int | None, seed: int
+    sampler: Sampler,
+    interventions: Interventions,
+    log_dosage: Tensor,
+    n_samples: int | None,
+    seed: int,
+    level: Sequence[str] | None = None,
 ) -> NDArray[np.float64]:
     """Natural-log fold change of each mean, or difference in control standard deviations, (Q, d).
 
-    All are means over the same `n_samples` cells but for the effects; None for as many as are drawn in reasonable time.
+    All are means over the same `n_samples` cells but for the effects; None for as many as are drawn in reasonable time. `level` names the
+    level of the effect modifier of each row, of which the cells are; interventions are those of that level.
     """
     q, d = len(log_dosage), len(sampler.genes)
     n = n_samples or int(np.clip(_N_VALUES / ((q + 1) * d), *_N_SAMPLES))
-    reference = sampler.coupled_mean(torch.zeros(n, d), torch.zeros(n, d, dtype=torch.bool), seed)
+    levels: list[str | None] = [None] * q if level is None else list(level)
+    cells = {name: None if name is None else {sampler.design.modifier: name} for name in dict.fromkeys(levels)}
+    nothing = torch.zeros(n, d)
+    references = {name: sampler.coupled_mean(nothing, nothing.bool(), seed, own) for name, own in cells.items()}
     means = []
-    for k in range(q):
+    for k, name in enumerate(levels):
         rng = torch.Generator().manual_seed(seed + 1)
         shift, targets = interventions.rows(torch.tensor([k])).sample(log_dosage[k : k + 1], n, rng)
-        means.append(sampler.coupled_mean(shift[0], targets[0], seed))
+        means.append(sampler.coupled_mean(shift[0], targets[0], seed, cells[name]))
     found = torch.stack(means).numpy()
+    reference = torch.stack([references[name] for name in levels]).numpy()
     if sampler.is_continuous:
-        return (found - reference.numpy()) / sampler.module.spread.cpu().numpy()
-    return np.log(found + MIN_MEAN) - np.log(reference.numpy() + MIN_MEAN)
+        return (found - reference) / sampler.module.spread.cpu().numpy()
+    return np.log(found + MIN_MEAN) - np.log(reference + MIN_MEAN)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from scgim.structure._levels import relative_to_controls
+
 # Covariates that are copies or sums of each other must be solved for, and so must those that do not vary.
 _RIDGE, _TINY = 1e-6, 1e-8
 
@@ -102,9 +104,21 @@ class StatisticsAccumulator:
         Number of covariate columns to be partialled out.
     by_group
         Keep the scatter of each perturbation apart, as hard interventions need.
+    level
+        Level of the effect modifier of each context, shape (K,): contexts are then compared with the controls of their own level.
+        None without one.
     """
 
-    def __init__(self, group: Tensor, n_genes: int, n_columns: int, n_covariates: int = 0, by_group: bool = False):
+    def __init__(
+        self,
+        group: Tensor,
+        n_genes: int,
+        n_columns: int,
+        n_covariates: int = 0,
+        by_group: bool = False,
+        level: Tensor | None = None,
+    ):
+        self.level = None if level is None else level.cpu()
         width = n_columns + n_covariates
         self.group, self.n_genes, self.n_columns = group.cpu(), n_genes, n_columns
         n_contexts, n_groups = len(group), int(group.max()) + 2
@@ -145,14 +159,20 @@ class StatisticsAccumulator:
             by_group = projection.T @ by_group @ projection
             gram = projection.T @ gram @ projection
         observed = self.n_cells > 0
+        means, n_cells, group = means[observed], self.n_cells[observed], self.group[observed]
+        dof = None
+        if self.level is not None:
+            dof, level = float((n_cells.sum() - len(n_cells)).clamp_min(1.0)), self.level[observed]
+            means, n_cells = relative_to_controls(means, n_cells, group, level)
         return ContextStatistics(
             gram=gram,
-            means=means[observed],
-            n_cells=self.n_cells[observed],
-            group=self.group[observed],
+            means=means,
+            n_cells=n_cells,
+            group=group,
             n_genes=self.n_genes,
             gram_by_group=by_group if self.by_group else None,
             observed=observed,
+            dof=dof,
         )
 
 

@@ -1,0 +1,146 @@
+r"""Effects carried to levels of the effect modifier in which a drug was not measured: a cell line of which there are controls only.
+
+Two things differ between levels. A fold change in one cannot be a fold change in another whose control cells express the gene
+already, so that effects are carried on the scale of a power of the mean, between log means (power 0) and means (power 1),
+
+.. math:: r_l = \left[(\mu_l e^{E_l} + c)^\lambda - (\mu_l + c)^\lambda\right] / \lambda
+
+with the mean :math:`\mu_l` of control cells. And levels that are alike answer alike: r is a Gaussian process over levels, of a common
+part and a radial kernel of the distance of their control profiles. Power, variance and length of the kernel are chosen by leaving
+measured levels out, where there are three.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import product
+
+import torch
+from torch import Tensor
+
+# What is chosen from, coarse steps: conventions. Lengths are in the mean squared distance of two levels.
+_POWERS, _SHARES, _LENGTHS = (0.0, 0.25, 0.5), (0.0, 0.3, 1.0, 3.0), (0.5, 1.0, 4.0)
+_MIN_LEVELS = 3  # of which one is left out: two others tell what they have in common
+_NUGGET = 0.05  # variance, in units of that of the common part, of what is of one level alone: convention
+_LITTLE, _LITTLE_IN_PROFILES = 0.02, 0.05  # counts added to means, so that genes that are never seen have a logarithm
+_MAX_CHANGE = 15.0  # of a log mean, as the likelihood has no smaller
+_MIN_INFORMATION, _TINY = 1e-6, 1e-9  # guards: below the first nothing is known; and of quotients
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """How effects are carried between L levels.
+
+    Parameters
+    ----------
+    mean
+        Mean of each gene in the control cells of each level per unit of size factor, (L, d); None for continuous values, whose
+        differences are carried as they are.
+    distance
+        Squared distance of the control profiles, in units of its mean over pairs, (L, L).
+    power
+        Power of the mean, lambda.
+    share
+        Variance of what alike levels share, in units of that of the common part.
+    length
+        Length of its kernel.
+    error
+        Mean squared error of heights in levels left out, beyond the error of what they are compared with.
+    """
+
+    mean: Tensor | None
+    distance: Tensor
+    power: float = 0.25
+    share: float = 0.3
+    length: float = 1.0
+    error: float = 0.0
+
+    @staticmethod
+    def between(mean: Tensor, *, counts: bool) -> Transfer:
+        """With the usual settings, from means of the controls (L, d)."""
+        profile = torch.log(mean + _LITTLE_IN_PROFILES) if counts else mean
+        distance = (profile[:, None] - profile[None]).square().mean(-1)
+        usual = distance.sum() / max(1, len(mean) * (len(mean) - 1))
+        return Transfer(mean if counts else None, distance / usual.clamp_min(_TINY))
+
+    def weights(self, known: Tensor) -> Tensor:
+        """Weights of the levels that are `known` (L,) in the prediction of each, (L, L); rows are predicted levels."""
+        own = 1 + self.share * torch.exp(-self.distance / self.length)
+        out = torch.zeros_like(own)
+        noise = _NUGGET * torch.eye(int(known.sum()), dtype=own.dtype)
+        out[:, known] = torch.linalg.solve(own[known][:, known] + noise, own[known]).T
+        return out
+
+    def carried(self, heights: Tensor, known: Tensor) -> Tensor:
+        """Heights (Q, L, d) predicted for all levels from those in which each drug is `known` (Q, L)."""
+        r, out = self._to_power(heights), torch.zeros_like(heights)
+        for pattern in torch.unique(known, dim=0):
+            drugs = (known == pattern).all(1)
+            if pattern.any():
+                out[drugs] = torch.einsum("lk,qkd->qld", self.weights(pattern), r[drugs])
+        return self._to_height(out)
+
+    def _to_power(self, heights: Tensor) -> Tensor:
+        if self.mean is None:
+            return heights
+        treated = self.mean * heights.clamp(-_MAX_CHANGE, _MAX_CHANGE).exp()
+        return self._power(treated) - self._power(self.mean)
+
+    def _to_height(self, r: Tensor) -> Tensor:
+        if self.mean is None:
+            return r
+        total = self._power(self.mean) + r
+        treated = total.exp() if not self.power else (1 + self.power * total).clamp_min(_TINY) ** (1 / self.power)
+        # no lower than a gene that is not seen
+        return (treated - _LITTLE).clamp_min(_TINY).log().clamp_min(-_MAX_CHANGE) - self.mean.clamp_min(_TINY).log()
+
+    def _power(self, mean: Tensor) -> Tensor:
+        return (mean + _LITTLE).log() if not self.power else ((mean + _LITTLE) ** self.power - 1) / self.power
+
+    def chosen(self, heights: Tensor, information: Tensor, target_probs: Tensor, slab_var: float) -> Transfer:
+        """Settings under which levels left out are predicted best.
+
+        Parameters
+        ----------
+        heights, information
+            Estimates of the heights, each from its own level, and their precision, (Q, L, d).
+        target_probs
+            Probability of targets, which weighs genes, (Q, d).
+        slab_var
+            Variance of the heights of targets.
+        """
+        known = information.amax(2) > _MIN_INFORMATION
+        several = known.sum(1) >= _MIN_LEVELS
+        if not several.any():
+            return self
+        heights, information, known = heights[several], information[several], known[several]
+        weight = target_probs[several][:, None] * slab_var / (slab_var + 1 / information.clamp_min(_MIN_INFORMATION))
+        trials = [replace(self, power=p, share=s, length=n) for p, s, n in self._choices()]
+        return min(
+            (trial._judged(heights, information, known, weight, slab_var) for trial in trials), key=lambda t: t[0]
+        )[1]
+
+    def _choices(self) -> product:
+        return product(_POWERS if self.mean is not None else (0.0,), _SHARES, _LENGTHS)
+
+    def _judged(
+        self, heights: Tensor, information: Tensor, known: Tensor, weight: Tensor, slab_var: float
+    ) -> tuple[float, Transfer]:
+        """Squared error of levels left out, of log1p of means for counts, and these settings with the error of heights."""
+        loss = error = total = 0.0
+        for level in range(heights.shape[1]):
+            drugs, others = known[:, level], known.clone()
+            others[:, level] = False
+            predicted = self.carried(heights, others)[drugs, level]
+            observed, w = heights[drugs, level], weight[drugs, level]
+            off = (predicted - observed).square()
+            known_off = off - 1 / information[drugs, level].clamp_min(_MIN_INFORMATION)
+            error += float((w * known_off.clamp_max(slab_var)).sum())  # no worse than not to know
+            total += float(w.sum())
+            if self.mean is not None:
+                off = (self._log1p(predicted, level) - self._log1p(observed, level)).square()
+            loss += float((w * off).sum())
+        return loss, replace(self, error=max(0.0, error / max(total, _TINY)))
+
+    def _log1p(self, heights: Tensor, level: int) -> Tensor:
+        return torch.log1p(self.mean[level] * heights.clamp(-_MAX_CHANGE, _MAX_CHANGE).exp())  # type: ignore[index]
