@@ -1,4 +1,4 @@
-"""What measured contexts need beside, so that cells drawn for them have the means of the observed ones.
+"""What contexts need beside, so that cells drawn for them have the means that are known of them.
 
 Effects are estimated given the observed values of a gene's parents. Drawn cells have drawn parents, and where mechanisms are not quite
 right, or hold for controls but not for treated cells, the means of drawn cells drift along the network. For contexts that were measured
@@ -7,11 +7,12 @@ it is known by how much.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from scgim.fit._baselines import HALF_A_COUNT, MAX_STEP, N_ERRORS, N_ROUNDS, draw_effects
+from scgim.fit._statistics import to_device
 from scgim.nn._likelihood import parent_features
 
 if TYPE_CHECKING:
@@ -20,76 +21,129 @@ if TYPE_CHECKING:
     from scgim.module import GIMModule
     from scgim.train import BatchLoader
 
-_N_VALUES, _BLOCK_VALUES = (
-    40_000_000,
-    8_000_000,
-)  # drawn in all, unless contexts are many, and at a time: for time and memory
+# Drawn in all, unless contexts are many, and at a time: for time and memory
+_N_VALUES, _BLOCK_VALUES = 40_000_000, 8_000_000
 _N_CELLS = (20, 400)  # of a context, at least and at most: conventions
 _NEAR = 0.02  # in log means, which ends it: convention
 _MAX_DRIFT = 5.0  # e-folds; what would need more is no drift
 
 
-@torch.no_grad()
-def match_contexts(module: GIMModule, loader: BatchLoader) -> Tensor:
-    """Change of the log mean of each gene in each treated context by which drawn cells get the means of observed ones, (K, d).
+class Means(NamedTuple):
+    """Log means of genes per unit of size factor in each context, and their standard errors, both (K, d)."""
 
-    Differences are shrunk by what chance explains, to none within two standard errors (James and Stein's positive part). Zero for the contexts of controls, and for likelihoods
-    whose means do not drift.
+    log_mean: Tensor
+    error: Tensor
+
+
+class Drift(NamedTuple):
+    """What measured contexts need beside, (K, d), and the log means that they then have, and the errors of these."""
+
+    added: Tensor
+    means: Means
+
+
+def drifts(module: GIMModule) -> bool:
+    """Whether means of drawn cells may drift: those of counts, on whose logarithms parents act."""
+    return module.likelihood != "normal" and module.measurement != "latent"
+
+
+@torch.no_grad()
+def match_contexts(module: GIMModule, loader: BatchLoader) -> Drift:
+    """Change of the log mean of each gene in each treated context by which drawn cells get the means of observed ones.
+
+    Differences are shrunk by what chance explains, to none within two standard errors (James and Stein's positive part). Nothing is
+    changed, and errors are infinite, in contexts of controls and those without cells.
     """
-    drift = torch.zeros(len(module.group), len(module.centre), dtype=torch.float64)
-    if module.likelihood == "normal" or module.measurement == "latent":
-        return drift
+    shape = (len(module.group), len(module.centre))
+    found = [torch.zeros(shape, dtype=torch.float64) for _ in range(3)]
+    found[2] += torch.inf
     context = loader.context.cpu()
     treated = torch.nonzero(module.treated.cpu())[:, 0]
-    n = int(min(max(_N_VALUES / (drift.shape[1] * max(1, len(treated))), _N_CELLS[0]), _N_CELLS[1]))
+    n = cells_each(shape[1], len(treated))
     order = torch.randperm(len(context), generator=torch.Generator().manual_seed(0))
     rows = [order[context[order] == k][:n] for k in treated.tolist()]
     known = [(k, own) for k, own in zip(treated.tolist(), rows, strict=True) if len(own)]
-    step = max(1, _BLOCK_VALUES // (n * drift.shape[1]))
+    step = max(1, _BLOCK_VALUES // (n * shape[1]))
     for start in range(0, len(known), step):
         codes, cells = zip(*known[start : start + step], strict=True)
-        drift[list(codes)] = _drift(module, loader, list(cells))
-    return drift
+        for part, value in zip(found, _match_observed(module, loader, list(cells)), strict=True):
+            part[list(codes)] = value
+    return Drift(found[0], Means(*found[1:]))
 
 
-def _drift(module: GIMModule, loader: BatchLoader, rows: list[Tensor]) -> Tensor:
-    """The same for contexts of which some cells are given, (G, d)."""
-    # of few cells each is drawn several times
-    n_own = torch.tensor([len(own) for own in rows], dtype=torch.float64)
-    rows = [own.repeat(-(-_N_CELLS[0] // len(own))) for own in rows]
+def cells_each(n_genes: int, n_contexts: int) -> int:
+    """Cells that are drawn for each of some contexts."""
+    return int(min(max(_N_VALUES / (n_genes * max(1, n_contexts)), _N_CELLS[0]), _N_CELLS[1]))
+
+
+def _match_observed(module: GIMModule, loader: BatchLoader, rows: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Drift of contexts of which some cells are given, log means and their errors, each (G, d)."""
+    n_own = torch.tensor([len(own) for own in rows], dtype=torch.float64)[:, None]
+    rows = [own.repeat(-(-_N_CELLS[0] // len(own))) for own in rows]  # of few cells each is drawn several times
     context = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(own) for own in rows]))
-    n = torch.bincount(context).double()[:, None]
-    cells = {name: value.to(module.device) for name, value in loader.take(torch.cat(rows)).items()}
-    log_size = cells["log_size"]
-
-    def mean_of(values: Tensor) -> Tensor:
-        return n.new_zeros(len(n), values.shape[1]).index_add_(0, context, values.double().cpu()) / n
-
-    depth, mean = mean_of(log_size.exp()), mean_of(cells["x"])
-    variance = (mean_of(cells["x"].square()) - mean.square()).clamp_min(0.0)
-    enough = HALF_A_COUNT / n_own[:, None]
+    cells = to_device(loader.take(torch.cat(rows)), module.device)
+    depth, mean = (means_of(values, context) for values in (cells["log_size"].exp(), cells["x"]))
+    variance = (means_of(cells["x"].square(), context) - mean.square()).clamp_min(0.0)
+    enough = HALF_A_COUNT / n_own
     observed = torch.log(mean / depth + enough)
+    error = ((variance + enough) / n_own).sqrt() / (mean + enough)
     # of the observed cells, and of those that are drawn
-    error = ((variance + enough) * (1 / n_own[:, None] + 1 / n)).sqrt()
-    tolerance = N_ERRORS * error / (mean + enough)
-    shift, targets = draw_effects(module, cells["context"].cpu())
+    n_drawn = torch.bincount(context).double()[:, None]
+    tolerance = N_ERRORS * error * (1 + n_own / n_drawn).sqrt()
+
+    def wanted(drawn: Tensor, genes: Tensor) -> Tensor:
+        off = observed[:, genes] - drawn
+        kept = (1 - (tolerance[:, genes] / off).square()).clamp_min(0.0).nan_to_num(0.0)
+        return drawn + kept * off
+
+    effects = draw_effects(module, cells["context"].cpu())
+    drift, log_mean = match_means(module, cells, context, effects, wanted, enough)
+    return drift, log_mean, error
+
+
+def means_of(values: Tensor, context: Tensor) -> Tensor:
+    """Means over the cells of each context, (G, ...), on the CPU."""
+    n = torch.bincount(context).double()[:, None]
+    return n.new_zeros(len(n), values.shape[1]).index_add_(0, context, values.double().cpu()) / n
+
+
+def match_means(module, cells, context, effects, wanted, enough) -> tuple[Tensor, Tensor]:
+    """Change of the log means of contexts by which drawn cells get the means that are wanted, and those means, both (G, d).
+
+    Parameters
+    ----------
+    module
+        The module.
+    cells
+        Covariates and size factors of the cells to be drawn, B in number.
+    context
+        Which of G contexts each cell is of, (B,).
+    effects
+        Effects and targets of each cell, both (B, d).
+    wanted
+        From the log means of the cells drawn, (G, g), and their genes (g,), those that are wanted.
+    enough
+        What is added to means, (G, 1), so that those of no counts have a logarithm.
+    """
+    log_size = cells["log_size"]
+    shift, targets = (part.to(module.device) for part in effects)
+    depth = means_of(log_size.exp(), context)
     base = module.intercept + cells["covariates"] @ module.covariate_effect + module.baseline_offset + shift
-    drift, h = torch.zeros_like(mean), torch.zeros_like(shift)
+    drift = torch.zeros(len(depth), shift.shape[1], dtype=torch.float64)
+    log_mean, h = torch.zeros_like(drift), torch.zeros_like(shift)
     rng = torch.Generator(module.device).manual_seed(0)
     for layer in module.layers():
-        genes = torch.tensor(layer)
-        wanted = None
+        genes, goal = torch.tensor(layer), None
         for _ in range(N_ROUNDS):
             own = base[:, genes] + drift[:, genes].to(base)[context]
             values, expected, _ = module.draw_genes(genes.to(module.device), own, h, targets, log_size, rng)
             features = parent_features(values, log_size, module.likelihood)
             h[:, genes] = (features - module.centre[genes]) / module.spread[genes]
-            drawn = torch.log(mean_of(expected) / depth + enough)
-            if wanted is None:
-                off = observed[:, genes] - drawn
-                wanted = drawn + off * (1 - (tolerance[:, genes] / off).square()).clamp_min(0.0).nan_to_num(0.0)
-            step = wanted - drawn
+            drawn = torch.log(means_of(expected, context) / depth + enough)
+            goal = wanted(drawn, genes) if goal is None else goal
+            step = goal - drawn
             if step.abs().max() < _NEAR:
                 break
             drift[:, genes] = (drift[:, genes] + step.clamp(-MAX_STEP, MAX_STEP)).clamp(-_MAX_DRIFT, _MAX_DRIFT)
-    return drift
+        log_mean[:, genes] = goal
+    return drift, log_mean

@@ -14,10 +14,11 @@ from scvi import settings
 from tqdm.auto import tqdm
 
 from scgim.fit._baselines import match_baselines
-from scgim.fit._contexts import match_contexts
+from scgim.fit._contexts import drifts, match_contexts
 from scgim.fit._controls import check_controls
 from scgim.fit._hidden import fit_hidden
 from scgim.fit._inference import gather_information, infer_edges, infer_targets
+from scgim.fit._levels import carry_to_levels
 from scgim.fit._prior_check import warn_of_prior, warn_of_usual_targets
 from scgim.fit._ranges import note_ranges
 from scgim.fit._search import search_graph
@@ -176,7 +177,10 @@ class Fit:
         self._note_edge_probs(evidence if self.course.evidence is None else self.course.evidence)
         note_ranges(self.module, self.loader)
         match_baselines(self.module, self.loader)
-        self.module.knowledge.note_drift(match_contexts(self.module, self.loader))
+        drift = match_contexts(self.module, self.loader) if drifts(self.module) else None
+        if drift is not None:
+            self.module.knowledge.note_drift(drift.added)
+        carry_to_levels(self.module, self.loader, drift)
         self._check()
 
     def _fit_hidden(self) -> None:
@@ -185,6 +189,7 @@ class Fit:
             result = fit_hidden(self.module, self.loader, self.seed, show, self.features)
         self.course.trace = result.trace
         note_ranges(self.module, self.loader, of_parents=False)
+        carry_to_levels(self.module, self.loader, None)
         self._check()
 
     def _note_edge_probs(self, evidence: np.ndarray) -> None:

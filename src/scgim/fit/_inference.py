@@ -14,7 +14,7 @@ from scgim._departures import FIRST_DEPARTURE_VAR, FIRST_MISFIT
 from scgim.fit._statistics import to_device
 from scgim.interventions._effects import effects_left_out
 from scgim.interventions._joint import Screen, estimate_jointly
-from scgim.interventions._levels import completed, with_programmes
+from scgim.interventions._levels import with_programmes
 from scgim.interventions._passage import Passage
 from scgim.interventions._stacking import NO_PRECISION, measured_background
 from scgim.nn._information import FitInformation, InformationAccumulator
@@ -158,11 +158,9 @@ def write_interventions(
     background = measured_background(module.responses().of(measured), found, beside, left_out, of_drugs)
     found = replace(found, background=background, grid=known.grid.cpu())
     if found.levels is not None and member is not None:
-        levels = with_programmes(found.levels, found, beside, (group, member.argmax(1), log_dosage))
-        transfer = known.transfer(counts=module.likelihood != "normal")
-        transfer = transfer.chosen(*levels.at_top(found), found.target_probs, prior.slab_var)
-        known.note_transfer(transfer)
-        found = replace(found, levels=completed(levels, found, transfer, levels.known))
+        found = replace(
+            found, levels=with_programmes(found.levels, found, beside, (group, member.argmax(1), log_dosage))
+        )
     known.note_interventions(measured, found)
     known.prior.copy_(torch.tensor([prior.target_prob, prior.slab_var, prior.spike_var]))
     return estimate

@@ -76,7 +76,8 @@ class _LevelSums:
     def note(self, module: GIMModule) -> None:
         """Write means per unit of size factor to the module; of continuous values in control standard deviations."""
         if self.level is not None:
-            mean = self.sums[:, :-1] / self.sums[:, -1:]
+            little = 0.0 if module.likelihood == "normal" else _HALF_A_COUNT  # so that all means have a logarithm
+            mean = (self.sums[:, :-1] + little) / self.sums[:, -1:]
             mean = (mean - module.centre) / module.spread if module.likelihood == "normal" else mean
             module.knowledge.level_mean.copy_(mean)
 

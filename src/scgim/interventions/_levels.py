@@ -179,15 +179,12 @@ def level_weights(transfer: Transfer, known: Tensor) -> Tensor:
 
 
 def completed(levels: LevelEffects, found: Interventions, transfer: Transfer, known: Tensor) -> LevelEffects:
-    """Effects in all levels, those where drugs are not `known` (Q, L) carried over from the others.
-
-    What is carried is the effect at the largest dose: a curve that has hardly begun to rise does not say how far it goes.
-    """
+    """Effects in all levels, those where drugs are not `known` (Q, L) weighted means of the others."""
     top = share_at_top(found)[:, None]
     weights = level_weights(transfer, known)
     carried = {
         "target_probs": torch.einsum("qlk,qkd->qld", weights, levels.target_probs).clamp(0.0, 1.0),
-        "emax": transfer.carried(levels.emax * top, known) / top,
+        "emax": torch.einsum("qlk,qkd->qld", weights, levels.emax),
         "emax_sd": (found.emax_sd[:, None].square() + transfer.error / top.square()).sqrt().expand_as(levels.emax),
         "background": torch.einsum("qlk,qkmd->qlmd", weights, levels.background),
     }

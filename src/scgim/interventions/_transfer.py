@@ -23,6 +23,7 @@ _POWERS, _SHARES, _LENGTHS = (0.0, 0.25, 0.5), (0.0, 0.3, 1.0, 3.0), (0.5, 1.0, 
 _MIN_LEVELS = 3  # of which one is left out: two others tell what they have in common
 _NUGGET = 0.05  # variance, in units of that of the common part, of what is of one level alone: convention
 _LITTLE, _LITTLE_IN_PROFILES = 0.02, 0.05  # counts added to means, so that genes that are never seen have a logarithm
+_LEAST = 1e-3  # of a mean, that is left of it at least: convention
 _MAX_CHANGE = 15.0  # of a log mean, as the likelihood has no smaller
 _MIN_INFORMATION, _TINY = 1e-6, 1e-9  # guards: below the first nothing is known; and of quotients
 
@@ -91,56 +92,53 @@ class Transfer:
             return r
         total = self._power(self.mean) + r
         treated = total.exp() if not self.power else (1 + self.power * total).clamp_min(_TINY) ** (1 / self.power)
-        # no lower than a gene that is not seen
-        return (treated - _LITTLE).clamp_min(_TINY).log().clamp_min(-_MAX_CHANGE) - self.mean.clamp_min(_TINY).log()
+        return (treated - _LITTLE).clamp_min(_LEAST * self.mean).log() - self.mean.log()
 
     def _power(self, mean: Tensor) -> Tensor:
         return (mean + _LITTLE).log() if not self.power else ((mean + _LITTLE) ** self.power - 1) / self.power
 
-    def chosen(self, heights: Tensor, information: Tensor, target_probs: Tensor, slab_var: float) -> Transfer:
+    def chosen(self, heights: Tensor, information: Tensor, weight: Tensor | None = None) -> Transfer:
         """Settings under which levels left out are predicted best.
 
         Parameters
         ----------
         heights, information
-            Estimates of the heights, each from its own level, and their precision, (Q, L, d).
-        target_probs
-            Probability of targets, which weighs genes, (Q, d).
-        slab_var
-            Variance of the heights of targets.
+            Changes of log means in each level, or direct effects, and their precision, 0 where nothing is known, (Q, L, d).
+        weight
+            How much each gene counts, (Q, d); None for all alike.
         """
         known = information.amax(2) > _MIN_INFORMATION
         several = known.sum(1) >= _MIN_LEVELS
         if not several.any():
             return self
         heights, information, known = heights[several], information[several], known[several]
-        weight = target_probs[several][:, None] * slab_var / (slab_var + 1 / information.clamp_min(_MIN_INFORMATION))
+        error = 1 / information.clamp_min(_MIN_INFORMATION)
+        usual = float((heights.square() - error)[known].mean().clamp_min(_TINY))
+        told = usual / (usual + error)
+        told = told if weight is None else told * weight[several][:, None]
         trials = [replace(self, power=p, share=s, length=n) for p, s, n in self._choices()]
-        return min(
-            (trial._judged(heights, information, known, weight, slab_var) for trial in trials), key=lambda t: t[0]
-        )[1]
+        return min((trial._judged(heights, error, known, told, usual) for trial in trials), key=lambda t: t[0])[1]
 
     def _choices(self) -> product:
         return product(_POWERS if self.mean is not None else (0.0,), _SHARES, _LENGTHS)
 
     def _judged(
-        self, heights: Tensor, information: Tensor, known: Tensor, weight: Tensor, slab_var: float
+        self, heights: Tensor, error: Tensor, known: Tensor, weight: Tensor, usual: float
     ) -> tuple[float, Transfer]:
         """Squared error of levels left out, of log1p of means for counts, and these settings with the error of heights."""
-        loss = error = total = 0.0
+        loss = missed = total = 0.0
         for level in range(heights.shape[1]):
             drugs, others = known[:, level], known.clone()
             others[:, level] = False
             predicted = self.carried(heights, others)[drugs, level]
             observed, w = heights[drugs, level], weight[drugs, level]
             off = (predicted - observed).square()
-            known_off = off - 1 / information[drugs, level].clamp_min(_MIN_INFORMATION)
-            error += float((w * known_off.clamp_max(slab_var)).sum())  # no worse than not to know
+            missed += float((w * (off - error[drugs, level]).clamp_max(usual)).sum())  # no worse than not to know
             total += float(w.sum())
             if self.mean is not None:
                 off = (self._log1p(predicted, level) - self._log1p(observed, level)).square()
             loss += float((w * off).sum())
-        return loss, replace(self, error=max(0.0, error / max(total, _TINY)))
+        return loss, replace(self, error=max(0.0, missed / max(total, _TINY)))
 
     def _log1p(self, heights: Tensor, level: int) -> Tensor:
         return torch.log1p(self.mean[level] * heights.clamp(-_MAX_CHANGE, _MAX_CHANGE).exp())  # type: ignore[index]

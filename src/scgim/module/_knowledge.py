@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from scgim._priors import ShiftPrior, usual_edge_log_odds
 from scgim.interventions._curves import NO_DOSE, CurveGrid, dose_grid, on_grid
 from scgim.interventions._interventions import DIRECT_FIELDS, Interventions
-from scgim.interventions._levels import LEVEL_FIELDS, LevelEffects, level_weights
+from scgim.interventions._levels import LEVEL_FIELDS, LevelEffects, completed
 from scgim.interventions._stacking import NO_PRECISION, Responses
 from scgim.interventions._transfer import Transfer
 
@@ -102,10 +102,6 @@ class Knowledge(nn.Module):
         between = Transfer.between(self.level_mean.cpu(), counts=counts)
         return replace(between, power=power, share=share, length=length, error=error)
 
-    def level_weights(self, known: Tensor) -> Tensor:
-        """Weights of levels in which drugs are `known` (Q, L) in what they do in each, (Q, L, L): its own, or those of others."""
-        return level_weights(self.transfer(counts=True), known)
-
     def measured_levels(self) -> Tensor:
         """Levels in which any drug was measured, boolean (L,)."""
         return self.interventions().levels.known.any(0)  # type: ignore[union-attr]
@@ -190,10 +186,21 @@ class Knowledge(nn.Module):
         if level is not None:
             unit = group * self.n_levels + level[seen]
             own = on_grid(drift[seen], unit, log_dosage, grid, n_drugs * self.n_levels)
-            own = own.unflatten(0, (n_drugs, self.n_levels))
-            levels = self.interventions().levels
-            weights = self.level_weights(levels.known)  # type: ignore[union-attr]
-            self.level_background += torch.einsum("qlk,qkmd->qlmd", weights, own).to(self.background)
+            self.level_background += own.unflatten(0, (n_drugs, self.n_levels)).to(self.background)
+
+    @torch.no_grad()
+    def add_background(self, added: Tensor, drug: int, log_dosage: Tensor, level: int) -> None:
+        """Add to what a drug does at one of the doses of the grid in a level in which it was not measured, (d,)."""
+        near = (self.grid.cpu() - log_dosage).abs().argmin()
+        self.level_background[drug, level, near] += added.to(self.background)
+
+    @torch.no_grad()
+    def complete_levels(self) -> None:
+        """Write what drugs do in levels in which they were not measured, from what they do in others."""
+        found = self.interventions()
+        levels = completed(found.levels, found, self.transfer(counts=True), found.levels.known)  # type: ignore[union-attr]
+        for name in LEVEL_FIELDS:
+            getattr(self, f"level_{name}").copy_(getattr(levels, name))
 
     @torch.no_grad()
     def note_transfer(self, transfer: Transfer) -> None:
