@@ -81,6 +81,11 @@ def infer_targets(
     shift = module.shift.detach().double().cpu()[seen] + information.score[seen] / precision
     if module.likelihood != "normal":  # where a context tells nothing the step has no bound
         shift = shift.clamp(-_MAX_LOG_FOLD_CHANGE, _MAX_LOG_FOLD_CHANGE)
+    level = module.knowledge.context_level()
+    if level is not None:  # baselines of levels rest on the controls of each, which are a sample as well
+        of_controls = torch.zeros(module.knowledge.n_levels, precision.shape[1], dtype=torch.float64)
+        of_controls.index_add_(0, level[~treated], information.information[~treated])
+        precision = 1 / (1 / precision + 1 / of_controls.clamp_min(_MIN_PRECISION)[level[seen]])
     evidence, passage = None, None
     if module.intervention == "hard":
         evidence = information.evidence[seen]

@@ -57,7 +57,8 @@ class PredictionMixin(ScreenModel):
             Cells drawn for each row.
         covariates
             Values of covariates for all cells; a mapping or a data frame of one row. Those that are not given, and the size
-            factors, are drawn from control cells.
+            factors, are drawn from control cells; of the level of the effect modifier that is named, such as `{"cell_line": "K562"}`.
+            Each cell has the effects of its level.
         size_factor
             One size factor, or one a cell; None draws those of control cells.
         seed
@@ -66,7 +67,7 @@ class PredictionMixin(ScreenModel):
         Returns
         -------
         Cells x genes: drawn values in `X` (CSR for counts), their means given the parents in `layers["expected"]`,
-        `perturbation`, `dosage` and `size_factor` in `obs`, the features in `uns["drug_embedding"]`.
+        `perturbation`, `dosage`, `size_factor` and the level of the effect modifier in `obs`, the features in `uns["drug_embedding"]`.
 
         Raises
         ------

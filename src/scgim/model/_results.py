@@ -10,6 +10,7 @@ import pandas as pd
 from scgim._validation import check_query_dosage
 from scgim.model._base import ScreenModel
 from scgim.predict._curves import curve_table, usual_log_dosages
+from scgim.predict._modifiers import modifier_table
 from scgim.predict._totals import total_effects
 
 if TYPE_CHECKING:
@@ -152,6 +153,30 @@ class ResultsMixin(ScreenModel):
         levels = None if index.nlevels == 2 else index.get_level_values(2).tolist()
         values = total_effects(self._sampler, query.interventions, query.log_dosage, n_samples, seed, levels)
         return pd.DataFrame(values, index, self.gene_names_)
+
+    def get_modifiers(self) -> pd.DataFrame:
+        """For which perturbations effects differ between the levels of the effect modifier.
+
+        Cochran's test: estimates of the direct effect on each target, each by the cells of one level, against their mean, weighed by
+        their precision. Fit with `effect_modifier_key`.
+
+        Returns
+        -------
+        One row a perturbation that was measured in two levels or more, indexed by name, the most different first: `n_levels`, `n_targets`
+        (direct targets with a probability above one half, or the likeliest gene), `spread` (standard deviation of the effects between
+        levels beyond chance, root mean square over targets, natural logarithm), `statistic` (chi-squared), `df`, `p_value`, `p_adjusted`
+        (Benjamini and Hochberg), and the `gene` and `level` that differ most.
+
+        Raises
+        ------
+        ValueError
+            The model was set up without `effect_modifier_key`.
+        """
+        self._check_if_trained(warn=False)
+        if self._covariates.modifier is None:
+            raise ValueError("The model was set up without `effect_modifier_key`: effects are the same in all cells.")
+        found = self.module.knowledge.interventions()
+        return modifier_table(found, self.perturbations, self.gene_names_, self._covariates.levels)
 
     def get_dose_response(
         self,

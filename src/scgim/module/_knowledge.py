@@ -198,7 +198,7 @@ class Knowledge(nn.Module):
     def complete_levels(self) -> None:
         """Write what drugs do in levels in which they were not measured, from what they do in others."""
         found = self.interventions()
-        levels = completed(found.levels, found, self.transfer(counts=True), found.levels.known)  # type: ignore[union-attr]
+        levels = completed(found.levels, found, self.transfer(counts=True), found.levels.known)  # type: ignore[union-attr, arg-type]
         for name in LEVEL_FIELDS:
             getattr(self, f"level_{name}").copy_(getattr(levels, name))
 

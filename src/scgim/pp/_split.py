@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from scgim._validation import check_dosage, check_perturbations, quote_some
+from scgim._validation import check_column, check_dosage, check_perturbations, quote_some
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from anndata import AnnData
 
-_MODES = ("drugs", "doses", "highest_dose")
+_MODES = ("drugs", "doses", "highest_dose", "levels")
 
 
 def _held_out_drugs(contexts: pd.DataFrame, fraction: float, rng: np.random.Generator) -> pd.Series:
@@ -43,6 +43,20 @@ def _held_out_doses(contexts: pd.DataFrame, fraction: float, rng: np.random.Gene
     return contexts.index.isin(candidates.index[rng.permutation(len(candidates))[:n_held_out]])
 
 
+def _held_out_levels(cells: pd.DataFrame, fraction: float, rng: np.random.Generator) -> pd.Series:
+    """Which cells are of levels that are held out for their drug."""
+    pairs = cells[["perturbation", "level"]].drop_duplicates().sort_values(["perturbation", "level"])
+    several = pairs[pairs.groupby("perturbation")["level"].transform("size") > 1]
+    if several.empty:
+        raise ValueError("No perturbation was measured in two levels or more, so none can be held out.")
+    chosen = []
+    for _, own in several.groupby("perturbation"):
+        n = min(max(1, round(fraction * len(own))), len(own) - 1)
+        chosen.append(own.iloc[rng.choice(len(own), n, replace=False)])
+    held_out = pd.MultiIndex.from_frame(pd.concat(chosen))
+    return pd.Series(pd.MultiIndex.from_frame(cells[["perturbation", "level"]]).isin(held_out), cells.index)
+
+
 def _held_out_names(contexts: pd.DataFrame, names: Iterable, control: str) -> np.ndarray:
     held_out = np.zeros(len(contexts), dtype=bool)
     for name in names:
@@ -65,12 +79,13 @@ def _held_out_names(contexts: pd.DataFrame, names: Iterable, control: str) -> np
 
 def split_by_context(
     adata: AnnData,
-    hold_out: Literal["drugs", "doses", "highest_dose"] | Iterable[str | tuple[str, float]] = "drugs",
+    hold_out: Literal["drugs", "doses", "highest_dose", "levels"] | Iterable[str | tuple[str, float]] = "drugs",
     *,
     fraction: float = 0.2,
     perturbation_key: str = "perturbation",
     control: str = "control",
     dosage_key: str | None = "dosage",
+    effect_modifier_key: str | None = None,
     seed: int = 0,
     key_added: str = "split",
 ) -> None:
@@ -87,11 +102,15 @@ def split_by_context(
     hold_out
         `"drugs"`: a random `fraction` of the drugs, with all their doses (unseen drugs). `"doses"`: a random `fraction` of
         all contexts, at least one dose of each drug staying in training (unseen doses). `"highest_dose"`: the largest dose of
-        every drug that has several. Or names: a list of drugs, or of tuples (drug, dose).
+        every drug that has several. `"levels"`: each drug in a random `fraction` of the levels of `effect_modifier_key` in which it was
+        measured, such as cell lines, but not in all (drugs in lines of which they saw others). Or names: a list of drugs, or of tuples
+        (drug, dose).
     fraction
-        Share held out, in (0, 1), for `"drugs"` and `"doses"`; at least one is held out.
+        Share held out, in (0, 1), for `"drugs"`, `"doses"` and `"levels"`; at least one is held out.
     perturbation_key, control, dosage_key
         Column of perturbations in obs, its category for controls, and column of doses (`None`: one dose).
+    effect_modifier_key
+        Column of levels in obs, for `"levels"`.
     seed
         Seed of the random choice.
     key_added
@@ -118,6 +137,18 @@ def split_by_context(
     treated = cells["perturbation"] != control
     contexts = cells[treated].drop_duplicates().sort_values(["perturbation", "dosage"], ignore_index=True)
     rng = np.random.default_rng(seed)
+    if (hold_out == "levels") != (effect_modifier_key is not None):
+        raise ValueError(
+            f"`hold_out={hold_out!r}` and `effect_modifier_key={effect_modifier_key!r}` do not go together: levels are held out by "
+            "`hold_out='levels', effect_modifier_key='cell_line'`, say."
+        )
+    if effect_modifier_key is not None:
+        level = check_column(adata.obs, effect_modifier_key, "effect_modifier_key").astype(str).to_numpy()
+        test = _held_out_levels(cells.assign(level=level)[treated], fraction, rng).reindex(
+            cells.index, fill_value=False
+        )
+        adata.obs[key_added] = pd.Categorical(np.where(test, "test", "train"), categories=["train", "test"])
+        return
     if isinstance(hold_out, str) and hold_out not in _MODES:
         raise ValueError(
             f"Expected `hold_out` to be one of {list(_MODES)} or a list of perturbations, found {hold_out!r}."

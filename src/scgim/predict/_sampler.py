@@ -113,13 +113,16 @@ class Sampler:
         Returns
         -------
         Cells x genes: values in `X` (CSR for counts), their means given the parents in `layers["expected"]`; `perturbation`, `dosage`,
-        for combinations `dosages`, and `size_factor` in `obs`.
+        for combinations `dosages`, `size_factor`, and the level of the effect modifier, if there is one, in `obs`.
         """
         drawn = list(self._blocks(arms, n_samples, backdrop, rng, shift or {}, fixed or {}))
         values, expected = ([part.numpy() for part in parts] for parts in zip(*drawn, strict=True))
         x = np.concatenate(values) if self.is_continuous else sparse.vstack([*map(sparse.csr_matrix, values)], "csr")
         obs = arms.table(n_samples)
         obs["size_factor"] = np.exp(backdrop.log_size.numpy())
+        if self.design.modifier is not None:
+            names = np.asarray(self.design.levels)[self._level(backdrop).numpy()]
+            obs[self.design.modifier] = pd.Categorical(names, categories=self.design.levels)
         return AnnData(x, obs=obs, var=pd.DataFrame(index=self.genes), layers={"expected": np.concatenate(expected)})
 
     def _blocks(
