@@ -3,7 +3,8 @@
 5,000 cells, 300 genes, control or 0.2 uM panobinostat. A patient is a categorical covariate, and a covariate value that no training
 cell has cannot be predicted. So each patient in turn is held out by its *treated* cells: its control cells stay in training, which
 is what one has before treating a patient, and its treated cells are predicted with its covariate and with size factors drawn from
-its controls. Genes are those of :func:`scgim.pp.select_genes`, the same for every method; size factors are totals over all 300.
+its controls. `effect_modifier_key` lets effects differ between patients, and carries them to the one left out; the row `patients alike` is
+a model in which the patient is a covariate alone. Genes are those of :func:`scgim.pp.select_genes`, the same for every method; size factors are totals over all 300.
 
 Errors are in log1p space standardised on the patient's own control cells. Baselines: its control cells, and its control cells moved by
 the mean shift of the other patients (each against its own controls). The row `half` is what two halves of the patient's own treated
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 FILE = "zhao2021_gbm_panobinostat.h5ad"
 DRUG = "panobinostat"
 N_GENES = 100
-MODEL = "scGIM"
+MODEL, ALIKE = "scGIM", "scGIM, patients alike"
 METRICS = ["mean_shift_error", "energy_distance", "mean_shift_correlation"]
 
 
@@ -53,14 +54,14 @@ def load(data: Path, *, quick: bool) -> AnnData:
     return adata
 
 
-def predict(adata: AnnData, patient: str, seed: int, max_epochs: int | None) -> tuple[AnnData, float]:
+def predict(
+    adata: AnnData, patient: str, seed: int, max_epochs: int | None, setup: dict
+) -> tuple[AnnData, float]:
     """Treated cells of a patient, predicted by a model of all other cells, and the CPU seconds of its training."""
     scvi.settings.seed = seed
     own = adata.obs["patient"] == patient
     train = adata[~(own & (adata.obs["perturbation"] == DRUG))].copy()
-    scgim.model.GIM.setup_anndata(
-        train, drug_embedding_key=None, categorical_covariate_keys=["patient"], size_factor_key="size_factor"
-    )
+    scgim.model.GIM.setup_anndata(train, drug_embedding_key=None, size_factor_key="size_factor", **setup)
     model = scgim.model.GIM(train)
     start = time.process_time()
     model.train(max_epochs, accelerator="cpu", enable_progress_bar=False)
@@ -119,13 +120,15 @@ def evaluate(adata: AnnData, patient: str, seed: int, max_epochs: int | None) ->
     """Errors of every method for one patient, one row each."""
     patients = {name: Patient(adata, name) for name in adata.obs["patient"].unique()}
     own = patients.pop(patient)
-    predicted, seconds = predict(adata, patient, seed, max_epochs)
+    predicted, seconds = predict(adata, patient, seed, max_epochs, {"effect_modifier_key": "patient"})
+    alike, _ = predict(adata, patient, seed, max_epochs, {"categorical_covariate_keys": ["patient"]})
     others = np.mean([other.shift for other in patients.values()], axis=0) / own.scale
     order = np.random.default_rng(seed).permutation(len(own.treated))
     first, second = np.array_split(order, 2)
     candidates = {
         "control": own.control,
         "mean shift of the others": own.control + others,
+        ALIKE: own.standardise(log_expression(alike)),
         MODEL: own.standardise(log_expression(predicted)),
     }
     rows = [{"method": name, **score(own.treated, cells)} for name, cells in candidates.items()]
