@@ -73,9 +73,7 @@ def fit(train: AnnData, method: str, seed: int, max_epochs: int | None) -> tuple
     """A model, and the CPU seconds of its training."""
     scvi.settings.seed = seed
     key = {"effect_modifier_key": "cell_type"} if method == LEVELS else {"categorical_covariate_keys": ["cell_type"]}
-    scgim.model.GIM.setup_anndata(
-        train, dosage_key=None, drug_embedding_key=None, size_factor_key="size_factor", **key
-    )
+    scgim.model.GIM.setup_anndata(train, dosage_key=None, drug_embedding_key=None, size_factor_key="size_factor", **key)
     model = scgim.model.GIM(train)
     start = time.process_time()
     with warnings.catch_warnings():

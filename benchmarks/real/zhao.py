@@ -54,9 +54,7 @@ def load(data: Path, *, quick: bool) -> AnnData:
     return adata
 
 
-def predict(
-    adata: AnnData, patient: str, seed: int, max_epochs: int | None, setup: dict
-) -> tuple[AnnData, float]:
+def predict(adata: AnnData, patient: str, seed: int, max_epochs: int | None, setup: dict) -> tuple[AnnData, float]:
     """Treated cells of a patient, predicted by a model of all other cells, and the CPU seconds of its training."""
     scvi.settings.seed = seed
     own = adata.obs["patient"] == patient

@@ -198,9 +198,16 @@ def completed(levels: LevelEffects, found: Interventions, transfer: Transfer, kn
     )
 
 
-def of_new_drugs(found: Interventions, transfer: Transfer, measured: Tensor) -> LevelEffects:
-    """What drugs that are known by their features do in each level: the same in those that were `measured` (L,), as far as is known."""
+def of_new_drugs(found: Interventions, deviation: Tensor | None, transfer: Transfer, measured: Tensor) -> LevelEffects:
+    """What drugs that are known by their features do in each level.
+
+    In those that were `measured` (L,) the same, but for a `deviation` of the background (Q, l, m, d), l being the measured ones and more.
+    """
     alike = LevelEffects.alike(found, len(measured))
+    if deviation is not None:
+        background = alike.background.clone()
+        background[:, : deviation.shape[1]] += deviation
+        alike = replace(alike, background=background)
     doubt = (alike.emax_sd.square() + transfer.error / share_at_top(found)[:, None].square()).sqrt()
     known = measured.expand(len(found.emax), -1)
     return completed(replace(alike, emax_sd=doubt), found, transfer, known)

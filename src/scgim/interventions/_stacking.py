@@ -16,7 +16,9 @@ from torch import Tensor
 
 from scgim.interventions._curves import groups_of, on_grid
 from scgim.interventions._generator import DrugKernel, FeatureGenerator
+from scgim.interventions._level_parts import LevelParts
 from scgim.interventions._responses import Contexts, ResponseSurface, choose_settings, left_out
+from scgim.interventions._trust import trust
 
 if TYPE_CHECKING:
     from scgim.interventions._curves import CurveGrid
@@ -26,8 +28,6 @@ NO_PRECISION = 1e-6  # of contexts of which nothing is known
 # Three doses that are left determine a curve of three numbers; judged on fewer, curves look worse than they are.
 _MIN_DOSES = 4
 _USUAL = 10.0  # times the median variance of an error is what a context may have and weigh as others: convention
-_MIN_DRUGS = 4  # fewer tell nothing of how a drug differs from others: convention
-_CLEAR = 3.0  # standard errors: a gain without doubt: convention
 _SHARES = torch.linspace(0.0, 1.0, 11, dtype=torch.float64)  # in tenths; the loss is a parabola, flat at its minimum
 # Effects that features predict well may lie beyond those measured, by at most this share of their range: convention.
 _LEEWAY = 1.0
@@ -50,6 +50,8 @@ class Responses:
     carry
         What effects do to all genes once they have gone through the network, to first order: `effects @ carry` are changes of the
         parent features in control standard deviations, shape (d, d).
+    level
+        Level of the effect modifier of each, (K,); None without one.
     """
 
     estimates: Tensor
@@ -58,6 +60,7 @@ class Responses:
     log_dosage: Tensor
     grid: Tensor
     carry: Tensor
+    level: Tensor | None = None
 
     @cached_property
     def effects(self) -> Tensor:
@@ -133,7 +136,8 @@ class Responses:
         estimates, precision, group, log_dosage = (
             part[kept] for part in (self.estimates, self.precision, group, self.log_dosage)
         )
-        return Responses(estimates, precision, group, log_dosage, self.grid, self.carry)
+        level = None if self.level is None else self.level[kept]
+        return Responses(estimates, precision, group, log_dosage, self.grid, self.carry, level)
 
 
 def _kept(difference: Tensor, error: Tensor) -> Tensor:
@@ -144,19 +148,6 @@ def _kept(difference: Tensor, error: Tensor) -> Tensor:
 def _spread(values: Tensor, error: Tensor) -> Tensor:
     """Variance of values (K, d) beyond that of their errors, (d,); those of which little is known count little."""
     return ((values.square() / error - 1).sum(0) / (1 / error).sum(0)).clamp_min(0.0)
-
-
-def trust(gain: Tensor, group: Tensor) -> float:
-    """Share by which to go from one prediction to a better one, by its gain in each context, in standard errors over drugs, t.
-
-    In proportion to 1 - 1 / t^2, the factor of James and Stein's positive part: 0 up to one standard error, 1 from three.
-    """
-    by_drug = torch.stack([gain[rows].sum() for rows in groups_of(group)])
-    if len(by_drug) < _MIN_DRUGS:
-        return 0.0
-    error = by_drug.std() / len(by_drug) ** 0.5
-    ratio = float(by_drug.mean() / error.clamp_min(_TINY))
-    return min(1.0, (1 - ratio**-2) / (1 - _CLEAR**-2)) if ratio > 1 else 0.0
 
 
 class DrugGenerator:
@@ -193,10 +184,14 @@ class DrugGenerator:
         totals = responses.effects @ responses.carry
         judge = partial(choose_settings, totals, contexts, kernel, group, responses.loss)
         plain, featured = judge(features=False), judge()
-        mean, dense = (left_out(totals, contexts, kernel, s, group) for s in (plain, featured))
-        sparse = self.left_out.rows(group).direct(responses.log_dosage) @ responses.carry
+        parts = [left_out(responses.effects, contexts, kernel, s, group) for s in (plain, featured)]
+        parts.insert(1, self.left_out.rows(group).direct(responses.log_dosage))
+        mean, sparse, dense = (part @ responses.carry for part in parts)
         self.of_sparse, self.of_dense = _shares(mean, sparse, dense, responses)
-        best = mean + self.of_sparse * (sparse - mean) + self.of_dense * (dense - mean)
+        shares = (1 - self.of_sparse - self.of_dense, self.of_sparse, self.of_dense)
+        effects = sum(share * part for share, part in zip(shares, parts, strict=True))
+        best = effects @ responses.carry
+        self.levels = None if responses.level is None else LevelParts(responses, effects, contexts, kernel)
         self.error = responses.loss(best).mean() / responses.loss(0 * best).mean().clamp_min(_TINY)
         self.fitted = interventions.rows(group).mean(responses.log_dosage)
         self.mean, self.dense = (
@@ -221,6 +216,10 @@ class DrugGenerator:
         background += self.responses.drawn_back(direct + background, self.fitted, self.of_sparse * _LEEWAY)
         sd = (1 - self.of_sparse) * self.error_of_effects()
         return replace(found, background=background.reshape(q, len(grid), d), background_sd=sd.expand(q, d), grid=grid)
+
+    def of_levels(self, features: Tensor) -> Tensor | None:
+        """What drugs with the given features (Q, p) do in each level beside what they do in all, (Q, L, m, d); None without levels."""
+        return None if self.levels is None else self.levels(self.sparse.kernel.standardise(features.double()))
 
     def error_of_effects(self) -> Tensor:
         """Root mean square error of the effects of drugs left out, given the parents, shape (d,)."""

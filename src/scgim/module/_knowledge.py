@@ -132,7 +132,8 @@ class Knowledge(nn.Module):
         seen = self.treated.cpu() & (self.response_precision.cpu().amax(1) > NO_PRECISION)
         parts = (self.response, self.response_precision, self.group, self.context_log_dosage())
         estimates, precision, group, log_dosage = (part.cpu()[seen] for part in parts)
-        return Responses(estimates, precision, group, log_dosage, self.grid.cpu(), carry)
+        level = None if self.level is None else self.level.cpu()[seen]
+        return Responses(estimates, precision, group, log_dosage, self.grid.cpu(), carry, level)
 
     def shift_prior(self) -> ShiftPrior:
         """Prior of the direct effects, features left out."""

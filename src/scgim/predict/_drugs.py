@@ -132,7 +132,8 @@ class Drugs:
             )
         if (code >= 0).all():
             return measured.rows(torch.as_tensor(code))
-        new = self.module.in_levels(self.generator(torch.as_tensor(features.to_numpy(dtype=np.float64)[code < 0])))
+        asked = torch.as_tensor(features.to_numpy(dtype=np.float64)[code < 0])
+        new = self.module.in_levels(self.generator(asked), self.generator.of_levels(asked))
         position = np.where(code >= 0, code, len(self.names) + np.cumsum(code < 0) - 1)
         return Interventions.stack([measured, new]).rows(torch.as_tensor(position))
 
