@@ -19,9 +19,17 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import _report  # noqa: E402
-from benchmarks.real import kang, l1000, macseq, papalexi, sachs, zhao  # noqa: E402
+from benchmarks.real import kang, l1000, macseq, norman, papalexi, sachs, zhao  # noqa: E402
 
-SETS = {"papalexi": papalexi, "macseq": macseq, "l1000": l1000, "zhao": zhao, "kang": kang, "sachs": sachs}
+SETS = {
+    "papalexi": papalexi,
+    "macseq": macseq,
+    "l1000": l1000,
+    "zhao": zhao,
+    "kang": kang,
+    "norman": norman,
+    "sachs": sachs,
+}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -245,8 +245,25 @@ def test_lines_can_be_held_out():
     adata = world(n=5)
     scgim.pp.split_by_context(adata, "levels", effect_modifier_key="line", fraction=0.4, seed=1)
     held_out = adata.obs[adata.obs["split"] == "test"].groupby("perturbation", observed=True)["line"].nunique()
-    measured = adata.obs[adata.obs["perturbation"] != "control"].groupby("perturbation", observed=True)["line"].nunique()
+    measured = (
+        adata.obs[adata.obs["perturbation"] != "control"].groupby("perturbation", observed=True)["line"].nunique()
+    )
     assert (held_out == 1).all()
     assert (held_out.reindex(measured.index) < measured).all()
     with pytest.raises(ValueError, match="do not go together"):
         scgim.pp.split_by_context(adata, "levels")
+
+
+def test_the_screen_is_checked_by_levels():
+    options = {"drug_embedding_key": None, "effect_modifier_key": "line"}
+    table = scgim.pp.check_screen(world(), **options)
+    assert table.loc["controls by 'line'", ["value", "verdict"]].tolist() == ["3 levels, 240 to 240 a level", "ok"]
+    assert table.loc["drugs in several levels of 'line'", "value"] == "6 of 6"
+    adata = world()
+    only_controls = adata[(adata.obs["line"] != "mcf7") | (adata.obs["perturbation"] == "control")].copy()
+    advice = scgim.pp.check_screen(only_controls, **options).loc["drugs in several levels of 'line'", "advice"]
+    assert "'mcf7' have controls only" in advice
+    without = adata[(adata.obs["line"] != "mcf7") | (adata.obs["perturbation"] != "control")].copy()
+    assert scgim.pp.check_screen(without, **options).loc["controls by 'line'", "verdict"] == "fail"
+    with pytest.raises(KeyError, match="effect_modifier_key"):
+        scgim.pp.check_screen(adata, drug_embedding_key=None, effect_modifier_key="nothing")

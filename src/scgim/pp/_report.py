@@ -30,6 +30,7 @@ class Screen:
     layer: str | None
     labels: pd.Categorical
     covariate_keys: list[str] = field(default_factory=list)
+    effect_modifier_key: str | None = None
     dosage: np.ndarray | None = None
     is_plate: bool = False
 

@@ -24,6 +24,7 @@ from scgim._validation import (
     resolve_embedding,
 )
 from scgim.pp._confounding import batches, covariates, positions
+from scgim.pp._levels import levels
 from scgim.pp._plate import find_position
 from scgim.pp._report import FAIL, Row, Screen, attempt, passes, row
 
@@ -53,6 +54,7 @@ def check_screen(
     drug_embedding_key: str | None = "drug_embedding",
     batch_key: str | None = None,
     categorical_covariate_keys: Sequence[str] | None = None,
+    effect_modifier_key: str | None = None,
     layer: str | None = None,
 ) -> pd.DataFrame:
     """Table of what in a screen's design helps or hinders a fit, with advice.
@@ -73,6 +75,8 @@ def check_screen(
         Column of `adata.obs` with the batch or plate.
     categorical_covariate_keys
         Columns of `adata.obs` that are to be covariates of the model.
+    effect_modifier_key
+        Column of `adata.obs` in whose levels, such as cell lines, effects may differ; a covariate as well.
     layer
         Layer with the counts, in place of `adata.X`.
 
@@ -85,7 +89,7 @@ def check_screen(
     Raises
     ------
     KeyError
-        There is no column `perturbation_key` or `batch_key`, or none of a covariate.
+        There is no column `perturbation_key`, `batch_key` or `effect_modifier_key`, or none of a covariate.
     TypeError
         `categorical_covariate_keys` is one name in place of a list.
     ValueError
@@ -113,8 +117,19 @@ def check_screen(
         raise TypeError(f"`categorical_covariate_keys` is the text {keys!r}. Expected a list: `[{keys!r}]`.")
     for key in keys:
         check_key(key, adata.obs.columns, where="adata.obs", argument="categorical_covariate_keys")
+    if effect_modifier_key is not None:
+        check_key(effect_modifier_key, adata.obs.columns, where="adata.obs", argument="effect_modifier_key")
     screen = Screen(
-        adata, perturbation_key, control, dosage_key, drug_embedding_key, batch_key, layer, labels, list(keys)
+        adata,
+        perturbation_key,
+        control,
+        dosage_key,
+        drug_embedding_key,
+        batch_key,
+        layer,
+        labels,
+        list(keys),
+        effect_modifier_key,
     )
     screen.is_plate = _is_plate(screen)
     rows: list[Row] = []
@@ -126,6 +141,7 @@ def check_screen(
         positions,
         batches,
         covariates,
+        levels,
     ]
     for check in checks:
         rows.extend(check(screen))
