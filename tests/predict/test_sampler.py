@@ -17,7 +17,8 @@ def sampler(likelihood: str = "poisson", device: str = "cpu", n_genes: int = 2) 
         "covariates": np.arange(8.0).reshape(4, 2).astype(np.float32),
         "log_size": np.arange(4.0).astype(np.float32),
     }
-    return Sampler(module, [f"gene_{j}" for j in range(n_genes)], pool, design=None)
+    design = SimpleNamespace(level_named=lambda covariates: None)  # no effect modifier
+    return Sampler(module, [f"gene_{j}" for j in range(n_genes)], pool, design)
 
 
 def test_on_the_processor_random_numbers_go_on_from_those_that_were_drawn():

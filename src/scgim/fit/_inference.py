@@ -159,7 +159,6 @@ def write_interventions(
         total = torch.zeros_like(found.target_probs).index_add_(0, group, per_context)
         odds = prior.target_log_odds(len(total), torch.arange(total.shape[1]))
         found = replace(found, target_probs=torch.sigmoid(total + odds))
-    beside = beside + _misfit(shift - beside, precision, estimate, (group, log_dosage, member))
     background = measured_background(module.responses().of(measured), found, beside, left_out, of_drugs)
     found = replace(found, background=background, grid=known.grid.cpu())
     if found.levels is not None and member is not None:
@@ -169,19 +168,6 @@ def write_interventions(
     known.note_interventions(measured, found)
     known.prior.copy_(torch.tensor([prior.target_prob, prior.slab_var, prior.spike_var]))
     return estimate
-
-
-def _misfit(left: Tensor, precision: Tensor, estimate: Estimate, where: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
-    """Expected misfit of mechanisms and curves in each context, (K, d): what genes show beside, and which is not of their drugs.
-
-    It is no effect of the drug on the gene, but cells of the context have it. `where` is drug, log dosage and level of each context.
-    """
-    group, log_dosage, member = where
-    of_contexts = estimate.interventions.rows(group)
-    of_contexts = of_contexts if member is None else of_contexts.at_level(member.argmax(1))
-    error = 1 / precision
-    spread = estimate.variance - error + estimate.prior.spike_var
-    return spread / (spread + error) * (left - of_contexts.direct(log_dosage))
 
 
 @torch.no_grad()
