@@ -197,7 +197,8 @@ class DrugGenerator:
         sparse = self.left_out.rows(group).direct(responses.log_dosage) @ responses.carry
         self.of_sparse, self.of_dense = _shares(mean, sparse, dense, responses)
         best = mean + self.of_sparse * (sparse - mean) + self.of_dense * (dense - mean)
-        self.error = responses.loss(best).mean() / responses.loss(0 * best).mean().clamp_min(_TINY)
+        loss, usual, nothing = (responses.loss(predicted).mean() for predicted in (best, mean, 0 * best))
+        self.error, self.error_of_mean = loss / nothing.clamp_min(_TINY), usual / nothing.clamp_min(_TINY)
         self.fitted = interventions.rows(group).mean(responses.log_dosage)
         self.mean, self.dense = (
             ResponseSurface(responses.effects, contexts, kernel, settings) for settings in (plain, featured)

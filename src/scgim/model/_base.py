@@ -56,7 +56,12 @@ class ScreenModel(BaseModelClass):
     """Score of the graph after each round of the search."""
     control_check_: pd.DataFrame | None = None
     """Observed and simulated control cells, gene by gene."""
+    edge_evidence_: NDArray[np.float64] | None = None
+    """Log evidence of each edge that the search found, at the fit; those with none were cut. -inf elsewhere."""
+    train_settings_: dict[str, Any] | None = None
+    """Arguments of the last :meth:`train` that decide on its result."""
 
+    _plan_kwargs: dict[str, Any] = {}
     _covariates: CovariateDesign
     _known_drugs: Drugs | None = None
 

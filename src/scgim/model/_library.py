@@ -114,7 +114,7 @@ class LibraryMixin(ScreenModel):
             return ["cells"] * len(arms)
         new = torch.zeros(len(arms), dtype=torch.bool)
         new[arms.arm[arms.is_new[arms.drug]]] = True
-        tells = self._drugs.generator.of_sparse + self._drugs.generator.of_dense > 0
+        tells = self._drugs.features_tell
         if not tells:
             warnings.warn(
                 f"The features tell nothing of what drugs do: measured drugs that were left out were predicted no better by them than by "

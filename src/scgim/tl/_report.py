@@ -220,9 +220,9 @@ def _compared(
         values["known_targets_measured"] = int(tables["known_targets"]["rank"].notna().sum())
     if len(among):
         edges = _known_edges(drug, among, follows, paths)
-        found = int((edges["in_reference"] == "as directed").sum())
+        n_known = int((edges["in_reference"] == "as directed").sum())
         chance = len(edges) * len(among) / max(1, len(genes) * (len(genes) - 1))
-        values["edges_in_reference"] = f"{found} of {len(edges)} ({chance:.2g} by chance)"
+        values["edges_in_reference"] = f"{n_known} of {len(edges)} ({chance:.2g} by chance)"
         tables["known_edges"] = edges
     return tables
 
