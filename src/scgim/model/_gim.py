@@ -31,8 +31,8 @@ from scgim._validation import (
 )
 from scgim.model._annotation import AnnotationMixin
 from scgim.model._fields import ScreenField
-from scgim.model._library import LibraryMixin
 from scgim.model._prediction import PredictionMixin
+from scgim.model._proposals import ProposalMixin
 from scgim.model._report import ReportMixin
 from scgim.model._results import ResultsMixin
 from scgim.model._saving import SavingMixin
@@ -76,7 +76,7 @@ def _check_sources(genes: list[str], regulators: np.ndarray, log_odds: np.ndarra
 
 
 class GIM(
-    TrainingMixin, SavingMixin, PredictionMixin, ResultsMixin, AnnotationMixin, WhatIfMixin, LibraryMixin, ReportMixin
+    TrainingMixin, SavingMixin, PredictionMixin, ResultsMixin, AnnotationMixin, WhatIfMixin, ProposalMixin, ReportMixin
 ):
     """Generative intervention model of a single-cell drug screen :cite:p:`schneider2025`.
 
