@@ -6,6 +6,7 @@ All ways of choosing start from the same screen, and an experiment gives the sam
 from __future__ import annotations
 
 import zlib
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import anndata as ad
@@ -39,9 +40,7 @@ class Experiment:
         """Cells of some drugs and doses; of one that was measured before, others."""
         for drug, dosage in arms:
             label = f"{self.seed} {drug} {dosage:g} {self.measured.count((drug, dosage))}"
-            self.cells.append(
-                self.world.sample({drug: dosage}, n_cells=self.n_cells, seed=zlib.crc32(label.encode()))
-            )
+            self.cells.append(self.world.sample({drug: dosage}, n_cells=self.n_cells, seed=zlib.crc32(label.encode())))
             self.measured.append((drug, dosage))
 
     def fit(self, *, features: bool) -> scgim.model.GIM:
@@ -110,9 +109,8 @@ def told_doses(model: scgim.model.GIM, experiment: Experiment, rng: np.random.Ge
 
 
 def random_doses(model: scgim.model.GIM, experiment: Experiment, rng: np.random.Generator) -> list[Arm]:
-    """Ten contexts at random."""
-    drugs, doses = rng.choice(experiment.world.drug_names, _N_DRUGS), rng.choice(DOSES, _N_DRUGS)
-    return list(zip(drugs.tolist(), doses.tolist(), strict=True))
+    """For each drug a dose at random."""
+    return [(drug, float(rng.choice(DOSES))) for drug in experiment.world.drug_names]
 
 
 def spread_doses(model: scgim.model.GIM, experiment: Experiment, rng: np.random.Generator) -> list[Arm]:
@@ -176,18 +174,18 @@ def random_drugs(model: scgim.model.GIM, experiment: Experiment, rng: np.random.
     return [(str(drug), _LARGEST) for drug in rng.choice(left(experiment).index, _N_NEXT, replace=False)]
 
 
-def true_effects(experiment: Experiment) -> pd.DataFrame:
-    """Total effects of the library, drugs x genes; the same in all rounds."""
-    if not hasattr(experiment.world, "known_totals"):
-        experiment.world.known_totals = experiment.world.total_effects(_LARGEST, n_cells=3000).T
-    return experiment.world.known_totals
+@cache
+def true_effects(world: scgim.data.ScreenSimulator) -> pd.DataFrame:
+    """Total effects of the library, drugs x genes."""
+    return world.total_effects(_LARGEST, n_cells=3000).T
 
 
 def score_library(model: scgim.model.GIM, experiment: Experiment) -> dict[str, float]:
     """Error of the total effects of the whole library, relative to their size."""
-    true, library = true_effects(experiment), experiment.world.drug_embedding
+    true, library = true_effects(experiment.world), experiment.world.drug_embedding
     found = model.get_total_effects(library, _LARGEST, n_samples=500)
-    return {"library_error": float(np.sqrt(np.square(found.to_numpy() - true.loc[library.index].to_numpy()).mean() / np.square(true.to_numpy()).mean()))}
+    miss = np.square(found.to_numpy() - true.loc[library.index].to_numpy()).mean()
+    return {"library_error": float(np.sqrt(miss / np.square(true.to_numpy()).mean()))}
 
 
 def goal(experiment: Experiment) -> dict[str, list[str]]:
@@ -210,7 +208,7 @@ def by_score(model: scgim.model.GIM, experiment: Experiment, rng: np.random.Gene
 
 def score_best(model: scgim.model.GIM, experiment: Experiment) -> dict[str, float]:
     """Wanted change that the best drug measured so far brings about in truth, as a share of what the best of the library does."""
-    wanted, true = goal(experiment), true_effects(experiment)
+    wanted, true = goal(experiment), true_effects(experiment.world)
     achieved = (true[wanted["up"]].sum(axis=1) - true[wanted["down"]].sum(axis=1)) / 4
     best = achieved[[drug for drug, _ in experiment.measured]].max()
     return {"share_of_best": float(best / achieved.max()), "found_best": float(best == achieved.max())}

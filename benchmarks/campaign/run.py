@@ -10,6 +10,7 @@ import argparse
 import logging
 import os
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -36,7 +37,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Campaigns of three rounds on simulated worlds.")
     parser.add_argument("campaigns", nargs="*", default=list(CAMPAIGNS), help=f"some of {list(CAMPAIGNS)}")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
-    parser.add_argument("--work", type=Path, default=ROOT.parent / "bench_work", help="folder of the results")
+    parser.add_argument(
+        "--work", type=Path, default=Path(tempfile.gettempdir()) / "scgim_bench", help="folder of the results"
+    )
     parser.add_argument("--no-docs", action="store_true", help="leave the documentation as it is")
     return parser.parse_args(arguments)
 
@@ -68,7 +71,9 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
             if step == N_ROUNDS and policy != "random":
                 gain = final.loc[policy, name] - final.loc["random", name]
                 won = gain < 0 if less else gain > 0
-                row[f"{heading}: better than random"] = f"{int(won.sum())} of {len(won)} ({int((gain == 0).sum())} alike)"
+                row[f"{heading}: better than random"] = (
+                    f"{int(won.sum())} of {len(won)} ({int((gain == 0).sum())} alike)"
+                )
         rows.append(row)
     return pd.DataFrame(rows).fillna("")
 
@@ -80,7 +85,9 @@ def main(arguments: list[str] | None = None) -> int:
     for name in options.campaigns:
         table = summary(measure(name, options.seeds, options.work))
         command = f"python benchmarks/campaign/run.py {name} --seeds {' '.join(map(str, options.seeds))}"
-        _records.publish({f"campaign-{name}": table}, _report.Provenance(command, options.seeds), docs=not options.no_docs)
+        _records.publish(
+            {f"campaign-{name}": table}, _report.Provenance(command, options.seeds), docs=not options.no_docs
+        )
     return 0
 
 
