@@ -34,7 +34,7 @@ class PredictionMixin(ScreenModel):
         drug_embedding: pd.DataFrame | ArrayLike | str | Sequence[str],
         dosage: float | ArrayLike | None = None,
         *,
-        n_samples: int = 100,
+        n_samples: int | None = None,
         covariates: pd.DataFrame | Mapping | None = None,
         size_factor: float | ArrayLike | None = None,
         seed: int | None = None,
@@ -54,7 +54,8 @@ class PredictionMixin(ScreenModel):
         dosage
             One dosage, or one a row; several for one drug; None for the median of those measured.
         n_samples
-            Cells drawn for each row.
+            Cells drawn for each row; None for 1,000, or fewer where rows and genes are many, but at least 100. A mean over 100 cells is noisy
+            where effects are small.
         covariates
             Values of covariates for all cells; a mapping or a data frame of one row. Those that are not given, and the size
             factors, are drawn from control cells.
@@ -75,10 +76,9 @@ class PredictionMixin(ScreenModel):
             model without features.
         """
         self._check_if_trained(warn=False)
-        if n_samples < 1:
-            raise ValueError(f"`n_samples` must be at least 1, found {n_samples}.")
         query, rng = self._drugs.query(drug_embedding, dosage), random_generator(seed)
         arms, features = self._drugs.arms_of(query), query.features
+        n_samples = self._n_samples(n_samples, len(arms))
         backdrop = self._sampler.backdrop(len(arms) * n_samples, rng, covariates, size_factor)
         out = self._sampler.cells(arms, n_samples, backdrop, rng)
         self._warn_beyond_range(out, features.index, n_samples)

@@ -31,7 +31,7 @@ class WhatIfMixin(ScreenModel):
         combinations: Combination | Sequence[Combination],
         drug_embedding: pd.DataFrame | None = None,
         *,
-        n_samples: int = 100,
+        n_samples: int | None = None,
         covariates: pd.DataFrame | Mapping | None = None,
         size_factor: float | ArrayLike | None = None,
         seed: int | None = None,
@@ -50,7 +50,7 @@ class WhatIfMixin(ScreenModel):
         drug_embedding
             Features of the drugs that were not measured, one row a drug.
         n_samples
-            Cells drawn for each combination.
+            Cells drawn for each combination; None as in :meth:`predict`.
         covariates, size_factor, seed
             See :meth:`predict`.
 
@@ -73,7 +73,8 @@ class WhatIfMixin(ScreenModel):
         """
         self._check_if_trained(warn=False)
         arms, rng = self._drugs.combined(combinations, drug_embedding), random_generator(seed)
-        backdrop = self._sampler.backdrop(len(arms) * _positive(n_samples), rng, covariates, size_factor)
+        n_samples = self._n_samples(n_samples, len(arms))
+        backdrop = self._sampler.backdrop(len(arms) * n_samples, rng, covariates, size_factor)
         return self._sampler.cells(arms, n_samples, backdrop, rng)
 
     def predict_cells(
@@ -196,7 +197,7 @@ class WhatIfMixin(ScreenModel):
         if len(arms) != 1:
             raise ValueError(f"`perturbation` holds {len(arms)} drugs. Give one, or a combination as a mapping.")
         rng = random_generator(seed)
-        backdrop = self._sampler.backdrop(_positive(n_samples), rng, covariates, size_factor)
+        backdrop = self._sampler.backdrop(self._n_samples(n_samples, 1), rng, covariates, size_factor)
         held, pushed = (values, None) if kind == "set" else (None, values)
         out = self._sampler.cells(arms, n_samples, backdrop, rng, shift=pushed, fixed=held)
         word = "do" if kind == "set" else "shift"
@@ -235,9 +236,3 @@ class WhatIfMixin(ScreenModel):
             counts = self._values(cells)
         size = self._size_factors_of(cells, counts)
         return torch.as_tensor(np.log(size).astype(np.float32))
-
-
-def _positive(n_samples: int) -> int:
-    if n_samples < 1:
-        raise ValueError(f"`n_samples` must be at least 1, found {n_samples}.")
-    return n_samples

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from scgim.predict._means import MIN_MEAN
+from scgim.predict._sampler import enough_samples
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from scgim.interventions._interventions import Interventions
     from scgim.predict._sampler import Sampler
 
-_N_VALUES = 3e7  # drawn where nothing is asked for: half a minute
 _N_SAMPLES = (200, 4000)  # but at least and at most so many cells a drug: conventions
 
 
@@ -28,7 +28,7 @@ def total_effects(
     All are means over the same `n_samples` cells but for the effects; None for as many as are drawn in reasonable time.
     """
     q, d = len(log_dosage), len(sampler.genes)
-    n = n_samples or int(np.clip(_N_VALUES / ((q + 1) * d), *_N_SAMPLES))
+    n = n_samples or enough_samples((q + 1) * d, *_N_SAMPLES)
     reference = sampler.coupled_mean(torch.zeros(n, d), torch.zeros(n, d, dtype=torch.bool), seed)
     means = []
     for k in range(q):
