@@ -130,6 +130,18 @@ class ScreenModel(BaseModelClass):
             raise ValueError(f"`n_samples` must be at least 1, found {n_samples}.")
         return n_samples
 
+    def _name_as_asked(self, obs: pd.DataFrame) -> None:
+        """Give perturbation, dosage and size factor of predictions the names that they have in the user's data as well."""
+        keys = {
+            REGISTRY.PERTURBATION: "perturbation_key",
+            REGISTRY.DOSAGE: "dosage_key",
+            "size_factor": "size_factor_key",
+        }
+        asked = {self._setup_args[key]: obs[name] for name, key in keys.items() if name in obs}
+        for own, values in asked.items():
+            if own is not None:
+                obs[own] = values
+
     def _screen_field(self) -> ScreenField:
         return ScreenField(*(self._setup_args[name] for name in _SETUP_KEYS))
 

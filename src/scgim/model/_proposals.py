@@ -14,6 +14,7 @@ from scgim._validation import check_query_dosage, check_query_embedding, quote_s
 from scgim.interventions._design import curve_belief, informative_doses, reduction_of_variance
 from scgim.interventions._stacking import NO_PRECISION
 from scgim.model._library import LibraryMixin
+from scgim.predict._sampler import some_seed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,7 +37,7 @@ class ProposalMixin(LibraryMixin):
         *,
         n: int = 1,
         n_draws: int = 200,
-        seed: int = 0,
+        seed: int | None = 0,
     ) -> pd.DataFrame:
         """Which dose of which drug to measure next, by what it is expected to tell of targets and EC50.
 
@@ -56,7 +57,7 @@ class ProposalMixin(LibraryMixin):
         n_draws
             Draws of what may be true, over which information is averaged.
         seed
-            Seed of the draws.
+            Seed of the draws; None for new ones each time.
 
         Returns
         -------
@@ -79,7 +80,7 @@ class ProposalMixin(LibraryMixin):
             raise ValueError("The screen was set up without doses. Give them as `dosage_key`.")
         if n < 1 or n_draws < 2:
             raise ValueError(f"`n` must be at least 1 and `n_draws` at least 2, found {n} and {n_draws}.")
-        names = self._measured_names(perturbations)
+        names, seed = self._measured_names(perturbations), some_seed(seed)
         low, high = self.module.knowledge.dosage_range()
         if candidates is None:
             doses = np.exp(np.linspace(low - _BEYOND, high + _BEYOND, _N_CANDIDATES))
@@ -143,7 +144,7 @@ class ProposalMixin(LibraryMixin):
         level: float = 0.9,
         n_draws: int = 100,
         n_samples: int = 50,
-        seed: int = 0,
+        seed: int | None = 0,
     ) -> pd.DataFrame:
         """Which drugs of a library to measure next.
 
@@ -164,7 +165,7 @@ class ProposalMixin(LibraryMixin):
         level
             The upper bound is the one of the interval of this level.
         seed
-            Seed of draws.
+            Seed of the draws; None for new ones each time.
 
         Returns
         -------
@@ -210,7 +211,7 @@ class ProposalMixin(LibraryMixin):
             )
         generator = self._drugs.generator.sparse
         x = torch.as_tensor(features.to_numpy(dtype=np.float64))
-        picks, shares = reduction_of_variance(generator.kernel, generator.fits[0], x, n, seed)
+        picks, shares = reduction_of_variance(generator.kernel, generator.fits[0], x, n, some_seed(seed))
         return pd.DataFrame({"gain": shares}, features.index[picks].rename("perturbation"))
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 from scgim._validation import check_query_dosage
 from scgim.model._base import ScreenModel
 from scgim.predict._curves import curve_table, usual_log_dosages
+from scgim.predict._sampler import some_seed
 from scgim.predict._totals import total_effects
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class ResultsMixin(ScreenModel):
         dosage: float | ArrayLike | None = None,
         *,
         n_samples: int | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
     ) -> pd.DataFrame:
         """Direct and propagated effect on each gene: log fold change of its mean against control cells.
 
@@ -129,7 +130,7 @@ class ResultsMixin(ScreenModel):
             Cells drawn in each context, the same ones but for the effects; None for 200 to 4,000, fewer where contexts and genes
             are many.
         seed
-            Seed of the draws.
+            Seed of the draws; None for new ones each time.
 
         Returns
         -------
@@ -137,7 +138,7 @@ class ResultsMixin(ScreenModel):
         difference of means in control standard deviations).
         """
         index, query = self._contexts_asked(drug_embedding, dosage)
-        values = total_effects(self._sampler, query.interventions, query.log_dosage, n_samples, seed)
+        values = total_effects(self._sampler, query.interventions, query.log_dosage, n_samples, some_seed(seed))
         return pd.DataFrame(values, index, self.gene_names_)
 
     def get_dose_response(

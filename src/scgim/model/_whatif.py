@@ -34,7 +34,7 @@ class WhatIfMixin(ScreenModel):
         n_samples: int | None = None,
         covariates: pd.DataFrame | Mapping | None = None,
         size_factor: float | ArrayLike | None = None,
-        seed: int | None = None,
+        seed: int | None = 0,
     ) -> AnnData:
         """Cells that get several drugs at once.
 
@@ -75,7 +75,9 @@ class WhatIfMixin(ScreenModel):
         arms, rng = self._drugs.combined(combinations, drug_embedding), random_generator(seed)
         n_samples = self._n_samples(n_samples, len(arms))
         backdrop = self._sampler.backdrop(len(arms) * n_samples, rng, covariates, size_factor)
-        return self._sampler.cells(arms, n_samples, backdrop, rng)
+        out = self._sampler.cells(arms, n_samples, backdrop, rng)
+        self._name_as_asked(out.obs)
+        return out
 
     def predict_cells(
         self,
@@ -83,7 +85,7 @@ class WhatIfMixin(ScreenModel):
         drug_embedding: Any,
         dosage: float | ArrayLike | None = None,
         *,
-        seed: int | None = None,
+        seed: int | None = 0,
     ) -> AnnData:
         """These cells under that drug: one predicted cell for each given cell and drug.
 
@@ -99,7 +101,7 @@ class WhatIfMixin(ScreenModel):
         drug_embedding, dosage
             Drugs and dosages as in :meth:`predict`, or combinations as in :meth:`predict_combination`.
         seed
-            Seed of the draws; None for a new one each time.
+            Seed of the draws; None for new ones each time.
 
         Returns
         -------
@@ -129,16 +131,9 @@ class WhatIfMixin(ScreenModel):
         predicted, origin = out.obs, cells.obs.loc[:, ~cells.obs.columns.str.startswith("_scvi")]
         out.obs = pd.concat([origin] * k).set_axis(out.obs_names)
         out.obs["control_cell"] = np.tile(cells.obs_names.to_numpy(), k)
-        setup = self._setup_args
-        copies = {
-            REGISTRY.PERTURBATION: setup["perturbation_key"],
-            REGISTRY.DOSAGE: setup["dosage_key"],
-            "size_factor": None,
-        }
-        for name, own in copies.items():
-            # also under the keys of the model, where the copied columns still say that the cells are controls
-            for column in {name, own or name}:
-                out.obs[column] = predicted[name]
+        for name in (REGISTRY.PERTURBATION, REGISTRY.DOSAGE, "size_factor"):
+            out.obs[name] = predicted[name]
+        self._name_as_asked(out.obs)  # where the copied columns still say that the cells are controls
         return out
 
     def intervene(
@@ -151,7 +146,7 @@ class WhatIfMixin(ScreenModel):
         n_samples: int = 1000,
         covariates: pd.DataFrame | Mapping | None = None,
         size_factor: float | ArrayLike | None = None,
-        seed: int | None = None,
+        seed: int | None = 0,
     ) -> AnnData:
         """What if genes were held at a value, or pushed: an experiment on the fitted network.
 
@@ -204,6 +199,7 @@ class WhatIfMixin(ScreenModel):
         name = "+".join(f"{word}({gene}={value:g})" for gene, value in genes.items())
         name = name if perturbation is None else f"{arms.names[0]}+{name}"
         out.obs[REGISTRY.PERTURBATION] = pd.Categorical([name] * out.n_obs)
+        self._name_as_asked(out.obs)
         return out
 
     def _gene_values(self, genes: Mapping[str, float], kind: str) -> dict[int, float]:

@@ -28,7 +28,12 @@ _SEEDS = 2**31  # seeds that generators draw for each other
 
 def random_generator(seed: int | None) -> torch.Generator:
     """Generator of a seed, or one seeded by torch's global one, so that `scvi.settings.seed` makes it reproducible."""
-    return torch.Generator().manual_seed(int(torch.randint(_SEEDS, ())) if seed is None else seed)
+    return torch.Generator().manual_seed(some_seed(seed))
+
+
+def some_seed(seed: int | None) -> int:
+    """A seed, or a new one from torch's global generator where it is None."""
+    return int(torch.randint(_SEEDS, ())) if seed is None else seed
 
 
 def enough_samples(n_values: int, least: int, most: int) -> int:
