@@ -1,4 +1,4 @@
-"""Campaigns of three rounds, chosen by the model or otherwise: `python benchmarks/campaign/run.py doses drugs goal`, as `make bench-campaign`.
+"""Campaigns of three rounds, chosen by the model or otherwise: `python benchmarks/campaign/run.py doses drugs goal rank`, as `make bench-campaign`.
 
 Results go to a CSV file in the work folder seed by seed, so that an interrupted run goes on where it stopped; then the tables are written to
 docs/benchmarks.md.
@@ -20,7 +20,10 @@ sys.path.insert(0, str(ROOT))
 
 import pandas as pd  # noqa: E402
 from benchmarks import _records, _report  # noqa: E402
+from benchmarks.campaign import ranking  # noqa: E402
 from benchmarks.campaign.campaigns import CAMPAIGNS, N_ROUNDS  # noqa: E402
+
+ROWS = {name: campaign.rows for name, campaign in CAMPAIGNS.items()} | {"rank": ranking.rows}
 
 # Heading, and whether less is better.
 SCORES = {
@@ -35,7 +38,7 @@ SCORES = {
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Campaigns of three rounds on simulated worlds.")
-    parser.add_argument("campaigns", nargs="*", default=list(CAMPAIGNS), help=f"some of {list(CAMPAIGNS)}")
+    parser.add_argument("campaigns", nargs="*", default=list(ROWS), help=f"some of {list(ROWS)}")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument(
         "--work", type=Path, default=Path(tempfile.gettempdir()) / "scgim_bench", help="folder of the results"
@@ -53,7 +56,7 @@ def measure(name: str, seeds: list[int], work: Path) -> pd.DataFrame:
         if seed not in set(table["seed"]):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # of features that tell nothing yet
-                table = pd.concat([table, pd.DataFrame(CAMPAIGNS[name].rows(seed))], ignore_index=True)
+                table = pd.concat([table, pd.DataFrame(ROWS[name](seed))], ignore_index=True)
             table.to_csv(path, index=False)
     return table[table["seed"].isin(seeds)]
 
@@ -83,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     for name in options.campaigns:
-        table = summary(measure(name, options.seeds, options.work))
+        table = (ranking.summary if name == "rank" else summary)(measure(name, options.seeds, options.work))
         command = f"python benchmarks/campaign/run.py {name} --seeds {' '.join(map(str, options.seeds))}"
         _records.publish(
             {f"campaign-{name}": table}, _report.Provenance(command, options.seeds), docs=not options.no_docs

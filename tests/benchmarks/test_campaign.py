@@ -61,5 +61,18 @@ def test_tables_compare_with_random_choice_in_the_same_world():
 
 def test_every_campaign_has_its_place_in_the_documentation():
     page = load("_report").DOCS.read_text(encoding="utf-8")
-    for name in load("campaign.campaigns").CAMPAIGNS:
+    for name in load("campaign.run").ROWS:
         assert f"<!-- campaign-{name}:start -->" in page
+
+
+def test_true_scores_are_those_that_drugs_are_ranked_by():
+    import torch
+
+    from scgim.predict._ranking import agreement
+
+    ranking = load("campaign.ranking")
+    rng = np.random.default_rng(0)
+    effects, wanted = pd.DataFrame(rng.normal(size=(6, 4))), pd.Series([1.0, 1.0, -1.0, -1.0])
+    for metric in ranking.METRICS:
+        found = agreement(torch.as_tensor(effects.to_numpy()), torch.as_tensor(wanted.to_numpy()), metric)
+        np.testing.assert_allclose(ranking.true_score(effects, wanted, metric), found)
