@@ -18,7 +18,7 @@ class Report:
     It prints as text, shows as tables in a notebook, and holds the numbers: `report["targets"]` is a data frame, and
     `report.values["edges"]` a number.
 
-    Attributes
+    Parameters
     ----------
     title
         What it is about.
