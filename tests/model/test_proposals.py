@@ -40,6 +40,10 @@ def test_wrong_doses_are_refused(clear_model):
         clear_model.propose_doses("drug_99")
     with pytest.raises(ValueError, match="not above zero"):
         clear_model.propose_doses("drug_00", [0.0, 1.0])
+    with pytest.raises(ValueError, match="`candidates` holds no dose"):
+        clear_model.propose_doses("drug_00", [])
+    with pytest.raises(ValueError, match="`candidates` contains nan"):
+        clear_model.propose_doses("drug_00", [np.nan])
     with pytest.raises(ValueError, match="at least 1"):
         clear_model.propose_doses("drug_00", n=0)
 

@@ -133,6 +133,8 @@ def test_long_tables_are_cut_and_say_so():
 def test_without_results_it_says_what_to_do(adata):
     with pytest.raises(KeyError, match="Unknown perturbation 'w'"):
         scgim.tl.report(adata, "w")
+    with pytest.raises(TypeError, match=r"model\.report\(\)"):
+        scgim.tl.report("y", "y")
     with pytest.raises(KeyError, match=r"model\.annotate\(adata\)"):
         scgim.tl.report(adata, "y", key="other")
 

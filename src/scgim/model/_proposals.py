@@ -81,13 +81,7 @@ class ProposalMixin(LibraryMixin):
         if n < 1 or n_draws < 2:
             raise ValueError(f"`n` must be at least 1 and `n_draws` at least 2, found {n} and {n_draws}.")
         names, seed = self._measured_names(perturbations), some_seed(seed)
-        low, high = self.module.knowledge.dosage_range()
-        if candidates is None:
-            doses = np.exp(np.linspace(low - _BEYOND, high + _BEYOND, _N_CANDIDATES))
-        else:
-            doses = check_query_dosage(candidates, np.size(candidates))
-        if not (doses > 0).all():
-            raise ValueError("`candidates` holds doses that are not above zero.")
+        doses = self._candidate_doses(candidates)
         told = {name: self._informative(name, doses, n_draws, seed) for name in names}
         alone = {name: next(of_drug) for name, of_drug in told.items()}
         table = pd.concat([pd.DataFrame(values.numpy(), doses) for values in alone.values()], keys=alone)
@@ -101,6 +95,20 @@ class ProposalMixin(LibraryMixin):
         picks = pd.DataFrame(gains, columns=["perturbation", "dosage", "gain"]).set_index(["perturbation", "dosage"])
         rest = table[~table.index.isin(picks.index)].sort_values("information", ascending=False, kind="stable")
         return pd.concat([picks.join(table), rest])
+
+    def _candidate_doses(self, candidates: ArrayLike | None) -> np.ndarray:
+        """Doses to choose from, each once."""
+        if candidates is None:
+            low, high = self.module.knowledge.dosage_range()
+            return np.exp(np.linspace(low - _BEYOND, high + _BEYOND, _N_CANDIDATES))
+        try:
+            doses = np.unique(check_query_dosage(candidates, np.size(candidates)))
+        except ValueError as error:
+            raise ValueError(str(error).replace("`dosage`", "`candidates`")) from None
+        if not len(doses) or not (doses > 0).all():
+            found = "doses that are not above zero" if len(doses) else "no dose"
+            raise ValueError(f"`candidates` holds {found}. Give the doses that could be measured.")
+        return doses
 
     def _measured_names(self, perturbations: str | Sequence[str] | None) -> list[str]:
         measured = [

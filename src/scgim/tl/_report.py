@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import networkx as nx
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from scipy import sparse
 
 from scgim._constants import Key, read_name
 from scgim._docs import d
 from scgim._report import Report, about
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 # What a reader is warned of. Conventions.
 _FEW_CELLS = 20  # a dose: weak effects are not seen
@@ -104,6 +102,11 @@ def report(
 
 def _read(adata: AnnData, name: str, key: str) -> _Drug:
     """What is stored of a drug; KeyError if nothing is."""
+    if not isinstance(adata, AnnData):
+        raise TypeError(
+            f"Expected annotated data, found {type(adata).__name__}. Run `model.annotate(adata)` and pass `adata`; `model.report()` is the "
+            "report of a fit."
+        )
     slots = {
         "probability": Key.varm.targets,
         "effect": Key.varm.shifts,
