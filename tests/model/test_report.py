@@ -109,3 +109,11 @@ def test_a_report_does_without_features(adata, fit):
     del adata.uns["drug_embedding"]
     report = fit(adata, {"drug_embedding_key": None, "size_factor_key": "size_factor"}, epochs=3).report()
     assert "features" not in report.tables
+
+
+def test_halves_need_cells_of_every_drug(adata, fit):
+    few = adata.obs["perturbation"] == "drug_0"
+    adata = adata[~few | (few.cumsum() <= 3)].copy()
+    model = fit(adata, {"size_factor_key": "size_factor"}, epochs=2, train={"train_size": 1.0})
+    with pytest.raises(ValueError, match="fewer than four of 'drug_0'"):
+        model.report(split_half=True)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from scgim.model._gim import GIM
 
 _CALLED = 0.5  # probability from which a target is called
+_MIN_CELLS = 4  # of each label, two in each half: a screen has no label of a single cell
 
 
 class _Found(NamedTuple):
@@ -49,10 +50,10 @@ def refit_halves(model: GIM, seed: int) -> list[GIM]:
     context = np.asarray(manager.get_from_registry(REGISTRY.CONTEXT), dtype=np.int64).ravel()[rows]
     drug = model.module.group.cpu().numpy()[context]
     codes, counts = np.unique(drug, return_counts=True)
-    few = [model.perturbations[u] if u >= 0 else model._setup_args["control"] for u in codes[counts < 2]]
+    few = [model.perturbations[u] if u >= 0 else model._setup_args["control"] for u in codes[counts < _MIN_CELLS]]
     if few:
         raise ValueError(
-            f"Each half needs a cell of every perturbation and a control. There is one of {quote_some(few)}."
+            f"Each half needs two cells of every perturbation and two controls. There are fewer than four of {quote_some(few)}."
         )
     halves = halves_of(drug, context, np.random.default_rng(seed))
     return [_refit(model, np.sort(rows[half]), settings, seed) for half in halves]

@@ -52,7 +52,7 @@ class ReportMixin(ScreenModel):
         Raises
         ------
         ValueError
-            Halves are wanted, and the model was loaded without data, or a perturbation has one cell.
+            Halves are wanted, and the model was loaded without data, or a perturbation has fewer than four cells.
 
         Examples
         --------
