@@ -12,6 +12,7 @@
 #   make bench-worlds      tables on simulated data that share no code with the package (SUITES="kinetic variants regulators sciplex gnw")
 #   make bench-sensitivity tables of what other values of constants do (SUITES="kinetic gnw nonlinear")
 #   make bench-scale       what fits cost, on simulated data (SUITES="cells genes ...")
+#   make bench-campaign    tables of campaigns of three rounds, chosen by the model or at random, on simulated data
 #   make mutants     which small changes of the scientific core the tests do not see (MUTANTS=number, SEED=0)
 #   make lint        style and types
 #   make clean       remove what the above made
@@ -33,7 +34,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install --constraint constraints
 # Matrices here are small: on a busy machine threads that wait for each other take many times longer than one alone.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-all docs tutorials bench-real bench-structure bench-prediction bench-worlds bench-sensitivity bench-scale \
+.PHONY: help demo test test-all docs tutorials bench-real bench-structure bench-prediction bench-worlds bench-sensitivity bench-scale bench-campaign \
 	mutants lint clean .venv
 
 help:
@@ -73,6 +74,9 @@ bench-sensitivity: .venv/bench-$(HERE)
 
 bench-scale: .venv/bench-$(HERE)
 	$(PY) benchmarks/scale/run.py $(if $(filter main,$(SUITES)),cells genes contexts features library stored steps,$(SUITES))
+
+bench-campaign: .venv/bench-$(HERE)
+	$(PY) benchmarks/campaign/run.py
 
 mutants: .venv/mutation-$(HERE)
 	$(PY) benchmarks/mutants/run.py --number $(MUTANTS) --seed $(SEED)

@@ -31,6 +31,17 @@ def test_api_page_lists_every_public_name(name: str):
     assert sorted(listed) == sorted(module.__all__)
 
 
+@pytest.mark.parametrize("page", ["api/index.md", "user_guide/results.md"])
+def test_every_method_of_the_model_is_listed_by_its_task(page: str):
+    model = scgim.model.GIM
+    own = [base for base in model.__mro__ if base.__module__.startswith("scgim.")]
+    methods = {name for base in own for name, value in vars(base).items() if name[0] != "_" and callable(value)}
+    assert {"predict", "rank_drugs", "report"} <= methods
+    text = (DOCS / page).read_text()
+    keeping = {"setup_anndata", "load_registry", "view_setup_args", "convert_legacy_save"}
+    assert [name for name in sorted(methods - keeping) if not re.search(rf"[`.]{name}[`(]", text)] == []
+
+
 def test_developer_page_lists_files_that_exist():
     listed = re.findall(
         r"automodule:: (scgim\.[\w.]+)$", (DOCS / "api" / "developer.md").read_text(), flags=re.MULTILINE

@@ -6,7 +6,7 @@ import importlib
 import logging
 from importlib.metadata import version
 
-__all__ = ["data", "datasets", "metrics", "model", "pl", "pp", "structure"]
+__all__ = ["data", "datasets", "metrics", "model", "pl", "pp", "structure", "tl"]
 __version__ = version("scgim")
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -297,3 +297,20 @@ def test_wrong_predictions(adata):
     predicted.obs = predicted.obs.rename(columns={"perturbation": "drug"})
     with pytest.raises(KeyError, match="perturbation"):
         compare_baselines(adata, predicted={"mine": predicted})
+
+
+def test_too_few_predicted_cells_are_told(adata):
+    """A prediction that is nearly right: of few cells, much of its error is their noise."""
+    test, rng = held_out(adata), np.random.default_rng(1)
+    groups = [test.obs["perturbation"], test.obs["dosage"]]
+    means = 1.1 * pd.DataFrame(test.X.toarray(), test.obs_names).groupby(groups, observed=True).transform("mean")
+
+    def predicted(n: int) -> AnnData:
+        obs = pd.concat([test.obs] * n, ignore_index=True).rename(index=str)
+        return AnnData(rng.poisson(np.tile(means, (n, 1))).astype(np.float32), obs=obs, var=test.var)
+
+    with pytest.warns(UserWarning, match="% of the `mean_shift_error` of 'model' is the noise of 40 predicted cells"):
+        few = compare_baselines(adata, predicted=predicted(1), methods=["control"]).loc[("test", "model")]
+    many = compare_baselines(adata, predicted=predicted(30), methods=["control"]).loc[("test", "model")]
+    assert many["mean_shift_error"] < few["mean_shift_error"]
+    assert many["mean_shift_correlation"] > few["mean_shift_correlation"]

@@ -8,6 +8,8 @@ import pytest
 import torch
 from scipy import sparse
 
+from scgim.predict._sampler import enough_samples
+
 KEY = "drug_embedding"
 
 
@@ -48,7 +50,7 @@ def test_default_dosage_is_the_median_measured(model):
 
 @pytest.mark.parametrize("dosage", [10.0, 0.3, 1.1])
 def test_dosage_comes_back_exactly(model, features, dosage):
-    assert set(model.predict(features, dosage, n_samples=1).obs["dosage"]) == {dosage}
+    assert set(model.predict(features, dosage, n_samples=1, seed=1).obs["dosage"]) == {dosage}
     assert set(model.get_effects(features, dosage).index.get_level_values(1)) == {dosage}
 
 
@@ -58,9 +60,50 @@ def test_same_seed_same_cells(model, features):
     assert (a != c).any()
 
 
-def test_without_a_seed_draws_differ(model):
-    a, b = (values(model.predict("drug_1", n_samples=20)) for _ in range(2))
-    assert (a != b).any()
+ASKED = {
+    "predict": lambda m, **seed: values(m.predict("drug_1", n_samples=20, **seed)),
+    "predict_mean": lambda m, **seed: m.predict_mean("drug_1", n_draws=3, n_samples=20, **seed).layers["lower"],
+    "predict_combination": lambda m, **seed: values(m.predict_combination({"drug_1": 1.0}, n_samples=20, **seed)),
+    "intervene": lambda m, **seed: values(m.intervene({"gene_1": 1.0}, n_samples=20, **seed)),
+    "get_total_effects": lambda m, **seed: m.get_total_effects("drug_1", n_samples=20, **seed).to_numpy(),
+    "rank_drugs": lambda m, **seed: m.rank_drugs("drug_1", ["gene_1"], n_draws=3, n_samples=20, **seed)["score"],
+    "propose_doses": lambda m, **seed: m.propose_doses("drug_1", [1.0], n_draws=5, **seed)["gain"],
+}
+
+
+@pytest.mark.parametrize("method", ASKED)
+def test_all_draws_follow_one_rule(model, method):
+    """The same call gives the same; without a seed, draws differ."""
+    ask = ASKED[method]
+    same, again, zero = ask(model), ask(model), ask(model, seed=0)
+    np.testing.assert_array_equal(same, again)
+    np.testing.assert_array_equal(same, zero)
+    assert (np.asarray(ask(model, seed=None)) != np.asarray(ask(model, seed=None))).any()
+
+
+def test_as_many_cells_as_means_need_where_none_are_asked_for(model):
+    assert model.predict("drug_1").n_obs == model.predict_combination({"drug_1": 1.0}).n_obs == 1000
+    assert enough_samples(30_000, 100, 1000) == 1000
+    assert enough_samples(100_000, 100, 1000) == 300
+    assert enough_samples(10**9, 100, 1000) == 100
+
+
+def test_predictions_have_the_names_of_the_users_data(adata, fit):
+    adata.obs = adata.obs.rename(columns={"perturbation": "drug", "dosage": "dose_uM", "size_factor": "depth"})
+    model = fit(adata, {"perturbation_key": "drug", "dosage_key": "dose_uM", "size_factor_key": "depth"}, epochs=2)
+    for out in (
+        model.predict("drug_1", [0.5, 1.0], n_samples=3),
+        model.predict_mean("drug_1", [0.5, 1.0], n_draws=2, n_samples=3),
+        model.predict_combination([{"drug_1": 0.5}, {"drug_1": 1.0}], n_samples=3),
+        model.predict_cells(adata[:3], ["drug_1", "drug_1"], [0.5, 1.0]),
+    ):
+        assert (out.obs["drug"] == "drug_1").all()
+        assert sorted(set(out.obs["dose_uM"])) == [0.5, 1.0]
+        np.testing.assert_array_equal(out.obs["dosage"], out.obs["dose_uM"])
+        if "size_factor" in out.obs:
+            np.testing.assert_array_equal(out.obs["depth"], out.obs["size_factor"])
+    out = model.intervene({"gene_1": 1.0}, n_samples=3)
+    assert (out.obs["drug"] == "do(gene_1=1)").all()
 
 
 def test_drawing_leaves_global_random_numbers_alone(model):
@@ -85,7 +128,7 @@ def test_forms_of_features(model, features):
         predicted = model.predict(form, n_samples=3, seed=0)
         tolerance = {} if form is not forms[2] else {"atol": 1e9}
         np.testing.assert_allclose(values(predicted), expected, **tolerance)
-    assert list(model.predict(forms[1], n_samples=1).obs["perturbation"]) == ["new_drug_0", "new_drug_1"]
+    assert list(model.predict(forms[1], n_samples=1, seed=1).obs["perturbation"]) == ["new_drug_0", "new_drug_1"]
     one = values(model.predict(features.iloc[:1], n_samples=3, seed=0))
     for form in (features.iloc[0], features.to_numpy()[0]):
         np.testing.assert_array_equal(values(model.predict(form, n_samples=3, seed=0)), one)

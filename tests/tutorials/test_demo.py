@@ -71,4 +71,4 @@ def test_code_of_the_readme_runs():
     assert len([line for line in code.splitlines() if line]) == 10  # as its heading says
     names: dict = {}
     exec(code.replace('"drug_19"', "model.perturbations[-1]"), names)
-    assert names["predicted"].n_obs == 3 * 100
+    assert names["predicted"].n_obs == 3 * 1000

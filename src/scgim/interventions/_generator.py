@@ -128,6 +128,20 @@ class KernelFit:
         return cross @ self.dual, variance.clamp_min(_TINY) / self.unit
 
 
+def covariance_given_measured(kernel: DrugKernel, fit: KernelFit, a: Tensor, b: Tensor | None) -> Tensor:
+    """Covariance of what features predict between drugs of standardised features (Q, p) and (J, p), (Q, J); None for the variances (Q,)."""
+
+    def mixed(linear: Tensor, radial: Tensor | float) -> Tensor:
+        return (1 - fit.radial) * linear + fit.radial * radial + _LEVEL
+
+    of_a = mixed(*kernel.parts(a, fit.width))
+    if b is None:
+        return (mixed(a.square().mean(1), 1.0) - ((of_a @ fit.inverse) * of_a).sum(1)).clamp_min(0.0)
+    of_b = mixed(*kernel.parts(b, fit.width))
+    radial = torch.exp(-_square_distances(a, b) / (fit.width * kernel.median))
+    return mixed(a @ b.T / a.shape[1], radial) - of_a @ fit.inverse @ of_b.T
+
+
 def fit_kernel(kernel: DrugKernel, outputs: Tensor) -> KernelFit:
     """Choose mixture, width and noise of the kernel by leaving one drug out (closed form), and fit.
 

@@ -192,7 +192,8 @@ class DrugGenerator:
         effects = sum(share * part for share, part in zip(shares, parts, strict=True))
         best = effects @ responses.carry
         self.levels = None if responses.level is None else LevelParts(responses, effects, contexts, kernel)
-        self.error = responses.loss(best).mean() / responses.loss(0 * best).mean().clamp_min(_TINY)
+        loss, usual, nothing = (responses.loss(predicted).mean() for predicted in (best, mean, 0 * best))
+        self.error, self.error_of_mean = loss / nothing.clamp_min(_TINY), usual / nothing.clamp_min(_TINY)
         self.fitted = interventions.rows(group).mean(responses.log_dosage)
         self.mean, self.dense = (
             ResponseSurface(responses.effects, contexts, kernel, settings) for settings in (plain, featured)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+_MAX_NOISE = 0.1  # of the error of a prediction, may be that of a finite number of cells: convention
+_COPIED = 2.0  # times the noise in less error: the cells are those observed, or were not drawn
 _LABELS = ["split", "method", *CONTEXT, "n_cells"]
 
 
@@ -81,6 +84,18 @@ def _score(
         for name, side in methods.items():
             distances = scaled_metrics(cells, side.draw(k), observed.shift[k], side.shift[k])
             yield k, {"method": name, **profiles[name][i], **distances}
+
+
+def _warn_of_noise(name: str, error: float, noise: float, rows: Sequence[np.ndarray]) -> None:
+    """Warn where a prediction is so close that the number of its cells shows."""
+    share = noise / error if error else np.inf
+    if _MAX_NOISE < share < _COPIED:
+        warnings.warn(
+            f"{min(share, 1.0):.0%} of the `mean_shift_error` of {name!r} is the noise of {min(map(len, rows))} predicted cells a context, and its "
+            "correlations are too low. Predict more: `model.predict(..., n_samples=1000)`.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _summary(results: pd.DataFrame, intervals: float | None, seed: int) -> pd.DataFrame:
@@ -145,8 +160,8 @@ def compare_baselines(
     predicted
         Predictions of a model for all held-out contexts, as :meth:`scgim.model.GIM.predict` returns them, or several of them by name.
         Doses and names must be those of `adata`; predicted counts are read from `X`. Mean shifts are those of log1p of these counts, which is
-        not log1p of expected counts. Predict many cells (`n_samples`): with n of them `mean_shift_error` is larger by about 1/n, and correlations
-        suffer where shifts are small, while the baselines' shifts are not drawn.
+        not log1p of expected counts, and noisy where cells are few, while the baselines' shifts are not drawn: a warning tells where more cells
+        (`n_samples`) would say more.
     split_key
         Column of obs with `"train"` and one or more labels of held-out contexts. Cells without label (NaN) are left out.
     methods
@@ -235,4 +250,7 @@ def compare_baselines(
             f"None of {quote_some(sides)} predicts all contexts of a label. Add methods that can, such as 'trainmean', or `predicted`."
         )
     table = pd.DataFrame(results)
+    for name, rows in cells.items():
+        noise = float(np.mean([scale.noise(expression[name][own]) for own in rows]))
+        _warn_of_noise(name, table.loc[table["method"] == name, "mean_shift_error"].mean(), noise, rows)
     return table if per_context else _summary(table, intervals, seed)

@@ -66,6 +66,11 @@ class ControlScale:
         """Mean of the standardised cells: the mean shift from control, in control standard deviations. One number a gene."""
         return self._mean(cells) / self._scale
 
+    def noise(self, cells: Any) -> float:
+        """Variance of :meth:`mean` by the finite number of cells, averaged over genes."""
+        square = self._mean(cells, squared=True) / self._scale**2
+        return float((square - self.mean(cells) ** 2).clip(min=0).mean() / cells.shape[0])
+
     def _log(self, values: np.ndarray) -> np.ndarray:
         return np.log1p(values) if self.log1p else values
 

@@ -23,7 +23,7 @@ from scgim._validation import (
 from scgim.model._fields import ScreenField, context_codes
 from scgim.predict._covariates import CovariateDesign, ScaledDesign
 from scgim.predict._drugs import Drugs
-from scgim.predict._sampler import Sampler
+from scgim.predict._sampler import Sampler, enough_samples
 from scgim.train import Cells
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from scgim.module import GIMModule
 
+_N_SAMPLES = (100, 1000)  # cells drawn of a row where nothing is asked for, at least and at most: conventions
 _SET_UP_AGAIN = "Set up the data and make a new model: `GIM.setup_anndata(adata); model = GIM(adata)`."
 _SETUP_KEYS = ("perturbation_key", "control", "dosage_key", "drug_embedding_key", "effect_modifier_key")
 
@@ -56,7 +57,12 @@ class ScreenModel(BaseModelClass):
     """Score of the graph after each round of the search."""
     control_check_: pd.DataFrame | None = None
     """Observed and simulated control cells, gene by gene."""
+    edge_evidence_: NDArray[np.float64] | None = None
+    """Log evidence of each edge that the search found, at the fit; those with none were cut. -inf elsewhere."""
+    train_settings_: dict[str, Any] | None = None
+    """Arguments of the last :meth:`train` that decide on its result."""
 
+    _plan_kwargs: dict[str, Any] = {}
     _covariates: CovariateDesign
     _known_drugs: Drugs | None = None
 
@@ -124,6 +130,26 @@ class ScreenModel(BaseModelClass):
     @property
     def _sampler(self) -> Sampler:
         return Sampler(self.module, self.gene_names_, self.control_pool_, self._design)
+
+    def _n_samples(self, n_samples: int | None, n_rows: int) -> int:
+        """Cells to draw of each row, checked; as many as means need where none are asked for."""
+        if n_samples is None:
+            return enough_samples(n_rows * len(self.gene_names_), *_N_SAMPLES)
+        if n_samples < 1:
+            raise ValueError(f"`n_samples` must be at least 1, found {n_samples}.")
+        return n_samples
+
+    def _name_as_asked(self, obs: pd.DataFrame) -> None:
+        """Give perturbation, dosage and size factor of predictions the names that they have in the user's data as well."""
+        keys = {
+            REGISTRY.PERTURBATION: "perturbation_key",
+            REGISTRY.DOSAGE: "dosage_key",
+            "size_factor": "size_factor_key",
+        }
+        asked = {self._setup_args[key]: obs[name] for name, key in keys.items() if name in obs}
+        for own, values in asked.items():
+            if own is not None:
+                obs[own] = values
 
     def _screen_field(self) -> ScreenField:
         setup = self._setup_args

@@ -31,8 +31,9 @@ from scgim._validation import (
 )
 from scgim.model._annotation import AnnotationMixin
 from scgim.model._fields import ScreenField
-from scgim.model._library import LibraryMixin
 from scgim.model._prediction import PredictionMixin
+from scgim.model._proposals import ProposalMixin
+from scgim.model._report import ReportMixin
 from scgim.model._results import ResultsMixin
 from scgim.model._saving import SavingMixin
 from scgim.model._training import TrainingMixin
@@ -74,7 +75,9 @@ def _check_sources(genes: list[str], regulators: np.ndarray, log_odds: np.ndarra
         )
 
 
-class GIM(TrainingMixin, SavingMixin, PredictionMixin, ResultsMixin, AnnotationMixin, WhatIfMixin, LibraryMixin):
+class GIM(
+    TrainingMixin, SavingMixin, PredictionMixin, ResultsMixin, AnnotationMixin, WhatIfMixin, ProposalMixin, ReportMixin
+):
     """Generative intervention model of a single-cell drug screen :cite:p:`schneider2025`.
 
     One fit learns the network of genes with its mechanisms, the direct targets and effects of the measured drugs, and a

@@ -17,6 +17,7 @@ from scgim.interventions._sensitivity import feature_sensitivity
 from scgim.model._base import ScreenModel
 from scgim.predict._means import Draws, posterior_means
 from scgim.predict._ranking import METRICS, agreement, change_to, named_targets, wanted_change
+from scgim.predict._sampler import some_seed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,7 +40,7 @@ class LibraryMixin(ScreenModel):
         level: float = 0.9,
         n_draws: int = 50,
         n_samples: int = 50,
-        seed: int = 0,
+        seed: int | None = 0,
     ) -> pd.DataFrame:
         """Drugs of a library by how well what they do to the cells matches a wanted change.
 
@@ -92,7 +93,7 @@ class LibraryMixin(ScreenModel):
         arms = self._drugs.arms(library, dosage)
         genes = torch.as_tensor(pd.Index(self.gene_names_).get_indexer(wanted.index))
         goal = torch.tensor(wanted.to_numpy())
-        draws = posterior_means(self._sampler, self._drugs, arms, Draws(n_draws, n_samples, seed))
+        draws = posterior_means(self._sampler, self._drugs, arms, Draws(n_draws, n_samples, some_seed(seed)))
         score = torch.cat(
             [
                 agreement(block.effect[..., genes], goal, metric, sized=wanted.attrs.get("sized", True))
@@ -114,7 +115,7 @@ class LibraryMixin(ScreenModel):
             return ["cells"] * len(arms)
         new = torch.zeros(len(arms), dtype=torch.bool)
         new[arms.arm[arms.is_new[arms.drug]]] = True
-        tells = self._drugs.generator.of_sparse + self._drugs.generator.of_dense > 0
+        tells = self._drugs.features_tell
         if not tells:
             warnings.warn(
                 f"The features tell nothing of what drugs do: measured drugs that were left out were predicted no better by them than by "

@@ -15,7 +15,7 @@ from scgim._validation import check_query_embedding, quote_some, resolve_embeddi
 from scgim.model._base import ScreenModel
 from scgim.predict._likelihood import cell_log_likelihoods, context_effects
 from scgim.predict._means import Draws, posterior_means
-from scgim.predict._sampler import random_generator
+from scgim.predict._sampler import random_generator, some_seed
 from scgim.train import Cells
 
 if TYPE_CHECKING:
@@ -34,10 +34,10 @@ class PredictionMixin(ScreenModel):
         drug_embedding: pd.DataFrame | ArrayLike | str | Sequence[str],
         dosage: float | ArrayLike | None = None,
         *,
-        n_samples: int = 100,
+        n_samples: int | None = None,
         covariates: pd.DataFrame | Mapping | None = None,
         size_factor: float | ArrayLike | None = None,
-        seed: int | None = None,
+        seed: int | None = 0,
     ) -> AnnData:
         """Cells under drugs that may never have been measured.
 
@@ -54,7 +54,8 @@ class PredictionMixin(ScreenModel):
         dosage
             One dosage, or one a row; several for one drug; None for the median of those measured.
         n_samples
-            Cells drawn for each row.
+            Cells drawn for each row; None for 1,000, or fewer where rows and genes are many, but at least 100. A mean over 100 cells is noisy
+            where effects are small.
         covariates
             Values of covariates for all cells; a mapping or a data frame of one row. Those that are not given, and the size
             factors, are drawn from control cells; of the level of the effect modifier that is named, such as `{"cell_line": "K562"}`.
@@ -62,12 +63,13 @@ class PredictionMixin(ScreenModel):
         size_factor
             One size factor, or one a cell; None draws those of control cells.
         seed
-            Seed of the draws; None for a new one each time.
+            Seed of the draws; None for new ones each time.
 
         Returns
         -------
         Cells x genes: drawn values in `X` (CSR for counts), their means given the parents in `layers["expected"]`,
-        `perturbation`, `dosage`, `size_factor` and the level of the effect modifier in `obs`, the features in `uns["drug_embedding"]`.
+        `perturbation`, `dosage` and `size_factor` in `obs`, also under the names that they have in the training data, and the level of the
+        effect modifier; the features in `uns["drug_embedding"]`.
 
         Raises
         ------
@@ -76,12 +78,12 @@ class PredictionMixin(ScreenModel):
             model without features.
         """
         self._check_if_trained(warn=False)
-        if n_samples < 1:
-            raise ValueError(f"`n_samples` must be at least 1, found {n_samples}.")
         query, rng = self._drugs.query(drug_embedding, dosage), random_generator(seed)
         arms, features = self._drugs.arms_of(query), query.features
+        n_samples = self._n_samples(n_samples, len(arms))
         backdrop = self._sampler.backdrop(len(arms) * n_samples, rng, covariates, size_factor)
         out = self._sampler.cells(arms, n_samples, backdrop, rng)
+        self._name_as_asked(out.obs)
         self._warn_beyond_range(out, features.index, n_samples)
         if features.shape[1]:
             out.uns["drug_embedding"] = features[~features.index.duplicated()]
@@ -118,7 +120,7 @@ class PredictionMixin(ScreenModel):
         n_draws: int = 100,
         n_samples: int = 100,
         covariates: pd.DataFrame | Mapping | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
     ) -> AnnData:
         """Mean expression and log fold changes under drugs, measured or not, with intervals.
 
@@ -140,7 +142,7 @@ class PredictionMixin(ScreenModel):
         covariates
             Values of the covariates for all cells, as in :meth:`predict`; None for those of control cells.
         seed
-            Seed of the draws.
+            Seed of the draws; None for new ones each time.
 
         Returns
         -------
@@ -165,7 +167,8 @@ class PredictionMixin(ScreenModel):
         arms = self._drugs.arms(drug_embedding, dosage)
         bounds = torch.tensor([0.5 - level / 2, 0.5 + level / 2], dtype=torch.float64)
         blocks = []
-        for draws in posterior_means(self._sampler, self._drugs, arms, Draws(n_draws, n_samples, seed, covariates)):
+        asked = Draws(n_draws, n_samples, some_seed(seed), covariates)
+        for draws in posterior_means(self._sampler, self._drugs, arms, asked):
             quantiles = [torch.quantile(values, bounds, dim=0) for values in draws]
             blocks.append([(values.mean(0), *q) for values, q in zip(draws, quantiles, strict=True)])
         layers: dict[str, np.ndarray] = {}
@@ -173,9 +176,11 @@ class PredictionMixin(ScreenModel):
             keys = (name, *(f"{name}_{side}".lstrip("_") for side in ("lower", "upper")))
             values = (torch.cat(parts).numpy() for parts in zip(*(block[i] for block in blocks), strict=True))
             layers.update(zip(keys, values, strict=True))
-        return AnnData(layers.pop(""), obs=arms.table(), var=pd.DataFrame(index=self.gene_names_), layers=layers)
+        obs = arms.table()
+        self._name_as_asked(obs)
+        return AnnData(layers.pop(""), obs=obs, var=pd.DataFrame(index=self.gene_names_), layers=layers)
 
-    def score(self, adata: AnnData | None = None, *, by: str = "context", n_samples: int = 20, seed: int = 0):
+    def score(self, adata: AnnData | None = None, *, by: str = "context", n_samples: int = 20, seed: int | None = 0):
         """Log-likelihood of cells under their drug and dosage, measured or not, per cell.
 
         Direct effects are averaged over `n_samples` draws from what is known of the drug.
@@ -189,7 +194,7 @@ class PredictionMixin(ScreenModel):
         n_samples
             Draws of the direct effects.
         seed
-            Seed of the draws.
+            Seed of the draws; None for new ones each time.
 
         Returns
         -------
@@ -206,7 +211,7 @@ class PredictionMixin(ScreenModel):
         adata = self._validate_screen(adata)
         design = self._screen_field().design(adata, need_controls=False)
         contexts, code = _contexts_of(design.rename(columns={"level": self._covariates.modifier}))
-        shift, targets = self._context_effects(adata, contexts, n_samples, seed)
+        shift, targets = self._context_effects(adata, contexts, n_samples, some_seed(seed))
         cells = self._cells(adata)
         cells = Cells(cells.x, code, self._design.scaled(cells.covariates), cells.log_size)
         values = cell_log_likelihoods(self.module, cells, shift, targets)

@@ -11,6 +11,7 @@ from scgim._validation import check_query_dosage
 from scgim.model._base import ScreenModel
 from scgim.predict._curves import curve_table, usual_log_dosages
 from scgim.predict._modifiers import modifier_table
+from scgim.predict._sampler import some_seed
 from scgim.predict._totals import total_effects
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ class ResultsMixin(ScreenModel):
         *,
         level: str | list[str] | None = None,
         n_samples: int | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
     ) -> pd.DataFrame:
         """Direct and propagated effect on each gene: log fold change of its mean against control cells.
 
@@ -142,7 +143,7 @@ class ResultsMixin(ScreenModel):
             Cells drawn in each context, the same ones but for the effects; None for 200 to 4,000, fewer where contexts and genes
             are many.
         seed
-            Seed of the draws.
+            Seed of the draws; None for new ones each time.
 
         Returns
         -------
@@ -151,7 +152,7 @@ class ResultsMixin(ScreenModel):
         """
         index, query = self._contexts_asked(drug_embedding, dosage, level)
         levels = None if index.nlevels == 2 else index.get_level_values(2).tolist()
-        values = total_effects(self._sampler, query.interventions, query.log_dosage, n_samples, seed, levels)
+        values = total_effects(self._sampler, query.interventions, query.log_dosage, n_samples, some_seed(seed), levels)
         return pd.DataFrame(values, index, self.gene_names_)
 
     def get_modifiers(self) -> pd.DataFrame:

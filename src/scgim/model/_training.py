@@ -175,6 +175,15 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
             course = resume(self, resume_from)
         course.write_to(checkpoint_dir, resume_from, every)
         self._note_measured(cells.context[course.indices[0]])
+        self._plan_kwargs = plan_kwargs or {}
+        self.train_settings_ = {
+            "max_epochs": max_epochs if resume_from is None else course.epochs,
+            "train_size": train_size if split_key is None else 1.0,
+            "validation_size": validation_size if split_key is None else None,
+            "batch_size": course.batch_size,
+            "early_stopping": early_stopping,
+            "lr": course.lr,
+        }
         arguments = {
             "accelerator": accelerator,
             "device": trainer_kwargs.pop("devices", device),  # what `scvi.autotune` gives
@@ -215,6 +224,8 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
             self.is_trained_ = fit.usable
         if fit.controls is not None:
             self.control_check_ = fit.controls
+        if fit.course.evidence is not None:
+            self.edge_evidence_ = np.asarray(fit.course.evidence)
         if fit.generator is not None:
             self._drugs.generator = fit.generator
         if self.module.measurement == "latent" and fit.usable:  # there was no descent, which would have noted these

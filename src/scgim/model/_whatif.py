@@ -31,10 +31,10 @@ class WhatIfMixin(ScreenModel):
         combinations: Combination | Sequence[Combination],
         drug_embedding: pd.DataFrame | None = None,
         *,
-        n_samples: int = 100,
+        n_samples: int | None = None,
         covariates: pd.DataFrame | Mapping | None = None,
         size_factor: float | ArrayLike | None = None,
-        seed: int | None = None,
+        seed: int | None = 0,
     ) -> AnnData:
         """Cells that get several drugs at once.
 
@@ -50,7 +50,7 @@ class WhatIfMixin(ScreenModel):
         drug_embedding
             Features of the drugs that were not measured, one row a drug.
         n_samples
-            Cells drawn for each combination.
+            Cells drawn for each combination; None as in :meth:`predict`.
         covariates, size_factor, seed
             See :meth:`predict`.
 
@@ -73,8 +73,11 @@ class WhatIfMixin(ScreenModel):
         """
         self._check_if_trained(warn=False)
         arms, rng = self._drugs.combined(combinations, drug_embedding), random_generator(seed)
-        backdrop = self._sampler.backdrop(len(arms) * _positive(n_samples), rng, covariates, size_factor)
-        return self._sampler.cells(arms, n_samples, backdrop, rng)
+        n_samples = self._n_samples(n_samples, len(arms))
+        backdrop = self._sampler.backdrop(len(arms) * n_samples, rng, covariates, size_factor)
+        out = self._sampler.cells(arms, n_samples, backdrop, rng)
+        self._name_as_asked(out.obs)
+        return out
 
     def predict_cells(
         self,
@@ -82,7 +85,7 @@ class WhatIfMixin(ScreenModel):
         drug_embedding: Any,
         dosage: float | ArrayLike | None = None,
         *,
-        seed: int | None = None,
+        seed: int | None = 0,
     ) -> AnnData:
         """These cells under that drug: one predicted cell for each given cell and drug.
 
@@ -98,7 +101,7 @@ class WhatIfMixin(ScreenModel):
         drug_embedding, dosage
             Drugs and dosages as in :meth:`predict`, or combinations as in :meth:`predict_combination`.
         seed
-            Seed of the draws; None for a new one each time.
+            Seed of the draws; None for new ones each time.
 
         Returns
         -------
@@ -128,16 +131,9 @@ class WhatIfMixin(ScreenModel):
         predicted, origin = out.obs, cells.obs.loc[:, ~cells.obs.columns.str.startswith("_scvi")]
         out.obs = pd.concat([origin] * k).set_axis(out.obs_names)
         out.obs["control_cell"] = np.tile(cells.obs_names.to_numpy(), k)
-        setup = self._setup_args
-        copies = {
-            REGISTRY.PERTURBATION: setup["perturbation_key"],
-            REGISTRY.DOSAGE: setup["dosage_key"],
-            "size_factor": None,
-        }
-        for name, own in copies.items():
-            # also under the keys of the model, where the copied columns still say that the cells are controls
-            for column in {name, own or name}:
-                out.obs[column] = predicted[name]
+        for name in (REGISTRY.PERTURBATION, REGISTRY.DOSAGE, "size_factor"):
+            out.obs[name] = predicted[name]
+        self._name_as_asked(out.obs)  # where the copied columns still say that the cells are controls
         return out
 
     def intervene(
@@ -150,7 +146,7 @@ class WhatIfMixin(ScreenModel):
         n_samples: int = 1000,
         covariates: pd.DataFrame | Mapping | None = None,
         size_factor: float | ArrayLike | None = None,
-        seed: int | None = None,
+        seed: int | None = 0,
     ) -> AnnData:
         """What if genes were held at a value, or pushed: an experiment on the fitted network.
 
@@ -196,13 +192,14 @@ class WhatIfMixin(ScreenModel):
         if len(arms) != 1:
             raise ValueError(f"`perturbation` holds {len(arms)} drugs. Give one, or a combination as a mapping.")
         rng = random_generator(seed)
-        backdrop = self._sampler.backdrop(_positive(n_samples), rng, covariates, size_factor)
+        backdrop = self._sampler.backdrop(self._n_samples(n_samples, 1), rng, covariates, size_factor)
         held, pushed = (values, None) if kind == "set" else (None, values)
         out = self._sampler.cells(arms, n_samples, backdrop, rng, shift=pushed, fixed=held)
         word = "do" if kind == "set" else "shift"
         name = "+".join(f"{word}({gene}={value:g})" for gene, value in genes.items())
         name = name if perturbation is None else f"{arms.names[0]}+{name}"
         out.obs[REGISTRY.PERTURBATION] = pd.Categorical([name] * out.n_obs)
+        self._name_as_asked(out.obs)
         return out
 
     def _gene_values(self, genes: Mapping[str, float], kind: str) -> dict[int, float]:
@@ -235,9 +232,3 @@ class WhatIfMixin(ScreenModel):
             counts = self._values(cells)
         size = self._size_factors_of(cells, counts)
         return torch.as_tensor(np.log(size).astype(np.float32))
-
-
-def _positive(n_samples: int) -> int:
-    if n_samples < 1:
-        raise ValueError(f"`n_samples` must be at least 1, found {n_samples}.")
-    return n_samples

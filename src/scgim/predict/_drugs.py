@@ -93,6 +93,11 @@ class Drugs:
         """The generator, fitted to what the module holds when it is first needed."""
         return self.module.drug_generator(self.features, self._measured_codes)
 
+    @property
+    def features_tell(self) -> bool:
+        """Whether features tell more of a drug than what the measured ones have in common."""
+        return self.generator.of_sparse + self.generator.of_dense > 0
+
     @cached_property
     def doubt(self) -> Doubt:
         """How far predictions from features go astray."""

@@ -22,12 +22,23 @@ if TYPE_CHECKING:
     from scgim.predict._covariates import ScaledDesign
 
 _CHUNK_VALUES = 8_000_000  # values drawn at a time: with all that is drawn for them, some 300 MB
+_N_VALUES = 3e7  # drawn where no number of cells is asked for: half a minute
 _SEEDS = 2**31  # seeds that generators draw for each other
 
 
 def random_generator(seed: int | None) -> torch.Generator:
     """Generator of a seed, or one seeded by torch's global one, so that `scvi.settings.seed` makes it reproducible."""
-    return torch.Generator().manual_seed(int(torch.randint(_SEEDS, ())) if seed is None else seed)
+    return torch.Generator().manual_seed(some_seed(seed))
+
+
+def some_seed(seed: int | None) -> int:
+    """A seed, or a new one from torch's global generator where it is None."""
+    return int(torch.randint(_SEEDS, ())) if seed is None else seed
+
+
+def enough_samples(n_values: int, least: int, most: int) -> int:
+    """Cells drawn of each row where no number is asked for; `n_values` are those of one cell of every row."""
+    return int(np.clip(_N_VALUES / max(1, n_values), least, most))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from scgim.predict._means import MIN_MEAN
+from scgim.predict._sampler import enough_samples
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from scgim.interventions._interventions import Interventions
     from scgim.predict._sampler import Sampler
 
-_N_VALUES = 3e7  # drawn where nothing is asked for: half a minute
 _N_SAMPLES = (200, 4000)  # but at least and at most so many cells a drug: conventions
 
 
@@ -36,7 +36,7 @@ def total_effects(
     level of the effect modifier of each row, of which the cells are; interventions are those of that level.
     """
     q, d = len(log_dosage), len(sampler.genes)
-    n = n_samples or int(np.clip(_N_VALUES / ((q + 1) * d), *_N_SAMPLES))
+    n = n_samples or enough_samples((q + 1) * d, *_N_SAMPLES)
     levels: list[str | None] = [None] * q if level is None else list(level)
     cells = {name: None if name is None else {sampler.design.modifier: name} for name in dict.fromkeys(levels)}
     nothing = torch.zeros(n, d)

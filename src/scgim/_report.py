@@ -1,0 +1,90 @@
+"""A report: single values, tables and cautions that print as text and show as tables in a notebook."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+_N_SHOWN = 12  # rows of a table; all of them are in the frame
+
+
+@dataclass(frozen=True, repr=False)
+class Report:
+    """What is known of a fit or of a drug.
+
+    It prints as text, shows as tables in a notebook, and holds the numbers: `report["targets"]` is a data frame, and
+    `report.values["edges"]` a number.
+
+    Parameters
+    ----------
+    title
+        What it is about.
+    values
+        Single values by name.
+    tables
+        Data frames by name. What a table tells is in its `attrs["about"]`.
+    cautions
+        What speaks against believing it, a sentence each.
+    """
+
+    title: str
+    values: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    cautions: list[str] = field(default_factory=list)
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        """A table by its name."""
+        if name not in self.tables:
+            raise KeyError(f"This report has no table {name!r}. It has {list(self.tables)}.")
+        return self.tables[name]
+
+    def __repr__(self) -> str:
+        width = max([len(_words(name)) for name in self.values], default=0)
+        lines = [self.title, "=" * len(self.title)]
+        lines += [f"{_words(name):<{width}}  {_text(value)}" for name, value in self.values.items()]
+        for name, table in self.tables.items():
+            lines += ["", f"{_words(name).capitalize()}: {table.attrs.get('about', '')}".rstrip(": ")]
+            lines += [_shown(table).to_string(), *_left_out(table)] if len(table) else ["none"]
+        lines += ["", "Cautions", *[f"- {caution}" for caution in self.cautions]] if self.cautions else []
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        parts = [f"<h3>{html.escape(self.title)}</h3>"]
+        values = pd.Series({_words(name): _text(value) for name, value in self.values.items()}, dtype=object)
+        parts.append(values.to_frame().to_html(header=False))
+        if self.cautions:
+            parts += ["<ul>", *[f"<li>{html.escape(caution)}</li>" for caution in self.cautions], "</ul>"]
+        for name, table in self.tables.items():
+            about = html.escape(table.attrs.get("about", ""))
+            parts.append(f"<h4>{html.escape(_words(name).capitalize())}</h4><p>{about}</p>")
+            parts += [_shown(table).to_html(), *_left_out(table)] if len(table) else ["<p>none</p>"]
+        return "\n".join(parts)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _text(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _shown(table: pd.DataFrame) -> pd.DataFrame:
+    """The first rows, numbers with three digits; names of index and columns in one line."""
+    first = table.head(_N_SHOWN)
+    return first.apply(lambda column: column.map(_text)).rename_axis(columns=first.index.name).rename_axis(index=None)
+
+
+def _left_out(table: pd.DataFrame) -> list[str]:
+    """How many rows are not shown."""
+    n = len(table) - _N_SHOWN
+    return [f"... and {n} more"] if n > 0 else []
+
+
+def about(table: pd.DataFrame, text: str) -> pd.DataFrame:
+    """The table with a sentence that says what it tells."""
+    table.attrs["about"] = text
+    return table
