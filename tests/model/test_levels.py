@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -267,3 +268,43 @@ def test_the_screen_is_checked_by_levels():
     assert scgim.pp.check_screen(without, **options).loc["controls by 'line'", "verdict"] == "fail"
     with pytest.raises(KeyError, match="effect_modifier_key"):
         scgim.pp.check_screen(adata, drug_embedding_key=None, effect_modifier_key="nothing")
+
+
+def test_baselines_are_compared_line_by_line():
+    """`drugmean` is the mean shift of the same drug in the other lines, each against its own controls."""
+    adata = world()
+    scgim.pp.split_by_context(adata, "levels", effect_modifier_key="line", fraction=0.3, seed=0)
+    options = {"drug_embedding_key": None, "effect_modifier_key": "line", "size_factor_key": "size_factor"}
+    table = scgim.metrics.compare_baselines(adata, methods=["control", "drugmean"], per_context=True, **options)
+    assert table.columns[:5].tolist() == ["split", "method", "perturbation", "dosage", "level"]
+    log = np.log1p(adata.X.toarray() / adata.obs["size_factor"].to_numpy()[:, None])
+    is_control = (adata.obs["perturbation"] == "control").to_numpy()
+    sd = log[is_control].std(0)
+
+    def shift(drug: str, dose: float, line: str) -> np.ndarray:
+        own = (adata.obs["line"] == line).to_numpy()
+        treated = (adata.obs["perturbation"] == drug).to_numpy() & (adata.obs["dosage"] == dose).to_numpy()
+        return (log[own & treated].mean(0) - log[own & is_control].mean(0)) / sd
+
+    row = table[table["method"] == "drugmean"].iloc[0]
+    split = adata.obs[(adata.obs["perturbation"] == row["perturbation"]) & (adata.obs["split"] == "train")]
+    others = split["line"].unique()
+    mean = np.mean([shift(row["perturbation"], dose, line) for line in others for dose in (1.0, 4.0)], axis=0)
+    observed = shift(row["perturbation"], row["dosage"], row["level"])
+    assert row["mean_shift_error"] == pytest.approx(((mean - observed) ** 2).mean(), rel=1e-4)
+
+    train = adata[adata.obs["split"] == "train"].copy()
+    model, test = fit(train), adata.obs[adata.obs["split"] == "test"]
+    asked = test[["perturbation", "dosage", "line"]].drop_duplicates()
+    cells = [
+        model.predict([drug], dose, covariates={"line": line}, n_samples=1000)
+        for drug, dose, line in asked.itertuples(index=False)
+    ]
+    predicted = ad.concat(cells, index_unique="-")
+    table = scgim.metrics.compare_baselines(
+        adata, predicted=predicted, methods=["control", "drugmean"], per_context=True, **options
+    )
+    table = table[table["perturbation"] != SELECTIVE]  # whether it acts in the line left out, nothing tells
+    error = table.groupby("method")["mean_shift_error"].mean()
+    assert error["model"] < 0.15 * error["control"]
+    assert error["model"] < 0.7 * error["drugmean"]

@@ -7,7 +7,7 @@ already, so that effects are carried on the scale of a power of the mean, betwee
 
 with the mean :math:`\mu_l` of control cells. And levels that are alike answer alike: r is a Gaussian process over levels, of a common
 part and a radial kernel of the distance of their control profiles. Power, variance and length of the kernel are chosen by leaving
-measured levels out, where there are three.
+measured levels out, where there are two.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 # What is chosen from, coarse steps: conventions. Lengths are in the mean squared distance of two levels.
 _POWERS, _SHARES, _LENGTHS = (0.0, 0.25, 0.5), (0.0, 0.3, 1.0, 3.0), (0.5, 1.0, 4.0)
-_MIN_LEVELS = 3  # of which one is left out: two others tell what they have in common
+_MIN_LEVELS = 2  # of which one is left out
 _NUGGET = 0.05  # variance, in units of that of the common part, of what is of one level alone: convention
 _LITTLE, _LITTLE_IN_PROFILES = 0.02, 0.05  # counts added to means, so that genes that are never seen have a logarithm
 _LEAST = 1e-3  # of a mean, that is left of it at least: convention

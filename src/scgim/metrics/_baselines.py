@@ -59,13 +59,13 @@ def trainmean(train: Contexts, test: Contexts) -> np.ndarray:
 def _at_dose(train: Contexts, drug: str, log_dose: float) -> np.ndarray:
     """Shift of a training drug at a dose: linear in the logarithm between its doses, that of the nearest one beyond them."""
     own = np.flatnonzero(train.drug == drug)
-    doses = _log_dose(train.dosage[own])
-    own, doses = own[doses.argsort()], np.sort(doses)
-    position = np.interp(log_dose, doses, np.arange(len(own)))
+    doses, code = np.unique(_log_dose(train.dosage[own]), return_inverse=True)
+    shift = np.stack([train.shift[own[code == k]].mean(0) for k in range(len(doses))])  # levels share doses
+    position = np.interp(log_dose, doses, np.arange(len(doses)))
     below = int(position)
-    above = min(below + 1, len(own) - 1)
+    above = min(below + 1, len(doses) - 1)
     share = position - below
-    return (1 - share) * train.shift[own[below]] + share * train.shift[own[above]]
+    return (1 - share) * shift[below] + share * shift[above]
 
 
 def dosemean(train: Contexts, test: Contexts) -> np.ndarray:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _MAX_NOISE = 0.1  # of the error of a prediction, may be that of a finite number of cells: convention
 _COPIED = 2.0  # times the noise in less error: the cells are those observed, or were not drawn
-_LABELS = ["split", "method", *CONTEXT, "n_cells"]
+_LABELS = ["split", "method", *CONTEXT, "level", "n_cells"]
 
 
 class _Side(NamedTuple):
@@ -121,6 +121,7 @@ def compare_baselines(
     control: str = "control",
     dosage_key: str | None = "dosage",
     drug_embedding_key: str | None = "drug_embedding",
+    effect_modifier_key: str | None = None,
     layer: str | None = None,
     size_factor_key: str | None = None,
     log1p: bool = True,
@@ -169,6 +170,10 @@ def compare_baselines(
     perturbation_key, control, dosage_key, drug_embedding_key, layer
         Where things are, as in :meth:`scgim.model.GIM.setup_anndata`. Without embedding, drugs are one-hot and there is no
         `nearest_drug`.
+    effect_modifier_key
+        Column of obs (also in that of the predictions) with levels, such as cell lines, in which effects differ. A context is then a drug
+        and dose in one level, and its mean shift that from the controls of its level. Baselines take what drugs do in all levels: where
+        levels are held out, `drugmean` is the mean shift of the same drug in the other levels.
     size_factor_key
         Size factors in obs (also in that of the predictions) by which counts are divided first; raw counts by default.
     log1p
@@ -211,7 +216,16 @@ def compare_baselines(
     """
     models = read_models(predicted, adata)
     methods = _check_options(methods, models, intervals, per_context=per_context)
-    keys = Keys(split_key, perturbation_key, control, dosage_key, drug_embedding_key, layer, size_factor_key)
+    keys = Keys(
+        split_key,
+        perturbation_key,
+        control,
+        dosage_key,
+        drug_embedding_key,
+        layer,
+        size_factor_key,
+        effect_modifier_key,
+    )
     screen = read_screen(adata, keys, log1p)
     expression = {
         name: read_expression(model, keys._replace(layer=None), log1p, name) for name, model in models.items()
@@ -228,20 +242,24 @@ def compare_baselines(
         return scale.transform(subsample(X[rows], max_cells, np.random.default_rng([seed, *stream])))
 
     controls = draw(screen.X, screen.control, 0)
+    own_controls = {name: draw(screen.X, rows, 0) - scale.mean(screen.X[rows]) for name, rows in screen.levels.items()}
+    offset = screen.offsets(held_out, scale)
 
     def moved_controls(method: str) -> _Side:
         shift = BASELINES[method](train, test)
-        return _Side(shift, lambda k: controls + shift[k])
+        return _Side(shift, lambda k: own_controls.get(held_out.get("level", {}).get(k), controls) + shift[k])
 
     def cells_of_model(name: str) -> _Side:
         X, rows = expression[name], cells[name]
-        return _Side(np.stack([scale.mean(X[own]) for own in rows]), lambda k: draw(X, rows[k], 2, k))
+        shift = np.stack([scale.mean(X[own]) for own in rows]) - offset
+        return _Side(shift, lambda k: draw(X, rows[k], 2, k) - offset[k])
 
-    observed = _Side(test.shift, lambda k: draw(screen.X, held_out["cells"][k], 1, k))
+    observed = _Side(test.shift, lambda k: draw(screen.X, held_out["cells"][k], 1, k) - offset[k])
     sides = {method: moved_controls(method) for method in methods} | {name: cells_of_model(name) for name in models}
-    contexts = held_out[["split", *CONTEXT]].assign(n_cells=held_out["cells"].str.len()).to_dict("records")
+    contexts = held_out[["split", *keys.context]].assign(n_cells=held_out["cells"].str.len()).to_dict("records")
+    labels = [name for name in _LABELS if name != "level" or keys.level is not None]
     results = [
-        dict.fromkeys(_LABELS) | contexts[k] | scores
+        dict.fromkeys(labels) | contexts[k] | scores
         for rows in held_out.groupby("split", sort=False).indices.values()
         for k, scores in _score(observed, sides, rows, train.shift.mean(0))
     ]

@@ -12,6 +12,7 @@ from scipy import sparse
 from scgim._backed import is_stored
 from scgim._constants import REGISTRY
 from scgim._validation import (
+    check_column,
     check_continuous,
     check_dosage,
     check_gene_names,
@@ -42,6 +43,12 @@ class Keys(NamedTuple):
     drug_embedding: str | None
     layer: str | None
     size_factor: str | None
+    level: str | None = None
+
+    @property
+    def context(self) -> list[str]:
+        """Columns of the table of contexts that tell them apart."""
+        return CONTEXT if self.level is None else [*CONTEXT, "level"]
 
 
 class Screen(NamedTuple):
@@ -55,6 +62,15 @@ class Screen(NamedTuple):
     """Positions of control cells."""
     features: pd.DataFrame
     """Features of every drug."""
+    levels: dict[str, np.ndarray]
+    """Positions of the control cells of each level of the effect modifier; empty without one."""
+
+    def offsets(self, table: pd.DataFrame, scale: ControlScale) -> np.ndarray:
+        """Standardised mean of the controls that each context of a table is compared with, contexts x genes; zero without levels."""
+        if not self.levels:
+            return np.zeros((len(table), self.X.shape[1]))
+        means = {name: scale.mean(self.X[rows]) for name, rows in self.levels.items()}
+        return np.stack([means[name] for name in table["level"]])
 
 
 def read_expression(adata: AnnData, keys: Keys, log1p: bool, name: str) -> Any:
@@ -74,12 +90,12 @@ def read_expression(adata: AnnData, keys: Keys, log1p: bool, name: str) -> Any:
     return sparse.diags(inverse).tocsr() @ X if sparse.issparse(X) else X * inverse[:, None]
 
 
-def _context_table(cells: pd.DataFrame, where: str) -> pd.DataFrame:
-    groups = cells.groupby(CONTEXT, observed=True, sort=True)
+def _context_table(cells: pd.DataFrame, where: str, context: list[str]) -> pd.DataFrame:
+    groups = cells.groupby(context, observed=True, sort=True)
     mixed = groups["split"].nunique()
     mixed = mixed[mixed > 1]
     if len(mixed):
-        names = quote_some([f"{drug} at {dose:g}" for drug, dose in mixed.index])
+        names = quote_some([_named(index) for index in mixed.index])
         raise ValueError(
             f"{len(mixed)} contexts have cells on several sides of `{where}`: {names}. Split whole contexts: "
             "`scgim.pp.split_by_context(adata)`."
@@ -87,6 +103,12 @@ def _context_table(cells: pd.DataFrame, where: str) -> pd.DataFrame:
     table = groups["split"].first().reset_index()
     table["cells"] = list(groups.indices.values())
     return table
+
+
+def _named(context: tuple) -> str:
+    """A context as text."""
+    drug, dose, *level = context
+    return f"{drug} at {dose:g}" + "".join(f" in {name}" for name in level)
 
 
 def _features(adata: AnnData, perturbations: pd.Categorical, control: str, key: str | None) -> pd.DataFrame:
@@ -110,9 +132,18 @@ def read_screen(adata: AnnData, keys: Keys, log1p: bool) -> Screen:
         raise ValueError(
             f"`{where}` has {len(training_controls)} {keys.control!r} cells marked 'train'. Mark controls so."
         )
+    if keys.level is not None:
+        cells["level"] = check_column(adata.obs, keys.level, "effect_modifier_key").astype(str).to_numpy()
+        without = sorted(set(cells["level"]) - set(cells["level"].iloc[training_controls]))
+        if without:
+            raise ValueError(
+                f"Levels of `adata.obs[{keys.level!r}]` have no {keys.control!r} cells marked 'train' in `{where}`: {quote_some(without)}. "
+                "Contexts are compared with the controls of their own level."
+            )
     # Groups leave out cells without a label, and the rest keep their positions.
     cells.loc[is_control | cells["split"].isna(), "perturbation"] = None
-    contexts = _context_table(cells, where)
+    levels = {} if keys.level is None else cells.iloc[training_controls].groupby("level").indices
+    contexts = _context_table(cells, where, keys.context)
     if contexts["split"].nunique() < 2 or "train" not in set(contexts["split"]):
         raise ValueError(
             f"`{where}` marks perturbed cells as {quote_some(contexts['split'].unique())}. Expected 'train' and at least one "
@@ -120,13 +151,14 @@ def read_screen(adata: AnnData, keys: Keys, log1p: bool) -> Screen:
         )
     features = _features(adata, perturbations, keys.control, keys.drug_embedding)
     X = read_expression(adata, keys, log1p, "adata")
-    return Screen(X, contexts, training_controls, features)
+    of_levels = {name: training_controls[rows] for name, rows in levels.items()}
+    return Screen(X, contexts, training_controls, features, of_levels)
 
 
 def context_arrays(screen: Screen, table: pd.DataFrame, scale: ControlScale) -> Contexts:
     """Contexts of a table with their features and mean shifts."""
     drug = table["perturbation"].to_numpy()
-    shift = np.stack([scale.mean(screen.X[cells]) for cells in table["cells"]])
+    shift = np.stack([scale.mean(screen.X[cells]) for cells in table["cells"]]) - screen.offsets(table, scale)
     return Contexts(drug, table["dosage"].to_numpy(), screen.features.loc[drug].to_numpy(dtype=float), shift)
 
 
@@ -141,10 +173,13 @@ def predicted_cells(predicted: AnnData, table: pd.DataFrame, keys: Keys, name: s
         dosage = keys.dosage if keys.dosage in obs else REGISTRY.DOSAGE
         check_key(dosage, obs.columns, where=where, argument="dosage_key")
         same_dose = np.isclose(obs[dosage].to_numpy(dtype=float), table["dosage"].to_numpy()[:, None], rtol=_SAME_DOSE)
+    if keys.level is not None:
+        check_key(keys.level, obs.columns, where=where, argument="effect_modifier_key")
+        same_drug &= obs[keys.level].astype(str).to_numpy() == table["level"].to_numpy()[:, None]
     rows = [np.flatnonzero(same) for same in same_drug & same_dose]
     few = np.array([len(cells) < 2 for cells in rows])
     if few.any():
-        missing = [f"{drug} at {dose:g}" for drug, dose in table.loc[few, CONTEXT].itertuples(index=False)]
+        missing = [_named(context) for context in table.loc[few, keys.context].itertuples(index=False)]
         raise ValueError(
             f"The predictions {name!r} have fewer than two cells of {len(missing)} held-out contexts: {quote_some(missing)}. "
             "Predict every held-out drug at its doses."
