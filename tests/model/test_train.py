@@ -41,6 +41,7 @@ def test_history_has_every_term(model):
         "elbo_train",
         "elbo_validation",
         "log_likelihood",
+        "edges",
         "learning_rate",
         "log_prior_covariate_effect",
         *PRIORS,

@@ -14,7 +14,7 @@ from scgim._constants import Key, stored_name
 from scgim._validation import check_gene_names
 from scgim.interventions._sensitivity import feature_sensitivity
 from scgim.model._base import ScreenModel
-from scgim.predict._totals import total_effects
+from scgim.predict._totals import N_SAMPLES_A_DOSE, total_effects
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -42,8 +42,10 @@ class AnnotationMixin(ScreenModel):
         Returns
         -------
         Nothing; adds `varp["gim_edge_probs"]`, `varp["gim_edge_weights"]`, data frames of genes x perturbations in
-        `varm` (`"gim_targets"`, `"gim_shifts"`, `"gim_shift_sds"`, `"gim_total_effects"` at the largest measured dosage;
-        `"gim_emax"`, `"gim_ec50"`, `"gim_hill"`), and `uns["gim"]` with parameters, perturbations, training history and,
+        `varm` (`"gim_targets"`, `"gim_shifts"`, `"gim_shift_sds"`, `"gim_total_effects"` at the largest measured dosage and,
+        as `"gim_total_effect_errors"`, their error by the finite number of cells drawn; `"gim_emax"`, `"gim_ec50"`,
+        `"gim_hill"`), the array `varm["gim_context_effects"]` of total effects at each measured dosage, genes x the rows of
+        `uns["gim"]["contexts"]`, and `uns["gim"]` with parameters, perturbations, training history and,
         where drugs have at most 4096 features, their importance (:meth:`get_feature_importance`). In names of columns "/" is stored as the
         division slash, since files use the former for groups; plots take both. `var["gim_controls_agree"]`
         marks genes in which simulated control cells are like the observed ones; `uns["gim"]["controls"]` says how they differ.
@@ -61,6 +63,7 @@ class AnnotationMixin(ScreenModel):
         entries = {
             Key.uns.PARAMS: self._stored_params(),
             Key.uns.PERTURBATIONS: self._perturbation_table(),
+            Key.uns.CONTEXTS: self.contexts.to_frame(index=False),
             Key.uns.HISTORY: self._history_frame(),
         }
         if self.control_check_ is not None:
@@ -86,17 +89,23 @@ class AnnotationMixin(ScreenModel):
         fitted = self.module.knowledge.interventions().rows(
             torch.as_tensor(pd.Index(self.perturbations).get_indexer(names))
         )
+        total = total_effects(self._sampler, known, log_dosage, n_samples, seed=0)
         tables = {
             Key.varm.targets: fitted.target_probs.numpy(),
             Key.varm.shifts: known.direct(log_dosage).numpy(),
             Key.varm.shift_sds: known.sd(log_dosage).numpy(),
-            Key.varm.total_effects: total_effects(self._sampler, known, log_dosage, n_samples, seed=0),
+            Key.varm.total_effects: total.effect,
+            Key.varm.total_effect_errors: total.error,
             Key.varm.emax: fitted.emax.numpy(),
             Key.varm.ec50: fitted.log_ec50.exp().numpy(),
             Key.varm.hill: fitted.hill.numpy(),
         }
         for slot, values in tables.items():
             adata.varm[slot(key)] = pd.DataFrame(values.T, adata.var_names, [stored_name(n) for n in names])
+        contexts = self.contexts.to_frame(index=False)
+        _, _, log_dosage, known = self._drugs.query(contexts["perturbation"].tolist(), contexts["dosage"].to_numpy())
+        every_dose = total_effects(self._sampler, known, log_dosage, n_samples, 0, N_SAMPLES_A_DOSE)
+        adata.varm[Key.varm.context_effects(key)] = every_dose.effect.T
 
     @property
     def _doses(self) -> pd.DataFrame:
@@ -112,7 +121,7 @@ class AnnotationMixin(ScreenModel):
 
     def _stored_params(self) -> dict:
         setup = self._setup_args
-        keys = ("perturbation_key", "control", "dosage_key", "layer", "size_factor_key")
+        keys = ("perturbation_key", "control", "dosage_key", "drug_embedding_key", "layer", "size_factor_key")
         params = {k: setup[k] for k in keys if setup[k] is not None}
         if self._mean_total is not None:
             params["mean_total"] = self._mean_total  # so that plots have the size factors of the model
@@ -125,9 +134,9 @@ class AnnotationMixin(ScreenModel):
         return {**params, **options, "version": version("scgim")}
 
     def _history_frame(self) -> pd.DataFrame:
-        """Training history with one column a term; epochs without a value hold NaN."""
-        if not self.history:  # of another logger than the default one, or of none
-            return pd.DataFrame(index=pd.Index([], dtype=str))
-        frame = pd.concat([f.astype(float) for f in self.history.values()], axis=1)
+        """Training history with one column a term, and scores of the search; epochs without a value hold NaN."""
+        terms = {name: frame.iloc[:, 0].astype(float) for name, frame in (self.history or {}).items()}
+        terms["search_score"] = pd.Series(getattr(self, "search_trace_", None) or [], dtype=float)
+        frame = pd.concat(terms, axis=1)
         frame.index = frame.index.astype(str)
         return frame

@@ -137,7 +137,7 @@ class ResultsMixin(ScreenModel):
         difference of means in control standard deviations).
         """
         index, query = self._contexts_asked(drug_embedding, dosage)
-        values = total_effects(self._sampler, query.interventions, query.log_dosage, n_samples, seed)
+        values = total_effects(self._sampler, query.interventions, query.log_dosage, n_samples, seed).effect
         return pd.DataFrame(values, index, self.gene_names_)
 
     def get_dose_response(
