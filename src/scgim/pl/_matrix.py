@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 from anndata import AnnData
+from matplotlib.ticker import MaxNLocator
 from scipy.cluster.hierarchy import leaves_list, linkage
 
 from scgim.pl._area import Area
+from scgim.pl._structures import ROW, place_beside
 from scgim.pl._utils import EditableFigure, axes_inches, finish, font_size, shorten
 
 if TYPE_CHECKING:
@@ -91,6 +93,7 @@ def _place_in(axes: dict[str, Axes], area: Area) -> None:
     right = x0 + width - legend
     axes["mainplot_ax"].set_position((x0, y0, width - legend - 0.06 * inch_x, height))
     axes["color_legend_ax"].set_position((right, y0, legend, 0.07 * inch_y))
+    axes["color_legend_ax"].xaxis.set_major_locator(MaxNLocator(2))
     if "size_legend_ax" in axes:
         axes["size_legend_ax"].set_position((right, y0 + 0.62 * inch_y, legend, 0.2 * inch_y))
     figure.draw_without_rendering()  # type: ignore[union-attr]
@@ -133,6 +136,7 @@ def matrix_plot(
     *,
     group: str,
     sizes: pd.DataFrame | None = None,
+    pictures: list[np.ndarray | None] | None = None,
     color_title: str,
     size_title: str | None = None,
     cmap: Any,
@@ -148,7 +152,7 @@ def matrix_plot(
 ) -> Any:
     """Draw `colors` (rows x columns) as a :class:`scanpy.pl.MatrixPlot`, or with `sizes` as a :class:`scanpy.pl.DotPlot`.
 
-    `group` names what the rows are; `limits` are those of the colour scale. The rest is as in the public plots.
+    `pictures` of the rows, if any, stand between their names and the matrix. `group` names what the rows are; `limits` are those of the colour scale. The rest is as in the public plots.
     """
     rows, columns = shorten(colors.index, LONGEST_ROW), shorten(colors.columns, LONGEST_COLUMN)
     # scanpy refuses an index that is named like the groups, hence new frames
@@ -160,6 +164,8 @@ def matrix_plot(
     if area is None:
         cell = min(_cell(len(vertical)), _cell(len(horizontal)))
         figsize = _figure_size(vertical, horizontal, lowest=0.9 if sizes is None else 1.9)
+        if pictures is not None:
+            figsize = (figsize[0] + ROW, figsize[1] + (ROW - _cell(len(vertical))) * len(vertical))
     else:
         cell = min(0.6 * area[0] / len(horizontal), 0.7 * area[1] / len(vertical), LARGEST_CELL)
     given = ax is not None
@@ -179,6 +185,9 @@ def matrix_plot(
     _fit_grids(axes)
     if user_area is not None and not user_area.managed and not user_area.holds(1, LEAST_WIDTH):
         _place_in(axes, user_area)
+    if pictures is not None:
+        main = axes["mainplot_ax"]
+        place_beside(main, pictures, main.yaxis.get_ticklocs(), min(ROW, axes_inches(main)[1] / len(pictures)))
     _fit_labels(axes["mainplot_ax"], *((group.capitalize(), "") if swap_axes else ("", group.capitalize())))
     if user_area is not None:
         user_area.keep_within()
