@@ -40,6 +40,11 @@ def test_the_cut_and_the_refinement_are_named(model):
     assert not pl.history(model, show=False)[1].texts
 
 
+def test_a_search_that_was_over_at_once_has_no_panel(model):
+    model.search_trace_ = [-5.0, -5.0]
+    assert [ax.get_title() for ax in pl.history(model, show=False)] == ["Fit"]
+
+
 def test_without_a_descent_only_the_search(model):
     (ax,) = pl.history(
         SimpleNamespace(history={"search_score": pd.DataFrame({"search_score": [-3.0, -2.0]})}), show=False

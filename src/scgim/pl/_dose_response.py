@@ -190,7 +190,7 @@ def dose_response(
     labels = shorten(named, LONGEST_LABEL) if len(drugs) > 1 else []
     n_others = len(drugs) - len(named)
     handles = partial(_handles, n_named=len(labels), kinds=kinds, others=n_others > 0)
-    labels += [f"{n_others} others"] if n_others else []
+    labels += [f"{n_others} other{'s' * (n_others > 1)}"] if n_others else []
     size = (width, 2.3 * shape[0] + 0.1 + legend_height(width, labels + kinds))
     axes, given = new_panels(ax, figsize or size, shape, len(shown), title=title)
     z = norm.ppf(0.5 + level / 2)

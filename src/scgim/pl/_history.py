@@ -72,7 +72,8 @@ def history(
 ) -> Any:
     """How the fit went, stage by stage: the search for the graph, the fit on it, the cut of edges, the refinement.
 
-    The first panel shows the score of the graph after each round of the search. The second shows the negative
+    The first panel shows the score of the graph after each round of the search, if there was more than one to be found.
+    The second shows the negative
     log-likelihood a cell over the epochs, of training and of validation cells alike, without the priors that are part
     of the loss. A vertical line marks where edges without support were cut; what follows is the refinement.
 
@@ -154,7 +155,7 @@ def history(
 def _stages(terms: dict[str, dict[str, pd.Series]]) -> dict[str, dict[str, pd.Series]]:
     """What the stages are drawn from, as far as it was logged: the score of the search, and the likelihood of cells."""
     stages = {}
-    if "search score" in terms:
+    if "search score" in terms and terms["search score"][TRAIN].nunique() > 1:
         stages["Search"] = {TRAIN: terms["search score"][TRAIN]}
     fit = {**terms.get("elbo", {})}
     if "log likelihood" in terms:  # that of training cells is part of the loss, that of validation cells is the loss

@@ -204,7 +204,7 @@ def predicted_vs_observed(
 
     colored = _colored(pairs, shifts[0])
     n_others = pairs["perturbation"].nunique() - len(colored) if colored else 0
-    names = shorten(colored, LONGEST_LABEL) + ([f"{n_others} others"] if n_others else [])
+    names = shorten(colored, LONGEST_LABEL) + ([f"{n_others} other{'s' * (n_others > 1)}"] if n_others else [])
     width = 3.6 + 0.62 * len(shown) + 0.8
     size = (width, 3.4 + (legend_height(width, names) if names else 0))
     ratios = (3.2, max(0.62 * len(shown) + 0.8, 1.6))
