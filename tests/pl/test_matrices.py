@@ -156,6 +156,12 @@ def test_feature_importance_is_centred_and_cut_to_the_largest(adata):
     assert low == -high < 0
 
 
+def test_features_that_tell_nothing_do_not_fill_the_scale(adata):
+    stored = adata.uns["gim"]
+    stored["feature_importance"] = stored["feature_importance"] * 1e-6
+    assert _color_limits(pl.feature_importance(adata, show=False)) == (-0.05, 0.05)
+
+
 def test_feature_importance_of_a_subset_of_genes(adata):
     axes = pl.feature_importance(adata[:, :5], show=False)
     assert sorted(_labels(axes["mainplot_ax"].xaxis)) == sorted(adata.var_names[:5])

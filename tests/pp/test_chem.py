@@ -71,6 +71,7 @@ def test_column_of_obs(adata):
 def test_substructures_of_the_bits_of_the_screen(adata):
     from rdkit import Chem
 
+    adata.obs["smiles"] = adata.obs["smiles"].str.replace("CCO", "CC[NH3+].[Cl-]")  # a salt is of two parts
     pp.drug_fingerprints("smiles", adata=adata, n_bits=512)
     bits, known = adata.uns["drug_embedding"], adata.uns["drug_embedding_substructures"]
     assert set(known.index) == set(bits.columns[bits.any()])

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # the perturbation itself as a node; a tuple cannot be mistaken for a gene
 DRUG = ("perturbation",)
 LONGEST_DRUG = 20
+LEAST_WIDTH = 3.0  # inches of axes that have room for a whole legend
 LEGEND_STYLE = {"frameon": False, "handlelength": 1.8, "columnspacing": 1.4}
 
 
@@ -100,15 +101,14 @@ def _draw_edges(
         )
 
 
-def _legend_handles(thickness: float, tone: Tones, *, has_drug: bool) -> list[Line2D]:
+def _legend_handles(thickness: float, tone: Tones, *, has_drug: bool, short: bool) -> list[Line2D]:
     handles = [
         Line2D([], [], color=POSITIVE, lw=1.5, marker=">", ms=5, markevery=[1], label="raises"),
         Line2D([], [], color=NEGATIVE, lw=1.5, marker="|", ms=7, mew=1.5, label="lowers"),
-        *(
-            Line2D([], [], color=tone.grey, lw=_line_width(p, thickness), label=f"probability {p:g}")
-            for p in (0.5, 1.0)
-        ),
     ]
+    if not short:
+        for p in (0.5, 1.0):
+            handles.append(Line2D([], [], color=tone.grey, lw=_line_width(p, thickness), label=f"probability {p:g}"))
     if has_drug:
         square = {"marker": "s", "ms": 7, "mfc": tone.paper, "mec": tone.ink, "mew": 1.6, "ls": ""}
         handles.append(Line2D([], [], label="direct target", **square))
@@ -143,8 +143,9 @@ def _draw_drug(ax: Axes, n_layers: float, drug: str | None, place: np.ndarray | 
     ax.set_xlim(-0.5, n_layers - 0.4)
     if drug is None or place is None:
         return
-    name = shorten([drug], LONGEST_DRUG)[0]
-    inches = 0.09 * len(name) + 0.15
+    size = min(9.0, text_size(width))
+    name = shorten([drug], LONGEST_DRUG if width >= LEAST_WIDTH else LONGEST_DRUG // 2)[0]
+    inches = 0.01 * size * len(name) + 0.15
     share = min(inches / width, 0.5)
     ax.set_xlim(-0.1 - n_layers * share / (1 - share), n_layers - 0.4)
     ax.text(
@@ -152,7 +153,7 @@ def _draw_drug(ax: Axes, n_layers: float, drug: str | None, place: np.ndarray | 
         name,
         ha="right",
         va="center",
-        fontsize=9,
+        fontsize=size,
         color=tones(ax).paper,
         bbox={"boxstyle": "round,pad=0.35", "facecolor": tones(ax).ink, "edgecolor": "none"},
         zorder=5,
@@ -227,23 +228,22 @@ def draw_network(
         ax.annotate(note, (0.5, 1.0), xycoords="axes fraction", fontsize="small", color=tones(ax).grey, **place)
     ax.set_axis_off()
     ax.set_ylim(low, high)
-    width, height = axes_inches(ax)
-    _draw_drug(ax, n_layers, perturbation, places.get(DRUG), width)
-    unit = (72 * width / float(np.diff(ax.get_xlim())[0]), 72 * height / (high - low))
-    # many genes call for small nodes and thin edges
-    diameter = float(np.clip(0.45 * unit[1], 4.0, 14.0))
-    thickness = max(0.9, 2.2 * diameter / 14)
-    handles = _legend_handles(thickness, tones(ax), has_drug=perturbation is not None)
+    width, _ = axes_inches(ax)
     size = min(8.3, text_size(width))
+    # many genes call for small nodes and thin edges, and narrow axes for a short legend
+    diameter = float(np.clip(0.45 * 72 * axes_inches(ax)[1] / (high - low), 4.0, 14.0))
+    thickness = max(0.9, 2.2 * diameter / 14)
+    handles = _legend_handles(thickness, tones(ax), has_drug=perturbation is not None, short=width < LEAST_WIDTH)
     ncols = int(np.clip(width / (0.15 * size), 1, len(handles)))
     ax.legend(
         handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=ncols, fontsize=size, **LEGEND_STYLE
     )
     if area is not None:
         area.keep_within()
-        width, height = axes_inches(ax)
-        unit = (72 * width / float(np.diff(ax.get_xlim())[0]), 72 * height / (high - low))
-        diameter = float(np.clip(0.45 * unit[1], 4.0, 14.0))
+    width, height = axes_inches(ax)
+    _draw_drug(ax, n_layers, perturbation, places.get(DRUG), width)
+    unit = (72 * width / float(np.diff(ax.get_xlim())[0]), 72 * height / (high - low))
+    diameter = float(np.clip(min(0.45 * unit[1], 0.35 * unit[0]), 4.0, 14.0))
     _draw_edges(ax, graph, ways, diameter, thickness)
     is_target, is_centre = (
         np.array(mark) for mark in ([graph.has_edge(DRUG, g) for g in genes], [g in centres for g in genes])

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+LEAST_IMPORTANCE = 0.05  # log fold change for one standard deviation; the scale never ends below it
+
+
 @d.dedent
 def feature_importance(
     adata: AnnData,
@@ -41,7 +44,9 @@ def feature_importance(
 ) -> Any:
     """How strongly each drug feature drives the direct effect on each gene, as a matrix centred at 0.
 
-    Rows are features, columns are genes. The sign tells whether more of the feature raises or lowers the expression of
+    Rows are features, columns are genes. The importance is the change of the direct effect (a log fold change) with one
+    standard deviation of the feature; the colours never span less than 0.05, so that features that tell nothing look so.
+    The sign tells whether more of the feature raises or lowers the expression of
     the gene. Features that go together in the screen share their importance among them: read groups, not single rows.
 
     After a fit on components of :func:`scgim.pp.pca_features` the importance is carried back to the features that they
@@ -133,7 +138,7 @@ def feature_importance(
             texts = shown["substructure"]
             values.index = [f"{name} {text}" if isinstance(text, str) else name for name, text in texts.items()]
 
-    limit = symmetric_limit(values)
+    limit = symmetric_limit(values, LEAST_IMPORTANCE)
     return matrix_plot(
         values,
         pictures=pictures,

@@ -72,8 +72,8 @@ def history(
 ) -> Any:
     """How the fit went, stage by stage: the search for the graph, the fit on it, the cut of edges, the refinement.
 
-    The first panel shows the score of the graph after each round of the search, if there was more than one to be found.
-    The second shows the negative
+    The first panel shows the score of the graph after each round of the search, if there was more than one to be found; it
+    can fall, since the prior is estimated anew between rounds. The second shows the negative
     log-likelihood a cell over the epochs, of training and of validation cells alike, without the priors that are part
     of the loss. A vertical line marks where edges without support were cut; what follows is the refinement.
 

@@ -12,13 +12,16 @@ from scipy import sparse
 from scgim._constants import Key
 from scgim._docs import d
 from scgim.pl._draw_network import draw_network
-from scgim.pl._utils import finish, pick, pick_one, stored, without_noise
+from scgim.pl._utils import axes_inches, finish, pick, pick_one, stored, without_noise
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable
 
     from anndata import AnnData
     from matplotlib.axes import Axes
+
+
+GENES_AN_INCH = 5  # of the width of axes of the user's
 
 
 def edge_graph(adata: AnnData, key: str, min_prob: float) -> nx.DiGraph:
@@ -146,7 +149,7 @@ def network(
     n_top
         Show at most so many genes: with `perturbation`, its targets and the genes of largest total effect, each with the
         most probable way that leads there; with `gene`, the nearest; without, those with the largest sum of edge
-        probabilities that have edges to one another. `None` for all.
+        probabilities that have edges to one another. Fewer where `ax` has no room for so many; `None` for all.
     min_prob
         Leave out edges of a lower probability.
     min_target_prob
@@ -187,6 +190,8 @@ def network(
     graph = edge_graph(adata, key, min_prob)
     wanted = None if genes is None else pick(genes, adata.var_names, "gene")
     perturbation, centres = _what_is_asked(adata, key, perturbation, gene)
+    if ax is not None and n_top is not None:
+        n_top = min(n_top, max(1, int(GENES_AN_INCH * axes_inches(ax)[0])))
 
     targets: list[str] = []
     colors: pd.Series | None = None

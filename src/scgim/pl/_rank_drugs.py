@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 
+from scgim._constants import Key
 from scgim._docs import d
 from scgim.pl._area import LEAST_LINE, Area
 from scgim.pl._tones import OKABE_ITO, Tones, tones
@@ -124,10 +125,10 @@ def _name_targets(ax: Axes, shown: pd.DataFrame) -> Any:
 def _names(shown: pd.DataFrame) -> list[str]:
     """Names of the drugs, with dosages where these differ."""
     names = [str(name) for name in shown.index]
-    column = "dosages" if "dosages" in shown else "dosage"
+    column, unit = "dosages" if "dosages" in shown else "dosage", shown.attrs.get(Key.DOSAGE_UNIT)
     if column not in shown or shown[column].nunique() < 2:
         return names
-    doses = shown[column] if column == "dosages" else [dose_text(dose, None) for dose in shown[column]]
+    doses = shown[column] if column == "dosages" else [dose_text(dose, unit) for dose in shown[column]]
     return [f"{name} at {dose}" for name, dose in zip(names, doses, strict=True)]
 
 

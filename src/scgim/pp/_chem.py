@@ -110,7 +110,7 @@ def drug_fingerprints(
 def _substructures(table: pd.Series, molecules: list[Any], generator: Any) -> pd.DataFrame:
     """For each bit that a drug has, the substructure that most drugs have it for, with the first of them as an example.
 
-    Columns: `substructure` (SMILES, from its central atom), `n_drugs` that have it, `drug`, its `smiles`, and there the
+    Columns: `substructure` (SMILES), `n_drugs` that have it, `drug`, its `smiles`, and there the
     central `atom` and the `radius` in bonds.
     """
     from rdkit import Chem
@@ -126,7 +126,7 @@ def _substructures(table: pd.Series, molecules: list[Any], generator: Any) -> pd
                 bonds = list(Chem.FindAtomEnvironmentOfRadiusN(molecule, radius, atom)) if radius else []
                 ends = [molecule.GetBondWithIdx(bond) for bond in bonds]
                 atoms = {atom, *(b.GetBeginAtomIdx() for b in ends), *(b.GetEndAtomIdx() for b in ends)}
-                text = Chem.MolFragmentToSmiles(molecule, list(atoms), bonds, rootedAtAtom=atom)
+                text = Chem.MolFragmentToSmiles(molecule, list(atoms), bonds)
                 found.append((bit, text, drug, smiles, atom, radius))
     columns = ["bit", "substructure", "drug", "smiles", "atom", "radius"]
     frame = pd.DataFrame(found, columns=columns).drop_duplicates(["bit", "substructure", "drug"])
