@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
+NARROW = 3.5  # inches; in wider axes text keeps its size
 LEAST_LINE = 0.11  # inches from a line of text to the next
 
 
@@ -54,9 +55,9 @@ class Area:
         """Make text smaller in narrow axes, and shrink them so that labels, legends and colour bars lie in the area too."""
         figure: Any = self.ax.figure.figure
         new = [other for other in figure.axes if other not in self.others]
-        largest = text_size(self.width)
-        for text in (text for ax in new for text in ax.findobj(Text)):
-            text.set_fontsize(min(text.get_fontsize(), largest))
+        if self.width < NARROW:
+            for text in (text for ax in new for text in ax.findobj(Text)):
+                text.set_fontsize(min(text.get_fontsize(), text_size(self.width)))
         for _ in range(0 if self.managed else 5):  # labels do not shrink with the axes: the excess goes in a few steps
             figure.draw_without_rendering()
             places = [ax.get_position(original=True).transformed(figure.transFigure) for ax in new]

@@ -57,11 +57,12 @@ def _check_pair(labels: ArrayLike, probs: ArrayLike) -> tuple[np.ndarray, np.nda
 def reliability(labels: np.ndarray, probs: np.ndarray, *, n_bins: int, level: float) -> pd.DataFrame:
     """Mean probability, observed frequency, its Wilson interval and the count, for each bin that is not empty."""
     bins = np.minimum((probs * n_bins).astype(int), n_bins - 1)
+    counts, hits, sums = (np.bincount(bins, weights, n_bins) for weights in (None, labels, probs))
     rows = []
-    for b in np.unique(bins):
-        hit = labels[bins == b]
-        interval = binomtest(int(hit.sum()), len(hit)).proportion_ci(level, method="wilson")
-        rows.append((probs[bins == b].mean(), hit.mean(), interval.low, interval.high, len(hit)))
+    for b in np.flatnonzero(counts):
+        n, k = int(counts[b]), int(hits[b])
+        interval = binomtest(k, n).proportion_ci(level, method="wilson")
+        rows.append((sums[b] / n, k / n, interval.low, interval.high, n))
     return pd.DataFrame(rows, columns=["probability", "frequency", "low", "high", "n"])
 
 
