@@ -262,12 +262,10 @@ def _what_is_asked(
 
 def _note(n_shown: int, n_all: int, kind: str, n_alone: int) -> str:
     """What of the network is not to be seen."""
-    parts = []
-    if n_shown < n_all:
-        parts.append(f"{n_shown} of {n_all:,} {kind}genes shown")
-    if n_alone:
-        parts.append(f"{n_alone:,} more ha{'s' if n_alone == 1 else 've'} no edge")
-    return "; ".join(parts)
+    if n_shown == n_all + n_alone:
+        return ""
+    alone = f"; {n_alone:,} ha{'s' if n_alone == 1 else 've'} no edge" if n_alone else ""
+    return f"{n_shown} of {n_all + n_alone:,} {kind}genes shown{alone}"
 
 
 def _check_options(scope: str, node_color: str, n_top: int | None) -> None:
