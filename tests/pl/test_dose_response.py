@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -209,3 +210,15 @@ def test_errors(adata):
     adata.uns["gim"]["params"]["dosage_key"] = None
     with pytest.raises(ValueError, match="fitted without doses"):
         pl.dose_response(adata, "Drug1")
+
+
+def test_as_many_panels_as_the_axes_of_the_user_hold(adata):
+    for size, n in (((3, 3), 1), ((6.4, 3), 2), ((9, 3), 3), ((4, 6), 2)):
+        _, ax = plt.subplots(figsize=size)
+        assert len(pl.dose_response(adata, "Drug1", ax=ax)) == n
+    _, ax = plt.subplots(figsize=(3, 6))
+    axes = pl.dose_response(adata, "Drug1", ["GENE1", "GENE2"], ax=ax)  # those asked for, below one another
+    ax.figure.draw_without_rendering()
+    boxes = [panel.get_window_extent() for panel in axes]
+    assert boxes[0].x0 == pytest.approx(boxes[1].x0)
+    assert boxes[0].y0 > boxes[1].y1

@@ -43,6 +43,10 @@ class Area:
         """Whether so many panels, each at least `width` inches wide, go side by side."""
         return self.width >= n * width
 
+    def panels(self, side: float) -> tuple[int, int]:
+        """Number of columns and rows of panels, each at least `side` inches wide and high, and at least one."""
+        return max(1, int(self.width / side)), max(1, int(self.height / side))
+
     def lines(self) -> int:
         """Number of lines of text that can be read below one another, beside all else."""
         return max(1, int(0.7 * self.height / LEAST_LINE))

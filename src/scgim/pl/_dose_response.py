@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 MAX_CURVES = len(OKABE_ITO)  # can be told apart
 LEAST_WIDTH = 1.7  # inches of a panel in axes of the user's
 LEAST_PROB = 0.5  # of a target, that its EC50 is told
+_Y_LABELS = {"normal": "Effect\n(control s.d.)"}
 DIRECT, TOTAL, MEASURED = "direct effect", "predicted total", "measured"
 
 
@@ -170,18 +171,15 @@ def dose_response(
     drugs = pick(perturbations, probs.columns, "perturbation")
     area = None if ax is None else Area(ax)
     if area is not None:
-        while n_top > 1 and not area.holds(min(n_top, n_cols), LEAST_WIDTH):
-            n_top -= 1
+        columns, rows = area.panels(LEAST_WIDTH)
+        n_cols, n_top = min(n_cols, columns), min(n_top, min(n_cols, columns) * rows)
     shown = pick(probs[drugs].sum(axis=1).nlargest(n_top).index if genes is None else genes, probs.index, "gene")
 
     curves = _curve_table(adata, drugs, shown, key)
     named = _choose_named(curves, drugs)
     measured = _find_points(adata, named, shown, params, layer) if points else pd.DataFrame()
     totals = _total_table(adata, named, shown, key)
-    largest = curves["largest"].max()
-    doses = [dose for table in (measured, totals) for dose in table.get("dosage", ()) if dose > 0]
-    doses = doses or [largest / 100, largest]
-    grid = np.geomspace(min(doses) / 2, max(doses) * 1.25, 200)
+    grid = _grid(measured, totals, curves["largest"].max())
 
     n_cols = min(n_cols, len(shown))
     shape = (-(-len(shown) // n_cols), n_cols)
@@ -193,8 +191,7 @@ def dose_response(
     labels += [f"{n_others} other{'s' * (n_others > 1)}"] if n_others else []
     size = (width, 2.3 * shape[0] + 0.1 + legend_height(width, labels + kinds))
     axes, given = new_panels(ax, figsize or size, shape, len(shown), title=title)
-    z = norm.ppf(0.5 + level / 2)
-    unit = dosage_unit(adata)
+    z, unit = norm.ppf(0.5 + level / 2), dosage_unit(adata)
     names = shorten(shown, 20)
     for i, (panel, gene) in enumerate(zip(axes, shown, strict=True)):
         of_gene = curves.xs(gene, level="gene")
@@ -203,8 +200,7 @@ def dose_response(
         _dress(panel, grid)
         panel.set_title(names[i], fontsize="medium", pad=16 if len(drugs) == 1 else None)
         if i % n_cols == 0:
-            continuous = params["likelihood"] == "normal"
-            panel.set_ylabel("Effect\n(control s.d.)" if continuous else "Log fold change", fontsize="small")
+            panel.set_ylabel(_Y_LABELS.get(params["likelihood"], "Log fold change"), fontsize="small")
         if i + n_cols >= len(shown):
             panel.set_xlabel(f"Dose ({unit})" if unit else "Dose", fontsize="small")
     if len(drugs) == 1:
@@ -215,6 +211,13 @@ def dose_response(
     if area is not None:
         area.keep_within()
     return finish(axes, given=given, show=show, return_fig=return_fig)
+
+
+def _grid(measured: pd.DataFrame, totals: pd.DataFrame, largest: float) -> np.ndarray:
+    """Doses at which curves are drawn: somewhat more than the measured range."""
+    doses = [dose for table in (measured, totals) for dose in table.get("dosage", ()) if dose > 0]
+    doses = doses or [largest / 100, largest]
+    return np.geomspace(min(doses) / 2, max(doses) * 1.25, 200)
 
 
 def _of(table: pd.DataFrame, gene: str) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import networkx as nx
@@ -75,20 +76,35 @@ def _nearest(graph: nx.DiGraph, centres: list[str], n_top: int | None) -> set[st
     return set(sorted(distance, key=lambda gene: distance[gene])[:n_top])
 
 
-def _choose_targets(probs: pd.Series, perturbation: str, min_target_prob: float) -> list[str]:
-    targets = [str(gene) for gene in probs.index[probs >= min_target_prob]]
-    if not targets:
+def _of_drug(adata: AnnData, key: str, perturbation: str, min_target_prob: float) -> pd.DataFrame:
+    """What a perturbation does to each gene: `prob` and `is_target`, `sign` of the direct effect, total `effect`."""
+    probs = stored(adata, "varm", Key.varm.targets(key))[perturbation]
+    if not (probs >= min_target_prob).any():
         raise ValueError(
             f"No gene is a direct target of {perturbation!r} with a probability of at least {min_target_prob}; the most "
             f"probable is {probs.idxmax()!r} with {probs.max():.2f}. Lower `min_target_prob`."
         )
-    return targets
+    columns = {
+        "prob": probs,
+        "is_target": probs >= min_target_prob,
+        "sign": np.sign(stored(adata, "varm", Key.varm.shifts(key))[perturbation]),
+        "effect": without_noise(adata, key)[perturbation],
+    }
+    return pd.DataFrame(columns).set_axis(adata.var_names.astype(str))
 
 
 def _choose_genes(
-    graph: nx.DiGraph, targets: list[str], importance: pd.Series, scope: str, genes: list[str] | None, n_top: int | None
+    graph: nx.DiGraph,
+    targets: list[str],
+    centres: list[str],
+    importance: pd.Series,
+    scope: str,
+    genes: list[str] | None,
+    n_top: int | None,
 ) -> set[str]:
     """The genes to draw."""
+    if centres:
+        return _nearest(graph, centres, n_top) if genes is None else set(genes) | set(centres)
     if targets and scope == "reached":
         shown = set(targets).union(*(nx.descendants(graph, target) for target in targets))
     else:
@@ -193,48 +209,33 @@ def network(
     if ax is not None and n_top is not None:
         n_top = min(n_top, max(1, int(GENES_AN_INCH * axes_inches(ax)[0])))
 
-    targets: list[str] = []
-    colors: pd.Series | None = None
-    probs: pd.Series | None = None
-    signs: pd.Series | None = None
-    if perturbation is None:
+    drug = None if perturbation is None else _of_drug(adata, key, perturbation, min_target_prob)
+    if drug is None:
         importance = pd.Series(dict(graph.degree(weight="probability")), dtype=float)
         if importance.sum() == 0 and wanted is None and not centres:
             raise ValueError(f"No edge has a probability of at least {min_prob}. Lower `min_prob`.")
     else:
-        probs = stored(adata, "varm", Key.varm.targets(key))[perturbation]
-        signs = np.sign(stored(adata, "varm", Key.varm.shifts(key))[perturbation])
-        effects = without_noise(adata, key)[perturbation]
-        targets = _choose_targets(probs, perturbation, min_target_prob)
-        importance, colors = effects.abs(), effects if node_color == "effect" else probs
+        importance = drug["effect"].abs()
 
-    if centres:
-        candidates = _nearest(graph, centres, None)
-        shown = _nearest(graph, centres, n_top)
-        if wanted is not None:
-            shown = candidates = set(wanted) | set(centres)
-    else:
-        candidates = _choose_genes(graph, targets, importance, scope, wanted, None)
-        shown = _choose_genes(graph, targets, importance, scope, wanted, n_top)
+    targets = [] if drug is None else drug.index[drug["is_target"]].tolist()
+    choose = partial(_choose_genes, graph, targets, centres, importance, scope, wanted)
+    candidates, shown = choose(None), choose(n_top)
     if not shown:
         raise ValueError(
             f'None of `genes` is reached by {perturbation!r}. Use `scope="all"` to show them nevertheless.'
         )
-    part = _part_of(graph, shown)
     targets = [gene for gene in targets if gene in shown]
-    reached = "reached " if perturbation is not None and scope == "reached" else "nearby " if centres else ""
-    n_alone = 0 if reached or wanted is not None else len(graph) - len(candidates)
+    kind = "reached " if drug is not None and scope == "reached" else "nearby " if centres else ""
+    n_alone = 0 if kind or wanted is not None else len(graph) - len(candidates)
     ax, given = draw_network(
-        part,
+        _part_of(graph, shown),
         perturbation=perturbation,
-        drug_edges=None
-        if probs is None or signs is None
-        else pd.DataFrame({"prob": probs, "sign": signs}).loc[targets],
-        colors=colors,
+        drug_edges=None if drug is None else drug.loc[targets, ["prob", "sign"]],
+        colors=None if drug is None else drug["effect" if node_color == "effect" else "prob"],
         by_effect=node_color == "effect",
         importance=importance + importance.max() * importance.index.isin([*targets, *centres]),
         centres=centres,
-        note=_note(len(shown), len(candidates), reached, n_alone),
+        note=_note(len(shown), len(candidates), kind, n_alone),
         n_labels=n_labels,
         cmap=cmap,
         figsize=figsize,
