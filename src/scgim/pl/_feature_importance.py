@@ -13,6 +13,7 @@ from scgim.pl._utils import pick, stored, stored_entry, stored_params, symmetric
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    import numpy as np
     import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
@@ -120,23 +121,10 @@ def feature_importance(
     if cluster and genes is None:
         values = values.iloc[:, diagonal_order(values.to_numpy())]
 
-    known_bits = adata.uns.get(embedding + Key.SUBSTRUCTURES)
-    known_bits = None if known_bits is None or not values.index.isin(known_bits.index).any() else known_bits
-    draw = structures if structures is not None else known_bits is not None and can_draw() and ax is None
-    draw = draw and not swap_axes and not (return_fig and structures is None)
-    if draw and known_bits is None:
-        raise ValueError(
-            "`structures=True` needs bits of `scgim.pp.drug_fingerprints(..., adata=adata)`, which notes what they stand "
-            "for; none is among the features."
-        )
-    pictures = None
-    if known_bits is not None:
-        shown = known_bits.reindex(values.index)
-        if draw:
-            pictures = [picture(row) if isinstance(row["smiles"], str) else None for _, row in shown.iterrows()]
-        else:
-            texts = shown["substructure"]
-            values.index = [f"{name} {text}" if isinstance(text, str) else name for name, text in texts.items()]
+    room = ax is None and not return_fig
+    values, pictures = _with_substructures(
+        values, adata.uns.get(embedding + Key.SUBSTRUCTURES), draw=structures, room=room, rows=not swap_axes
+    )
 
     limit = symmetric_limit(values, LEAST_IMPORTANCE)
     return matrix_plot(
@@ -155,6 +143,24 @@ def feature_importance(
         return_fig=return_fig,
         **kwargs,
     )
+
+
+def _with_substructures(
+    values: pd.DataFrame, known: pd.DataFrame | None, *, draw: bool | None, room: bool, rows: bool
+) -> tuple[pd.DataFrame, list[np.ndarray | None] | None]:
+    """Pictures of the substructures that rows stand for, as far as they are `known`, or their SMILES in the names."""
+    if known is None or not values.index.isin(known.index).any():
+        if draw:
+            raise ValueError(
+                "`structures=True` needs bits of `scgim.pp.drug_fingerprints(..., adata=adata)`, which notes what they "
+                "stand for; none is among the features."
+            )
+        return values, None
+    shown = known.reindex(values.index)
+    if rows and (draw if draw is not None else room and can_draw()):
+        return values, [picture(row) if isinstance(row["smiles"], str) else None for _, row in shown.iterrows()]
+    texts = shown["substructure"]
+    return values.set_axis([f"{name} {text}" if isinstance(text, str) else name for name, text in texts.items()]), None
 
 
 def _of_original_features(adata: AnnData, values: pd.DataFrame, embedding: str) -> pd.DataFrame:
