@@ -108,7 +108,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "scgim.tl": ({"scgim._constants", "scgim._docs", "scgim._report"}, ARRAYS | {"networkx"}),
     "scgim.pl": (
         {"scgim._constants", "scgim._docs", "scgim._backed", "scgim._size_factors"},
-        ARRAYS | {"scanpy", "matplotlib", "networkx", "sklearn"},
+        ARRAYS | {"scanpy", "matplotlib", "networkx", "rdkit", "sklearn"},
     ),
 }
 

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 TARGET = Path(__file__).parents[1] / "docs" / "_static" / "overview.png"
-DPI = 130
-GAP = 32
+# Pages show it 800 pixels wide, at half its size: rows are at most 10.4 inches, so that 9 points are 10 pixels there
+WIDTH = 1600
+DPI = 150
+GAP = 28
 
 
 def fit(seed: int) -> tuple[AnnData, AnnData]:
@@ -48,16 +50,19 @@ def image(title: str, plot: Callable[[], object]) -> Image.Image:
     plt.savefig(buffer, dpi=DPI, bbox_inches="tight", pad_inches=0.05)
     plt.close()
     panel = Image.open(buffer).convert("RGB")
-    font = ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf", 19)
-    out = Image.new("RGB", (max(panel.width, round(font.getlength(title))), panel.height + 38), "white")
-    out.paste(panel, (0, 38))
+    font = ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf", 27)
+    out = Image.new("RGB", (max(panel.width, round(font.getlength(title))), panel.height + 48), "white")
+    out.paste(panel, (0, 48))
     ImageDraw.Draw(out).text((0, 2), title, fill="#222222", font=font)
     return out
 
 
 def compose(rows: list[list[Image.Image]]) -> Image.Image:
     """Rows of panels on white, each row spread over the whole width."""
-    width = max(sum(p.width for p in row) + GAP * (len(row) - 1) for row in rows)
+    width = WIDTH - 2 * GAP
+    widest = max(sum(p.width for p in row) + GAP * (len(row) - 1) for row in rows)
+    if widest > width:
+        raise ValueError(f"Rows may be {width} pixels wide, found one of {widest}: make its panels smaller.")
     height = sum(max(p.height for p in row) for row in rows) + GAP * (len(rows) - 1)
     out = Image.new("RGB", (width + 2 * GAP, height + 2 * GAP), "white")
     y = GAP
@@ -78,21 +83,21 @@ def draw(adata: AnnData, predicted: AnnData) -> Image.Image:
     some = [drug, *targets.columns.drop(drug)[:11]]
     pl = scgim.pl
     network = image(
-        f"{drug}: what it acts on, and what follows", lambda: pl.network(adata, drug, figsize=(7.6, 4.0), show=False)
+        f"{drug}: what it acts on, and what follows", lambda: pl.network(adata, drug, figsize=(10.1, 3.6), show=False)
     )
     dots = image(
         "Direct targets, with a probability",
-        lambda: pl.targets(adata, some, n_top=14, kind="dot", figsize=(5.2, 4.0), show=False),
+        lambda: pl.targets(adata, some, n_top=12, kind="dot", figsize=(5.0, 3.9), show=False),
     )
     doses = image(
-        "Dose response, measured and fitted",
-        lambda: pl.dose_response(adata, drug, genes, figsize=(5.4, 2.9), show=False),
+        "Dose response of its targets",
+        lambda: pl.dose_response(adata, drug, genes, figsize=(4.8, 3.5), show=False),
     )
     unseen = image(
         "Drugs that were never measured, predicted",
-        lambda: pl.predicted_vs_observed(adata, predicted, n_genes=5, figsize=(7.2, 2.9), show=False),
+        lambda: pl.predicted_vs_observed(adata, predicted, n_genes=5, figsize=(10.1, 4.0), show=False),
     )
-    return compose([[network, dots], [doses, unseen]])
+    return compose([[network], [doses, dots], [unseen]])
 
 
 if __name__ == "__main__":

@@ -32,6 +32,9 @@ class Key:
     """Slots of an annotated AnnData; `key` is the `key_added` given to :meth:`scgim.model.GIM.annotate`."""
 
     DEFAULT = "gim"
+    DOSAGE_UNIT = "dosage_unit"  # entry of `uns` in which users name the unit of their doses
+    LOADINGS = "_loadings"  # of components of drug features, and what bits of a fingerprint stand for:
+    SUBSTRUCTURES = "_substructures"  # entries of `uns` named like the features with this at the end
 
     class varp:
         """Gene by gene matrices."""
@@ -64,6 +67,14 @@ class Key:
             return f"{key}_total_effects"
 
         @staticmethod
+        def total_effect_errors(key: str) -> str:
+            return f"{key}_total_effect_errors"
+
+        @staticmethod
+        def context_effects(key: str) -> str:
+            return f"{key}_context_effects"
+
+        @staticmethod
         def emax(key: str) -> str:
             return f"{key}_emax"
 
@@ -85,6 +96,7 @@ class Key:
     class uns:
         """Entries of the dictionary `adata.uns[key]`."""
 
+        CONTEXTS = "contexts"
         PARAMS = "params"
         PERTURBATIONS = "perturbations"
         HISTORY = "history"

@@ -143,6 +143,18 @@ def test_dosage_without_drug(model):
         model.get_effects(dosage=1.0)
 
 
+def test_total_effects_are_stored_at_each_dose_and_with_their_error(model, annotated):
+    contexts = annotated.uns["gim"]["contexts"]
+    assert pd.MultiIndex.from_frame(contexts).equals(model.contexts)
+    total = model.get_total_effects(n_samples=100)
+    np.testing.assert_allclose(annotated.varm["gim_context_effects"], total.to_numpy().T)
+    # the error is the spread of what other cells give
+    draws = np.stack([model.get_total_effects("drug_1", 2.0, n_samples=100, seed=seed) for seed in range(1, 21)])
+    spread = np.sqrt(draws.var(axis=0, ddof=1).mean())
+    stated = np.sqrt(annotated.varm["gim_total_effect_errors"]["drug_1"].pow(2).mean())
+    assert 0.7 < stated / spread < 1.4
+
+
 def test_annotation(model, annotated):
     np.testing.assert_array_equal(annotated.varp["gim_edge_probs"].toarray(), model.get_adjacency())
     weights = annotated.varp["gim_edge_weights"]

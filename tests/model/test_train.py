@@ -41,6 +41,7 @@ def test_history_has_every_term(model):
         "elbo_train",
         "elbo_validation",
         "log_likelihood",
+        "edges",
         "learning_rate",
         "log_prior_covariate_effect",
         *PRIORS,
@@ -50,6 +51,7 @@ def test_history_has_every_term(model):
     assert np.isfinite(frame.to_numpy()).all()
     terms = ["log_likelihood", *(name for name in expected if name.startswith("log_prior"))]
     np.testing.assert_allclose(frame["elbo_train"], -frame[terms].sum(axis=1), rtol=1e-4)
+    assert frame["edges"].iloc[-1] == model.adjacency_.sum()
     # both curves are per cell, on one scale
     likelihood_gap = frame["elbo_validation"] + frame["log_likelihood"]
     assert likelihood_gap.abs().iloc[-1] < 0.15 * frame["log_likelihood"].abs().iloc[-1]

@@ -45,6 +45,8 @@ def make_history(n_epochs: int = 40, *, seed: int = 0) -> dict[str, pd.DataFrame
         "elbo_train": 900 + 400 * fall + rng.normal(0, 4, n_epochs),
         "elbo_validation": 920 + 400 * fall + rng.normal(0, 8, n_epochs),
         "train_loss_epoch": 950 + 400 * fall,
+        "log_likelihood": -(915 + 400 * fall),
+        "edges": np.where(np.arange(n_epochs) < 30, 31.0, 28.0),
         "acyclicity": 10.0 ** (1 - np.arange(n_epochs) / 6),
         "sparsity_edges": 30 + 80 * fall,
         "sparsity_shifts": 25 + 40 * fall,
@@ -115,12 +117,17 @@ def make_annotated(
         Key.varm.shifts(key): shifts,
         Key.varm.shift_sds(key): rng.uniform(0.03, 0.12, shape),
         Key.varm.total_effects(key): propagate @ shifts,
+        Key.varm.total_effect_errors(key): np.full(shape, 0.002),
         Key.varm.emax(key): curve["emax"] / probs,
         Key.varm.ec50(key): curve["ec50"],
         Key.varm.hill(key): curve["hill"],
     }
     for name, values in frames.items():
         adata.varm[name] = pd.DataFrame(values, index=genes, columns=drugs)
+    contexts = pd.DataFrame([(drug, dose) for drug in drugs for dose in doses], columns=["perturbation", "dosage"])
+    adata.varm[Key.varm.context_effects(key)] = propagate @ np.stack(
+        [_hill(curve, k, dose) for k in range(n_drugs) for dose in doses], axis=1
+    )
     adata.varp[Key.varp.edge_probs(key)] = sparse.csr_matrix(edge_probs)
     adata.varp[Key.varp.edge_weights(key)] = sparse.csr_matrix(weights)
     adata.varp["true_adjacency"] = sparse.csr_matrix((weights != 0).astype(float))
@@ -139,8 +146,12 @@ def make_annotated(
         Key.uns.PERTURBATIONS: pd.DataFrame(
             {"n_cells": n_cells * len(doses), "n_doses": len(doses), "max_dosage": max(doses)}, index=drugs
         ),
+        Key.uns.CONTEXTS: contexts,
         Key.uns.HISTORY: pd.DataFrame(
-            {name: frame[name].astype(float) for name, frame in history.items() if frame.index.name == "epoch"}
+            {
+                **{name: frame[name].astype(float) for name, frame in history.items() if frame.index.name == "epoch"},
+                "search_score": pd.Series(-5000 - 900 * np.exp(-np.arange(12.0))),
+            }
         ),
         Key.uns.FEATURE_IMPORTANCE: pd.DataFrame(
             rng.normal(size=(n_features, n_genes)) * rng.gamma(1, 1, (n_features, 1)),
@@ -169,6 +180,12 @@ def sixty_drugs() -> ad.AnnData:
     return make_annotated(n_drugs=60, n_cells=5)
 
 
+@pytest.fixture
+def many_genes() -> ad.AnnData:
+    """More genes than a network can show."""
+    return make_annotated(n_genes=300, n_cells=5)
+
+
 @pytest.fixture(params=["one_drug", "many_drugs", "many_genes", "long_names"])
 def awkward(request: pytest.FixtureRequest) -> ad.AnnData:
     """Screens at the edges of what the plots must bear."""
@@ -184,4 +201,4 @@ def awkward(request: pytest.FixtureRequest) -> ad.AnnData:
 @pytest.fixture
 def model() -> SimpleNamespace:
     """All that `history` knows of a model."""
-    return SimpleNamespace(history=make_history())
+    return SimpleNamespace(history=make_history(), search_trace_=[-5900.0, -5100.0, -5003.0])

@@ -8,7 +8,7 @@ from matplotlib.colors import to_hex
 
 import scgim.pl as pl
 from scgim.pl._drug_map import embed
-from scgim.pl._utils import OKABE_ITO
+from scgim.pl._tones import OKABE_ITO
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_pca_keeps_distances_of_flat_data():
 def test_points_are_the_perturbations_by_total_or_direct_effect(adata):
     total = pl.drug_map(adata, show=False).collections[0].get_offsets()
     direct = pl.drug_map(adata, effect="direct", show=False).collections[0].get_offsets()
-    np.testing.assert_allclose(total, embed(adata.varm["gim_total_effects"].T.to_numpy(), "pca", 0)[0])
+    np.testing.assert_allclose(total, embed(adata.varm["gim_total_effects"].T.to_numpy(), "pca", 0)[0], atol=0.01)
     assert not np.allclose(total, direct)
 
 
@@ -65,9 +65,36 @@ def test_colours_by_cells(adata):
         pl.drug_map(adata, "dosage", show=False)
 
 
-def test_many_categories(adata):
-    names = pd.Series([f"class {i}" for i in range(6)], index=adata.varm["gim_targets"].columns)
-    assert len(pl.drug_map(adata, names, show=False).collections) == 6
+@pytest.mark.parametrize("n", [12, 30])
+def test_many_categories_differ_in_colour_and_shape(sixty_drugs, n):
+    names = pd.Series([f"class {i % n}" for i in range(60)], index=sixty_drugs.varm["gim_targets"].columns)
+    ax = pl.drug_map(sixty_drugs, names, show=False)
+    assert len({to_hex(points.get_facecolor()[0]) for points in ax.collections}) == n
+    shapes = [points.get_paths()[0].vertices.tobytes() for points in ax.collections]
+    assert all(a != b for a, b in zip(shapes, shapes[1:], strict=False))
+    ax.figure.draw_without_rendering()
+    legend = ax.get_legend().get_window_extent()
+    assert len(ax.get_legend().get_texts()) == n
+    assert legend.y0 >= 0
+    assert legend.y1 <= ax.figure.bbox.y1
+
+
+def test_effects_within_the_error_of_their_simulation_are_not_shown(adata):
+    rng = np.random.default_rng(0)
+    noise = pd.DataFrame(rng.normal(0, 0.01, (20, 6)), adata.var_names, adata.varm["gim_targets"].columns)
+    noise.loc["GENE3", "Drug1"], noise.loc["GENE4", "Drug2"] = 1.0, -1.0
+    adata.varm["gim_total_effects"] = noise
+    adata.varm["gim_total_effect_errors"] = noise * 0 + 0.05
+    ax = pl.drug_map(adata, show=False)
+    xy = ax.collections[0].get_offsets()
+    np.testing.assert_allclose(xy[2:] - xy[2], 0, atol=1e-12)
+    assert np.linalg.norm(xy[0] - xy[1]) == pytest.approx(np.sqrt(2))
+    assert {text.get_text() for text in ax.texts} <= {"Drug1", "Drug2"}
+    adata.varm["gim_total_effects"] = noise.clip(-0.01, 0.01)
+    ax = pl.drug_map(adata, show=False)
+    assert not ax.collections[0].get_offsets().any()
+    assert not ax.texts
+    assert np.ptp(ax.get_xlim()) == pytest.approx(0.5)
 
 
 @pytest.mark.slow  # umap is compiled first

@@ -16,7 +16,7 @@ def test_bars_are_total_effects_and_points_direct_ones(adata):
     assert _rows(ax) == ["GENE3", "GENE8", "GENE1"]
     total = adata.varm["gim_total_effects"].loc[_rows(ax), "Drug2"]
     direct = adata.varm["gim_shifts"].loc[_rows(ax), "Drug2"]
-    np.testing.assert_allclose([bar.get_width() for bar in ax.patches], total)
+    np.testing.assert_allclose([bar.get_width() for bar in ax.patches], total.where(total.abs() > 0.004, 0))
     lines, points = ax.collections
     np.testing.assert_allclose(points.get_offsets()[:, 0], direct)
     half = norm.ppf(0.975) * adata.varm["gim_shift_sds"].loc[_rows(ax), "Drug2"]
@@ -45,6 +45,36 @@ def test_the_largest_are_chosen_and_sorted(adata):
     assert set(_rows(ax)) == set(np.maximum(total.abs(), direct.abs()).nlargest(4).index)
     assert total[_rows(ax)].is_monotonic_decreasing
     assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first on top
+
+
+def test_totals_within_the_error_of_their_simulation_are_no_rows(adata):
+    total = adata.varm["gim_total_effects"].copy()
+    total["Drug1"] = 0.03
+    total.loc[["GENE7", "GENE9"], "Drug1"] = [0.5, -0.2]
+    adata.varm["gim_total_effects"] = total
+    adata.varm["gim_total_effect_errors"] = total * 0 + 0.02
+    targets = adata.varm["gim_targets"]["Drug1"]
+    targets = set(targets.index[targets >= 0.5])
+    ax = pl.effects(adata, "Drug1", show=False)
+    assert set(_rows(ax)) == targets | {"GENE7", "GENE9"}
+    ax = pl.effects(adata, "Drug1", genes=["GENE7", "GENE1"], show=False)
+    np.testing.assert_allclose([bar.get_width() for bar in ax.patches], [0.5, 0.0])
+
+
+def test_small_effects_do_not_fill_the_axis(adata):
+    for name in ("gim_total_effects", "gim_shifts", "gim_shift_sds"):
+        adata.varm[name] = adata.varm[name] * 0 + 0.01
+    low, high = pl.effects(adata, "Drug1", show=False).get_xlim()
+    assert (low, high) == (-0.25, 0.25)
+
+
+def test_names_of_two_hundred_genes_do_not_touch(many_genes):
+    ax = pl.effects(many_genes, "Drug1", genes=many_genes.var_names[:200], show=False)
+    ax.figure.draw_without_rendering()
+    boxes = sorted((label.get_window_extent() for label in ax.get_yticklabels()), key=lambda box: box.y0)
+    assert len(boxes) == 200
+    assert all(a.y1 <= b.y0 + 1 for a, b in zip(boxes, boxes[1:], strict=False))
+    assert ax.get_yticklabels()[0].get_fontsize() > 6
 
 
 def test_errors(adata):

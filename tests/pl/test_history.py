@@ -8,30 +8,69 @@ import pytest
 
 import scgim.pl as pl
 
+TERMS = ["elbo", "loss", "acyclicity", "sparsity edges", "sparsity shifts", "learning rate"]
 
-def test_a_panel_a_term_with_training_and_validation_together(model):
-    axes = pl.history(model, show=False)
-    titles = [ax.get_title() for ax in axes]
-    assert titles == ["elbo", "loss", "acyclicity", "sparsity edges", "sparsity shifts", "learning rate"]
+
+def test_stages_are_the_search_and_the_fit(model):
+    search, fit = pl.history(model, show=False)
+    assert [ax.get_title() for ax in (search, fit)] == ["Search", "Fit"]
+    assert search.lines[0].get_ydata().tolist() == model.search_trace_
+    assert (search.get_ylabel(), search.get_xlabel()) == ("Score of the graph", "Round")
+    assert [line.get_label() for line in fit.lines[:2]] == ["training", "validation"]
+
+
+def test_training_and_validation_are_likelihoods_of_cells(model):
+    _, fit = pl.history(model, show=False)
+    training, validation = fit.lines[:2]
+    np.testing.assert_array_equal(
+        training.get_ydata(), -model.history["log_likelihood"]["log_likelihood"].astype(float)
+    )
+    np.testing.assert_array_equal(
+        validation.get_ydata(), model.history["elbo_validation"]["elbo_validation"].astype(float)
+    )
+    assert fit.get_ylabel() == "Negative log-likelihood\na cell"
+
+
+def test_the_cut_and_the_refinement_are_named(model):
+    _, fit = pl.history(model, show=False)
+    texts = [text.get_text().strip() for text in fit.texts]
+    assert texts == ["cut 3 edges,\n refine", "fit"]
+    assert fit.lines[2].get_xdata() == [29.5, 29.5]
+    del model.history["edges"]
+    assert not pl.history(model, show=False)[1].texts
+
+
+def test_a_search_that_was_over_at_once_has_no_panel(model):
+    model.search_trace_ = [-5.0, -5.0]
+    assert [ax.get_title() for ax in pl.history(model, show=False)] == ["Fit"]
+
+
+def test_without_a_descent_only_the_search(model):
+    (ax,) = pl.history(
+        SimpleNamespace(history={"search_score": pd.DataFrame({"search_score": [-3.0, -2.0]})}), show=False
+    )
+    assert ax.get_title() == "Search"
+
+
+def test_terms_are_drawn_as_logged_with_training_and_validation_together(model):
+    axes = pl.history(model, terms=TERMS, show=False)
+    assert [ax.get_title() for ax in axes] == TERMS
     assert [len(ax.lines) for ax in axes] == [2, 1, 1, 1, 1, 1]
-    assert [line.get_label() for line in axes[0].lines] == ["training", "validation"]
-
-
-def test_values_of_dtype_object_are_drawn_as_numbers(model):
-    line = pl.history(model, show=False)[0].lines[0]
+    line = axes[0].lines[0]
     np.testing.assert_array_equal(line.get_ydata(), model.history["elbo_train"]["elbo_train"].astype(float))
     np.testing.assert_array_equal(line.get_xdata(), range(40))
 
 
 def test_only_terms_over_powers_of_ten_are_logarithmic(model):
-    scales = {ax.get_title(): ax.get_yscale() for ax in pl.history(model, show=False)}
+    scales = {ax.get_title(): ax.get_yscale() for ax in pl.history(model, terms=list(model.history)[:6], show=False)}
     assert scales["acyclicity"] == "log"
-    assert scales["elbo"] == scales["sparsity edges"] == "linear"
+    assert scales["elbo"] == scales["log likelihood"] == "linear"
 
 
 def test_stored_history_looks_like_that_of_the_model(adata, model):
     stored, live = (pl.history(source, show=False) for source in (adata, model))
     assert [ax.get_title() for ax in stored] == [ax.get_title() for ax in live]
+    np.testing.assert_array_equal(stored[1].lines[0].get_ydata(), live[1].lines[0].get_ydata())
 
 
 @pytest.mark.parametrize("terms", ["elbo", "elbo_train", ["elbo", "elbo_validation"]])
@@ -48,16 +87,17 @@ def test_epochs_without_a_value_and_single_epochs():
         "once": pd.DataFrame({"once": [2.0]}, dtype=object),
         "never": pd.DataFrame({"never": [None]}, dtype=object),
     }
-    axes = pl.history(SimpleNamespace(history=history), show=False)
+    axes = pl.history(SimpleNamespace(history=history), terms=["elbo", "once"], show=False)
     assert axes[0].lines[0].get_xdata().tolist() == [0, 3]
     assert axes[1].lines[0].get_marker() == "o"
-    assert len(axes) == 2
+    with pytest.raises(KeyError, match="Unknown term"):
+        pl.history(SimpleNamespace(history=history), terms="never")
 
 
 def test_epochs_stored_as_text_are_numbers(adata):
     history = adata.uns["gim"]["history"]
     adata.uns["gim"]["history"] = history.set_axis(history.index.astype(str))
-    line = pl.history(adata, show=False)[0].lines[0]
+    line = pl.history(adata, show=False)[1].lines[0]
     np.testing.assert_array_equal(line.get_xdata(), range(40))
 
 
@@ -77,6 +117,6 @@ def test_errors(model, adata):
 
 def test_training_comes_first_in_whatever_order_terms_were_logged(model):
     model.history = {name: model.history[name] for name in ("elbo_validation", "elbo_train")}
-    (ax,) = pl.history(model, show=False)
+    ax = pl.history(model, show=False)[-1]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["training", "validation"]
     assert [line.get_color() for line in ax.lines] == ["#0072B2", "#D55E00"]

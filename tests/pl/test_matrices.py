@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
+from matplotlib.offsetbox import AnnotationBbox
 
+import scgim
 import scgim.pl as pl
 from scgim.pl._matrix import diagonal_order, similarity_order
 
@@ -154,6 +156,12 @@ def test_feature_importance_is_centred_and_cut_to_the_largest(adata):
     assert low == -high < 0
 
 
+def test_features_that_tell_nothing_do_not_fill_the_scale(adata):
+    stored = adata.uns["gim"]
+    stored["feature_importance"] = stored["feature_importance"] * 1e-6
+    assert _color_limits(pl.feature_importance(adata, show=False)) == (-0.05, 0.05)
+
+
 def test_feature_importance_of_a_subset_of_genes(adata):
     axes = pl.feature_importance(adata[:, :5], show=False)
     assert sorted(_labels(axes["mainplot_ax"].xaxis)) == sorted(adata.var_names[:5])
@@ -169,3 +177,73 @@ def test_importances_that_are_all_zero_are_an_error(adata):
     adata.uns["gim"]["feature_importance"] *= 0.0
     with pytest.raises(ValueError, match="all importances are 0"):
         pl.feature_importance(adata, show=False)
+
+
+@pytest.fixture
+def fingerprints(adata):
+    """A fit on two components of the fingerprints of six molecules."""
+    pytest.importorskip("rdkit")
+    smiles = [
+        "CC(=O)Oc1ccccc1C(=O)O",
+        "CC(C)Cc1ccc(cc1)C(C)C(=O)O",
+        "CC(=O)Nc1ccc(O)cc1",
+        "OC(=O)c1ccccc1O",
+        "CCO",
+        "NCCO",
+    ]
+    scgim.pp.drug_fingerprints(
+        dict(zip(adata.varm["gim_targets"].columns, smiles, strict=True)), adata=adata, n_bits=64
+    )
+    components = scgim.pp.pca_features(adata, 2)
+    stored = adata.uns["gim"]
+    stored["params"]["drug_embedding_key"] = "drug_embedding_pca"
+    stored["feature_importance"] = stored["feature_importance"].iloc[:2].set_axis(components.columns)
+    return adata
+
+
+def test_importance_of_components_is_carried_back_to_bits(fingerprints):
+    axes = pl.feature_importance(fingerprints, n_features=5, show=False)
+    (mesh,) = [c for c in axes["mainplot_ax"].collections if hasattr(c, "norm")]
+    bits, genes = _labels(axes["mainplot_ax"].yaxis), _labels(axes["mainplot_ax"].xaxis)
+    loadings, importance = (
+        fingerprints.uns["drug_embedding_pca_loadings"],
+        fingerprints.uns["gim"]["feature_importance"],
+    )
+    expected = loadings @ importance
+    assert set(bits) == set(expected.abs().sum(axis=1).nlargest(5).index)
+    np.testing.assert_allclose(np.ravel(mesh.get_array()), expected.loc[bits, genes].to_numpy().ravel())
+    # the bits are far apart and each has its substructure beside it, of colours that RDKit gives to its atoms
+    boxes = [artist for artist in axes["mainplot_ax"].artists if isinstance(artist, AnnotationBbox)]
+    assert len(boxes) == 5
+    axes["mainplot_ax"].figure.draw_without_rendering()
+    labels = [label.get_window_extent() for label in axes["mainplot_ax"].get_yticklabels()]
+    for box, label in zip(boxes, labels, strict=True):
+        picture = box.get_window_extent()
+        assert label.x1 <= picture.x0 + 1
+        assert picture.x1 <= axes["mainplot_ax"].get_window_extent().x0 + 1
+        assert abs((picture.y0 + picture.y1) / 2 - (label.y0 + label.y1) / 2) < 6
+        assert box.offsetbox.get_data().std() > 0.01
+
+
+def test_components_as_they_are(fingerprints):
+    axes = pl.feature_importance(fingerprints, components=True, show=False)
+    assert sorted(_labels(axes["mainplot_ax"].yaxis)) == ["PC1", "PC2"]
+    assert not axes["mainplot_ax"].artists
+
+
+def test_without_pictures_substructures_are_named(fingerprints):
+    known = fingerprints.uns["drug_embedding_substructures"]["substructure"]
+    axes = pl.feature_importance(fingerprints, n_features=4, structures=False, show=False)
+    labels = [label.split(" ") for label in _labels(axes["mainplot_ax"].yaxis)]
+    assert [text for _, text in labels] == [known[bit] for bit, _ in labels]
+    _, ax = plt.subplots(figsize=(8, 6))
+    axes = pl.feature_importance(fingerprints, n_features=4, ax=ax)
+    assert not axes["mainplot_ax"].artists
+
+
+def test_components_of_unknown_features_stay_components(fingerprints):
+    del fingerprints.uns["drug_embedding_pca_loadings"]
+    axes = pl.feature_importance(fingerprints, show=False)
+    assert sorted(_labels(axes["mainplot_ax"].yaxis)) == ["PC1", "PC2"]
+    with pytest.raises(ValueError, match="`structures=True` needs bits"):
+        pl.feature_importance(fingerprints, structures=True)

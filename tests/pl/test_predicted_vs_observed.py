@@ -61,18 +61,38 @@ def test_several_perturbations_have_colours_and_a_legend_that_covers_no_point(ad
     means, _ = pl.predicted_vs_observed(adata, perfect, ["Drug1", "Drug2"], show=False)
     (legend,) = means.figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["Drug1", "Drug2"]
-    assert [tuple(handle.get_facecolor()[0]) for handle in legend.legend_handles] == [
+    assert [tuple(handle.get_color()) for handle in legend.legend_handles] == [
         tuple(points.get_facecolor()[0]) for points in means.collections
     ]
     means.figure.draw_without_rendering()
     assert legend.get_window_extent().y1 <= means.get_window_extent().y0
 
 
-def test_more_perturbations_than_colours_have_one_colour_and_no_legend(sixty_drugs):
+def test_of_more_perturbations_than_colours_the_strongest_have_one(sixty_drugs):
     cells = _cells(sixty_drugs, sixty_drugs.obs["perturbation"] != "control")
     means, _ = pl.predicted_vs_observed(sixty_drugs, cells, show=False)
-    assert means.figure.legends == []
-    assert len(means.collections) == 1
+    (legend,) = means.figure.legends
+    assert len(legend.get_texts()) == len(means.collections) == 8
+    assert legend.get_texts()[-1].get_text() == "53 others"
+    assert len(means.collections[-1].get_offsets()) == 53 * 4 * 20
+    sums = [np.square(points.get_offsets()[:, 0]).reshape(4, 20).sum(1).max() for points in means.collections[:7]]
+    others = np.square(means.collections[-1].get_offsets()[:, 0]).reshape(-1, 20).sum(1)
+    assert min(sums) >= others.max()
+
+
+def test_few_cells_are_points_and_many_a_density(adata, sixty_drugs):
+    for screen, n_cells in ((adata, 25), (sixty_drugs, 5)):
+        chosen = (screen.obs["perturbation"] == "Drug1") & (screen.obs["dosage"] == 1.0)
+        _, violins = pl.predicted_vs_observed(screen, _cells(screen, chosen), genes="GENE2", show=False)
+        points = [c for c in violins.collections if type(c).__name__ == "PathCollection"]
+        assert len(points) == (0 if n_cells == 25 else 2)
+        assert all(len(side.get_offsets()) == n_cells for side in points)
+
+
+def test_the_unit_of_doses_is_named(adata, perfect):
+    adata.uns["dosage_unit"] = "µM"
+    _, violins = pl.predicted_vs_observed(adata, perfect, "Drug2", show=False)
+    assert violins.get_title().endswith(" µM")
 
 
 def test_genes_in_another_order_are_matched_by_name(adata, perfect):

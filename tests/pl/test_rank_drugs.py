@@ -51,6 +51,10 @@ def test_colours_tell_what_is_known():
 def test_doses_are_named_where_they_differ():
     ax = pl.rank_drugs(table(2, dosage=[1.0, 0.1]), show=False, targets=False)
     assert [label.get_text() for label in ax.get_yticklabels()] == ["drug_0 at 1", "drug_1 at 0.1"]
+    ranked = table(2, dosage=[1000.0, 0.1])
+    ranked.attrs["dosage_unit"] = "nM"
+    ax = pl.rank_drugs(ranked, show=False, targets=False)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["drug_0 at 1000 nM", "drug_1 at 0.1 nM"]
     ax = pl.rank_drugs(table(2, dosages=["1+2", "3"]), show=False)
     assert [label.get_text() for label in ax.get_yticklabels()] == ["drug_0 at 1+2", "drug_1 at 3"]
 

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from scgim.pl import _utils
+from scgim.pl import _area, _tones, _utils
 from scgim.pl._labels import place_labels
 
 
@@ -64,3 +64,38 @@ def test_labels_that_come_first_win_the_room():
     texts = place_labels(ax, points, [str(i) * 9 for i in range(10, 40)], order=[7, 3, *range(30)])
     assert texts[0].get_text() == "17" * 9
     assert texts[1].get_text() == "13" * 9
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [(320, 2, "320"), (0.125, 4, "0.125"), (1234.5, 2, "1200"), (0, 4, "0"), (3e-7, 2, "3e-07"), (12.5, 4, "12.5")],
+)
+def test_numbers_without_exponents(value, digits, text):
+    assert _utils.number(value, digits) == text
+
+
+def test_shades_follow_the_ground():
+    _, ax = plt.subplots()
+    assert _tones.tones(ax).ink == "#222222"
+    ax.set_facecolor("#101020")
+    assert _tones.tones(ax) == ("#EEEEEE", "#A0A0A0", "#4D4D4D", "#101020")
+    assert _tones.palette(ax)[-1] == "#EEEEEE"
+    ax.set_facecolor("none")
+    assert _tones.tones(ax).ink == "#222222"
+    ax.figure.set_facecolor("black")
+    assert _tones.tones(ax).ink == "#EEEEEE"
+
+
+def test_a_plot_shrinks_into_its_area():
+    figure, grid = plt.subplots(2, 2)
+    ax = grid[0, 1]
+    area = _area.Area(ax)
+    ax.set(xlabel="a label", ylabel="a label", title="a title", yticks=[0], yticklabels=["a long name of a row"])
+    assert not area.holds(2, 1.5)
+    area.keep_within()
+    figure.draw_without_rendering()
+    box = ax.get_tightbbox()
+    assert box.x0 >= area.box.x0 - 2
+    assert box.y0 >= area.box.y0 - 2
+    assert box.y1 <= area.box.y1 + 2
+    assert ax.get_in_layout()

@@ -68,6 +68,26 @@ def test_column_of_obs(adata):
     assert "descriptors" in adata.uns
 
 
+def test_substructures_of_the_bits_of_the_screen(adata):
+    from rdkit import Chem
+
+    adata.obs["smiles"] = adata.obs["smiles"].str.replace("CCO", "CC[NH3+].[Cl-]")  # a salt is of two parts
+    pp.drug_fingerprints("smiles", adata=adata, n_bits=512)
+    bits, known = adata.uns["drug_embedding"], adata.uns["drug_embedding_substructures"]
+    assert set(known.index) == set(bits.columns[bits.any()])
+    for bit, row in known.iterrows():
+        having = bits.index[bits[bit] == 1]
+        assert row["drug"] in having
+        assert 1 <= row["n_drugs"] <= len(having)
+        molecule = Chem.MolFromSmiles(row["smiles"])
+        assert 0 <= row["atom"] < molecule.GetNumAtoms()
+        assert 0 <= row["radius"] <= 2
+        # the example alone has the bit, and holds the substructure
+        alone = pp.drug_fingerprints({"one": row["smiles"]}, n_bits=512)
+        assert alone.loc["one", bit] == 1
+        assert molecule.HasSubstructMatch(Chem.MolFromSmarts(row["substructure"]))
+
+
 def test_aligned_features_survive_h5ad(adata, tmp_path):
     pp.drug_fingerprints("smiles", adata=adata, n_bits=32)
     adata.write_h5ad(tmp_path / "a.h5ad")

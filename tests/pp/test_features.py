@@ -47,6 +47,28 @@ def test_anndata_gets_the_result(features):
     pd.testing.assert_frame_equal(pp.pca_features(features, 2, reference=adata), found)
 
 
+@pytest.mark.parametrize("scale", [False, True])
+def test_loadings_say_how_a_feature_moves_the_components(features, scale):
+    adata = anndata.AnnData(np.ones((2, 2)), uns={"drug_embedding": features.assign(f3=1.0, f1=features["f1"] * 50)})
+    table = adata.uns["drug_embedding"]
+    found = pp.pca_features(adata, 3, scale=scale)
+    loadings = adata.uns["drug_embedding_pca_loadings"]
+    assert loadings.index.tolist() == ["f0", "f1", "f2", "f4", "f5"]  # the constant one moves nothing
+    assert loadings.columns.tolist() == found.columns.tolist()
+    for name in loadings.index:
+        moved = table.assign(**{name: table[name] + table[name].std(ddof=0)})
+        change = pp.pca_features(moved, 3, scale=scale, reference=table) - found
+        np.testing.assert_allclose(change / found.std(ddof=0), np.tile(loadings.loc[name], (8, 1)), atol=1e-9)
+
+
+def test_what_bits_stand_for_goes_with_the_components(features):
+    known = pd.DataFrame({"substructure": "C"}, index=["f0"])
+    adata = anndata.AnnData(np.ones((2, 2)), uns={"mine": features, "mine_substructures": known})
+    pp.pca_features(adata, 2, key="mine", key_added="few")
+    pd.testing.assert_frame_equal(adata.uns["few_substructures"], known)
+    assert "few_loadings" in adata.uns
+
+
 def test_wrong_input(features):
     with pytest.raises(ValueError, match="8 drugs with 6 features have between 1 and 6"):
         pp.pca_features(features, 7)

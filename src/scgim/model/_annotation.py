@@ -14,7 +14,7 @@ from scgim._constants import Key, stored_name
 from scgim._validation import check_gene_names
 from scgim.interventions._sensitivity import feature_sensitivity
 from scgim.model._base import ScreenModel
-from scgim.predict._totals import total_effects
+from scgim.predict._totals import N_SAMPLES_A_DOSE, total_effects
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -50,8 +50,10 @@ class AnnotationMixin(ScreenModel):
         Returns
         -------
         Nothing; adds `varp["gim_edge_probs"]`, `varp["gim_edge_weights"]`, data frames of genes x perturbations in
-        `varm` (`"gim_targets"`, `"gim_shifts"`, `"gim_shift_sds"`, `"gim_total_effects"` at the largest measured dosage;
-        `"gim_emax"`, `"gim_ec50"`, `"gim_hill"`), and `uns["gim"]` with parameters, perturbations, training history and,
+        `varm` (`"gim_targets"`, `"gim_shifts"`, `"gim_shift_sds"`, `"gim_total_effects"` at the largest measured dosage and,
+        as `"gim_total_effect_errors"`, their error by the finite number of cells drawn; `"gim_emax"`, `"gim_ec50"`,
+        `"gim_hill"`), the array `varm["gim_context_effects"]` of total effects at each measured dosage, genes x the rows of
+        `uns["gim"]["contexts"]`, and `uns["gim"]` with parameters, perturbations, training history and,
         where drugs have at most 4096 features, their importance (:meth:`get_feature_importance`). In names of columns "/" is stored as the
         division slash, since files use the former for groups; plots take both. `var["gim_controls_agree"]`
         marks genes in which simulated control cells are like the observed ones; `uns["gim"]["controls"]` says how they differ.
@@ -74,6 +76,7 @@ class AnnotationMixin(ScreenModel):
         entries = {
             Key.uns.PARAMS: params,
             Key.uns.PERTURBATIONS: self._perturbation_table(),
+            Key.uns.CONTEXTS: self._doses_measured,
             Key.uns.HISTORY: self._history_frame(),
         }
         if self.control_check_ is not None:
@@ -105,17 +108,34 @@ class AnnotationMixin(ScreenModel):
             query = query.at_levels(self._covariates.levels, levels)
             fitted = fitted.at_level(self._covariates.levels.index(level))
         known, log_dosage = query.interventions, query.log_dosage
+        total = total_effects(self._sampler, known, log_dosage, n_samples, 0, levels)
         tables = {
             Key.varm.targets: fitted.target_probs.numpy(),
             Key.varm.shifts: known.direct(log_dosage).numpy(),
             Key.varm.shift_sds: known.sd(log_dosage).numpy(),
-            Key.varm.total_effects: total_effects(self._sampler, known, log_dosage, n_samples, 0, levels),
+            Key.varm.total_effects: total.effect,
+            Key.varm.total_effect_errors: total.error,
             Key.varm.emax: fitted.emax.numpy(),
             Key.varm.ec50: fitted.log_ec50.exp().numpy(),
             Key.varm.hill: fitted.hill.numpy(),
         }
         for slot, values in tables.items():
             adata.varm[slot(key)] = pd.DataFrame(values.T, adata.var_names, [stored_name(n) for n in names])
+        contexts = self._doses_measured
+        query = self._drugs.query(contexts["perturbation"].tolist(), contexts["dosage"].to_numpy())
+        if level is not None:
+            levels = [level] * len(contexts)
+            query = query.at_levels(self._covariates.levels, levels)
+        every_dose = total_effects(
+            self._sampler, query.interventions, query.log_dosage, n_samples, 0, levels, N_SAMPLES_A_DOSE
+        )
+        adata.varm[Key.varm.context_effects(key)] = every_dose.effect.T
+
+    @property
+    def _doses_measured(self) -> pd.DataFrame:
+        """Doses of each perturbation, one a row, whatever the levels in which they were measured."""
+        frame = self.contexts.to_frame(index=False)[["perturbation", "dosage"]]
+        return frame.drop_duplicates(ignore_index=True)
 
     @property
     def _doses(self) -> pd.DataFrame:
@@ -131,7 +151,7 @@ class AnnotationMixin(ScreenModel):
 
     def _stored_params(self) -> dict:
         setup = self._setup_args
-        keys = ("perturbation_key", "control", "dosage_key", "layer", "size_factor_key")
+        keys = ("perturbation_key", "control", "dosage_key", "drug_embedding_key", "layer", "size_factor_key")
         params = {k: setup[k] for k in keys if setup[k] is not None}
         if self._mean_total is not None:
             params["mean_total"] = self._mean_total  # so that plots have the size factors of the model
@@ -144,9 +164,9 @@ class AnnotationMixin(ScreenModel):
         return {**params, **options, "version": version("scgim")}
 
     def _history_frame(self) -> pd.DataFrame:
-        """Training history with one column a term; epochs without a value hold NaN."""
-        if not self.history:  # of another logger than the default one, or of none
-            return pd.DataFrame(index=pd.Index([], dtype=str))
-        frame = pd.concat([f.astype(float) for f in self.history.values()], axis=1)
+        """Training history with one column a term, and scores of the search; epochs without a value hold NaN."""
+        terms = {name: frame.iloc[:, 0].astype(float) for name, frame in (self.history or {}).items()}
+        terms["search_score"] = pd.Series(getattr(self, "search_trace_", None) or [], dtype=float)
+        frame = pd.concat(terms, axis=1)
         frame.index = frame.index.astype(str)
         return frame

@@ -152,8 +152,8 @@ class ResultsMixin(ScreenModel):
         """
         index, query = self._contexts_asked(drug_embedding, dosage, level)
         levels = None if index.nlevels == 2 else index.get_level_values(2).tolist()
-        values = total_effects(self._sampler, query.interventions, query.log_dosage, n_samples, some_seed(seed), levels)
-        return pd.DataFrame(values, index, self.gene_names_)
+        found = total_effects(self._sampler, query.interventions, query.log_dosage, n_samples, some_seed(seed), levels)
+        return pd.DataFrame(found.effect, index, self.gene_names_)
 
     def get_modifiers(self) -> pd.DataFrame:
         """For which perturbations effects differ between the levels of the effect modifier.

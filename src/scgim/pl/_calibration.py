@@ -12,7 +12,9 @@ from scipy.stats import binomtest
 
 from scgim._constants import Key
 from scgim._docs import d
-from scgim.pl._utils import GREY, OKABE_ITO, check_level, despine, finish, new_axes, stored
+from scgim.pl._area import Area
+from scgim.pl._tones import palette, tones
+from scgim.pl._utils import check_level, despine, finish, new_axes, stored
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,11 +57,12 @@ def _check_pair(labels: ArrayLike, probs: ArrayLike) -> tuple[np.ndarray, np.nda
 def reliability(labels: np.ndarray, probs: np.ndarray, *, n_bins: int, level: float) -> pd.DataFrame:
     """Mean probability, observed frequency, its Wilson interval and the count, for each bin that is not empty."""
     bins = np.minimum((probs * n_bins).astype(int), n_bins - 1)
+    counts, hits, sums = (np.bincount(bins, weights, n_bins) for weights in (None, labels, probs))
     rows = []
-    for b in np.unique(bins):
-        hit = labels[bins == b]
-        interval = binomtest(int(hit.sum()), len(hit)).proportion_ci(level, method="wilson")
-        rows.append((probs[bins == b].mean(), hit.mean(), interval.low, interval.high, len(hit)))
+    for b in np.flatnonzero(counts):
+        n, k = int(counts[b]), int(hits[b])
+        interval = binomtest(k, n).proportion_ci(level, method="wilson")
+        rows.append((sums[b] / n, k / n, interval.low, interval.high, n))
     return pd.DataFrame(rows, columns=["probability", "frequency", "low", "high", "n"])
 
 
@@ -138,9 +141,10 @@ def calibration(
     else:
         pairs = {label or "": (data, probs)}
 
+    area = None if ax is None else Area(ax)
     ax, given = new_axes(ax, figsize or (3.4, 3.6))
     drawn = len(ax.get_legend_handles_labels()[1])  # curves of earlier calls in the same axes
-    ax.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=(0, (4, 2)), zorder=1)
+    ax.plot([0, 1], [0, 1], color=tones(ax).grey, lw=0.8, ls=(0, (4, 2)), zorder=1)
     for i, (name, pair) in enumerate(pairs.items()):
         y, p = _check_pair(*pair)
         curve = reliability(y, p, n_bins=n_bins, level=level)
@@ -148,7 +152,7 @@ def calibration(
         _draw(
             ax,
             curve,
-            OKABE_ITO[(drawn + i) % len(OKABE_ITO)],
+            palette(ax)[(drawn + i) % len(palette(ax))],
             "os"[(drawn + i) % 2],
             (f"{name}: " if name else "") + f"ECE {error:.3f}, n = {y.size:,}",
         )
@@ -159,6 +163,8 @@ def calibration(
     if title is not None:
         ax.set_title(title, pad=8 + 13 * n_curves)
     despine(ax)
+    if area is not None:
+        area.keep_within()
     return finish(ax, given=given, show=show, return_fig=return_fig)
 
 
@@ -167,4 +173,5 @@ def _draw(ax: Axes, curve: pd.DataFrame, color: str, marker: str, label: str) ->
     ax.vlines(x, curve["low"], curve["high"], colors=color, lw=1.0, alpha=0.6, zorder=2)
     ax.plot(x, y, color=color, lw=0.8, alpha=0.5, zorder=2)
     ax.plot([], [], color=color, lw=0.8, marker=marker, ms=5, label=label)
-    ax.scatter(x, y, s=12 + 14 * np.log10(curve["n"]), color=color, marker=marker, edgecolors="white", lw=0.6, zorder=4)
+    style = {"edgecolors": tones(ax).paper, "lw": 0.6, "zorder": 4}
+    ax.scatter(x, y, s=12 + 14 * np.log10(curve["n"]), color=color, marker=marker, **style)

@@ -55,10 +55,11 @@ def expression(
     layer: str | None,
     is_count: bool,
     size_factors: np.ndarray | None = None,
+    log: bool = True,
 ) -> np.ndarray:
     """Expression of some cells and genes, cells x genes: log1p of counts over size factor, or the values themselves.
 
-    `rows` are positions of cells; `size_factors` belong to all cells.
+    `rows` are positions of cells; `size_factors` belong to all cells; without `log`, counts over size factor.
     """
     matrix = readable(adata.layers[layer] if layer else adata.X)
     values = matrix[rows].read() if isinstance(matrix, StoredMatrix) else matrix[rows]
@@ -68,7 +69,7 @@ def expression(
         return values
     if size_factors is not None:
         values = values / size_factors[rows, None]
-    return np.log1p(values)
+    return np.log1p(values) if log else values
 
 
 def size_factors(

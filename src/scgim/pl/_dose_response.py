@@ -1,30 +1,36 @@
-"""Dose-response curves of direct effects."""
+"""Dose-response curves: direct effects, predicted total effects, and measured changes, all in one unit."""
 
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from scipy.stats import norm
 
 from scgim._constants import Key
 from scgim._docs import d
-from scgim.pl._cells import ControlScale, contexts, expression, has_cells, is_count_data, size_factors
+from scgim.pl._area import Area
+from scgim.pl._cells import has_cells, is_count_data
+from scgim.pl._measured import measured_changes
+from scgim.pl._tones import OKABE_ITO, palette, tones
 from scgim.pl._utils import (
-    GREY,
+    LEAST_EFFECT,
     LONGEST_LABEL,
-    OKABE_ITO,
-    PALE,
     axes_inches,
     check_level,
     despine,
+    dosage_unit,
+    dose_text,
     finish,
     legend_below,
     legend_height,
     new_panels,
+    number,
     pick,
     pick_one,
     shorten,
@@ -39,11 +45,11 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
-# smallest half height of a panel, in the units of effects: noise around zero is not to look like an effect; by eye
-LEAST_EFFECT, LEAST_SHIFT = 0.25, 0.25
-# so many curves can be told apart, each with a colour and a dash of its own
-DASHES = ("-", "--", ":", "-.")
-MAX_CURVES = len(OKABE_ITO) * len(DASHES)
+MAX_CURVES = len(OKABE_ITO)  # can be told apart
+LEAST_WIDTH = 1.7  # inches of a panel in axes of the user's
+LEAST_PROB = 0.5  # of a target, that its EC50 is told
+_Y_LABELS = {"normal": "Effect\n(control s.d.)"}
+DIRECT, TOTAL, MEASURED = "direct effect", "predicted total", "measured"
 
 
 def hill_curve(doses: Any, emax: float, ec50: float, hill: float) -> Any:
@@ -53,40 +59,10 @@ def hill_curve(doses: Any, emax: float, ec50: float, hill: float) -> Any:
         return emax / (1 + (ec50 / doses) ** hill)
 
 
-def measured_shifts(
-    adata: AnnData, perturbations: list[str], genes: list[str], params: dict[str, Any], layer: str | None
-) -> pd.DataFrame:
-    """Shift of the mean from control at each measured dose.
-
-    Columns `perturbation`, `gene`, `dosage`, `mean` (mean of log1p, standardised on control cells) and `error` (standard
-    error of that mean).
-    """
-    is_count = params["likelihood"] != "normal"
-    cells = contexts(adata, params["perturbation_key"], params.get("dosage_key"), params["control"])
-    is_control = (cells["perturbation"] == params["control"]).to_numpy()
-    factors = None
-    if is_count:
-        factors, _ = size_factors(adata, params, layer, is_control)
-
-    def values(rows: np.ndarray) -> np.ndarray:
-        return expression(adata, rows, genes, layer=layer, is_count=is_count, size_factors=factors)
-
-    control = values(np.flatnonzero(is_control))
-    scale = ControlScale(control.mean(axis=0), control.std(axis=0))
-    chosen = cells[cells["perturbation"].isin(perturbations)]
-    tables = []
-    for (perturbation, dose), group in chosen.groupby(["perturbation", "dosage"], sort=True):
-        shifts = scale(values(group.index.to_numpy()))
-        error = shifts.std(axis=0, ddof=1) / np.sqrt(len(shifts)) if len(shifts) > 1 else np.nan
-        columns = {"perturbation": perturbation, "gene": genes, "dosage": dose}
-        tables.append(pd.DataFrame({**columns, "mean": shifts.mean(axis=0), "error": error}))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-
-
 def _find_points(
     adata: AnnData, perturbations: list[str], genes: list[str], params: dict[str, Any], layer: str | None
 ) -> pd.DataFrame:
-    """Measured shifts, or an empty frame where `adata` has no cells to tell them from."""
+    """Measured changes, or an empty frame where `adata` has no cells to tell them from."""
     layer = layer or params.get("layer")
     if not has_cells(adata, {**params, "layer": layer}):
         return pd.DataFrame()
@@ -99,12 +75,7 @@ def _find_points(
             stacklevel=3,
         )
         return pd.DataFrame()
-    return measured_shifts(adata, perturbations, genes, params, layer)
-
-
-def _half_height(values: np.ndarray, least: float) -> float:
-    """Largest absolute value, but not so small that noise would fill a panel."""
-    return float(max(np.abs(values[np.isfinite(values)]).max(initial=0.0), least))
+    return measured_changes(adata, perturbations, genes, params, layer)
 
 
 @d.dedent
@@ -133,12 +104,16 @@ def dose_response(
 
     with a band for the uncertainty of :math:`E_{max}`: the posterior standard deviation at the largest measured dose, in
     proportion to the curve elsewhere. A diamond marks the EC50, where half of :math:`E_{max}` is reached; it is not drawn
-    where it lies outside the measured doses. Of more than 28 perturbations, the seven of largest effect have colours and points, the
-    others are grey.
+    where it lies outside the measured doses, nor for genes that are not likely to be targets.
 
-    Points belong to the axis on the right: the mean of log1p of size-normalised counts at each measured dose, standardised
-    on control cells, with an interval from its standard error. The two axes share their zero but not their unit, and
-    points contain what comes through the network, curves do not: compare where they rise, not their heights.
+    Dashed is the predicted total effect at the measured doses: with what comes through the network. Points are what was
+    measured of it, the log fold change of the mean of size-normalised counts (with half a count added at the mean of
+    controls), with an interval from its standard error. All are read on one axis: points belong on the dashed line,
+    and away from the solid one as far as the network carries effects. After a fit of `likelihood="normal"` all are
+    differences in standard deviations of control cells.
+
+    Of more than seven perturbations, the seven of largest effect have colours, total effects and points, the others are
+    grey. The unit of the doses is taken from `adata.uns["dosage_unit"]`, such as "nM".
 
     Parameters
     ----------
@@ -148,7 +123,7 @@ def dose_response(
     genes
         Genes to show, a panel each. By default the `n_top` most probable direct targets of `perturbations`.
     n_top
-        Number of genes to choose when `genes` is not given.
+        Number of genes to choose when `genes` is not given; fewer where `ax` has no room for so many panels.
     points
         Whether to draw measured points, if `adata` has cells.
     level
@@ -194,39 +169,85 @@ def dose_response(
     if perturbations is None:
         perturbations = [pick_one(None, probs.columns)]
     drugs = pick(perturbations, probs.columns, "perturbation")
+    area = None if ax is None else Area(ax)
+    if area is not None:
+        columns, rows = area.panels(LEAST_WIDTH)
+        n_cols, n_top = min(n_cols, columns), min(n_top, min(n_cols, columns) * rows)
     shown = pick(probs[drugs].sum(axis=1).nlargest(n_top).index if genes is None else genes, probs.index, "gene")
 
     curves = _curve_table(adata, drugs, shown, key)
     named = _choose_named(curves, drugs)
     measured = _find_points(adata, named, shown, params, layer) if points else pd.DataFrame()
-    largest = curves["largest"].max()
-    doses = [dose for dose in measured.get("dosage", ()) if dose > 0] or [largest / 100, largest]
-    grid = np.geomspace(min(doses) / 2, max(doses) * 1.25, 200)
+    totals = _total_table(adata, named, shown, key)
+    grid = _grid(measured, totals, curves["largest"].max())
 
     n_cols = min(n_cols, len(shown))
     shape = (-(-len(shown) // n_cols), n_cols)
     width = 2.5 * n_cols + 0.8
-    size = (
-        width,
-        2.3 * shape[0] + 0.1 + (legend_height(width, shorten(named, LONGEST_LABEL)) if len(drugs) > 1 else 0),
-    )
+    kinds = [DIRECT, *([TOTAL] if len(totals) else []), *([MEASURED] if len(measured) else [])]
+    labels = shorten(named, LONGEST_LABEL) if len(drugs) > 1 else []
+    n_others = len(drugs) - len(named)
+    handles = partial(_handles, n_named=len(labels), kinds=kinds, others=n_others > 0)
+    labels += [f"{n_others} other{'s' * (n_others > 1)}"] if n_others else []
+    size = (width, 2.3 * shape[0] + 0.1 + legend_height(width, labels + kinds))
     axes, given = new_panels(ax, figsize or size, shape, len(shown), title=title)
-    z = norm.ppf(0.5 + level / 2)
+    z, unit = norm.ppf(0.5 + level / 2), dosage_unit(adata)
     names = shorten(shown, 20)
     for i, (panel, gene) in enumerate(zip(axes, shown, strict=True)):
-        own = measured[measured["gene"] == gene] if len(measured) else measured
-        outer = (i % n_cols == 0, i % n_cols == n_cols - 1 or i == len(shown) - 1, i + n_cols >= len(shown))
         of_gene = curves.xs(gene, level="gene")
-        _draw_panel(panel, of_gene.loc[named], own, grid, z, outer)
+        _draw_panel(panel, of_gene.loc[named], _of(totals, gene), _of(measured, gene), grid, z)
         _draw_others(panel, of_gene.drop(index=named), grid)
+        _dress(panel, grid)
         panel.set_title(names[i], fontsize="medium", pad=16 if len(drugs) == 1 else None)
+        if i % n_cols == 0:
+            panel.set_ylabel(_Y_LABELS.get(params["likelihood"], "Log fold change"), fontsize="small")
+        if i + n_cols >= len(shown):
+            panel.set_xlabel(f"Dose ({unit})" if unit else "Dose", fontsize="small")
     if len(drugs) == 1:
         width = axes_inches(axes[0])[0]
         for panel, gene in zip(axes, shown, strict=True):
-            _note(panel, curves.loc[(drugs[0], gene)], width)
-    else:
-        legend_below(axes[0], *axes[0].get_legend_handles_labels(), given=given)
+            _note(panel, curves.loc[(drugs[0], gene)], unit, width)
+    legend_below(ax or axes[0], handles(axes[0]), labels + kinds, given=given)
+    if area is not None:
+        area.keep_within()
     return finish(axes, given=given, show=show, return_fig=return_fig)
+
+
+def _grid(measured: pd.DataFrame, totals: pd.DataFrame, largest: float) -> np.ndarray:
+    """Doses at which curves are drawn: somewhat more than the measured range."""
+    doses = [dose for table in (measured, totals) for dose in table.get("dosage", ()) if dose > 0]
+    doses = doses or [largest / 100, largest]
+    return np.geomspace(min(doses) / 2, max(doses) * 1.25, 200)
+
+
+def _of(table: pd.DataFrame, gene: str) -> pd.DataFrame:
+    return table[table["gene"] == gene] if len(table) else table
+
+
+def _handles(ax: Axes, n_named: int, kinds: list[str], *, others: bool) -> list[Line2D]:
+    """Samples for the legend: colours of perturbations where there are several, and what lines and points are."""
+    tone = tones(ax)
+    colors = [*palette(ax)[:n_named], *([tone.pale] if others else [])]
+    styles: dict[str, dict[str, Any]] = {
+        DIRECT: {"lw": 1.6, "color": tone.ink if n_named else palette(ax)[0]},
+        TOTAL: {"lw": 1.2, "ls": "--", "color": tone.ink},
+        MEASURED: {"ls": "", "marker": "o", "ms": 3.5, "color": tone.ink},
+    }
+    return [Line2D([], [], color=color, lw=2.4) for color in colors] + [
+        Line2D([], [], **styles[kind]) for kind in kinds
+    ]
+
+
+def _total_table(adata: AnnData, drugs: list[str], genes: list[str], key: str) -> pd.DataFrame:
+    """Predicted total effects at the measured doses, a row each; empty for data that an earlier version annotated."""
+    name = Key.varm.context_effects(key)
+    if name not in adata.varm:
+        return pd.DataFrame()
+    known = stored_entry(adata, key, Key.uns.CONTEXTS)
+    rows = np.flatnonzero(known["perturbation"].isin(drugs))
+    values = np.asarray(adata.varm[name])[np.ix_(adata.var_names.get_indexer(genes), rows)]
+    at = known.iloc[np.tile(rows, len(genes))].reset_index(drop=True)
+    return at.assign(gene=np.repeat(genes, len(rows)), total=values.ravel())
 
 
 def _curve_table(adata: AnnData, drugs: list[str], genes: list[str], key: str) -> pd.DataFrame:
@@ -251,76 +272,66 @@ def _choose_named(curves: pd.DataFrame, drugs: list[str]) -> list[str]:
 
 
 def _draw_others(ax: Axes, curves: pd.DataFrame, grid: np.ndarray) -> None:
-    for i, (_, row) in enumerate(curves.iterrows()):
-        label = None if i else f"{len(curves)} others"
-        ax.plot(
-            grid, hill_curve(grid, row["emax"], row["ec50"], row["hill"]), color=PALE, lw=0.8, zorder=0.5, label=label
-        )
+    for _, row in curves.iterrows():
+        effect = hill_curve(grid, row["emax"], row["ec50"], row["hill"])
+        ax.plot(grid, effect, color=tones(ax).pale, lw=0.8, zorder=0.5)
 
 
 def _draw_panel(
-    ax: Axes, curves: pd.DataFrame, measured: pd.DataFrame, grid: np.ndarray, z: float, outer: tuple[bool, bool, bool]
+    ax: Axes, curves: pd.DataFrame, totals: pd.DataFrame, measured: pd.DataFrame, grid: np.ndarray, z: float
 ) -> None:
-    """Draw one gene; `curves` has a row a perturbation, `outer` tells whether the panel is leftmost, rightmost, lowest."""
-    labels = shorten(curves.index, LONGEST_LABEL)
-    heights = []
-    for i, (_, row) in enumerate(curves.iterrows()):
-        color, dash = OKABE_ITO[i % len(OKABE_ITO)], DASHES[i // len(OKABE_ITO)]
+    """Draw one gene; `curves` has a row a perturbation."""
+    for i, (drug, row) in enumerate(curves.iterrows()):
+        color = palette(ax)[i]
+        # beside a single curve, what was measured and predicted of the whole has a colour of its own
+        whole = color if len(curves) > 1 else tones(ax).ink
         curve = hill_curve(grid, row["emax"], row["ec50"], row["hill"])
         at_largest = abs(hill_curve(row["largest"], row["emax"], row["ec50"], row["hill"]))
         band = z * row["sd"] * np.abs(curve) / at_largest if at_largest > 0 else np.zeros_like(curve)
-        heights.append(np.abs(curve) + band)
-        ax.fill_between(grid, curve - band, curve + band, color=color, alpha=0.18, lw=0, zorder=1)
-        ax.plot(grid, curve, color=color, ls=dash, lw=1.6, zorder=3, label=labels[i])
-        if grid[0] <= row["ec50"] <= grid[-1]:
-            ax.plot(row["ec50"], row["emax"] / 2, marker="D", ms=5.5, mfc="white", mec=color, mew=1.3, ls="", zorder=5)
+        ax.fill_between(grid, curve - band, curve + band, color=color, alpha=0.2, lw=0, zorder=1)
+        ax.plot(grid, curve, color=color, lw=1.6, zorder=3)
+        if row["prob"] >= LEAST_PROB and grid[0] <= row["ec50"] <= grid[-1]:
+            marker = {"marker": "D", "ms": 5.5, "mfc": tones(ax).paper, "mec": color, "mew": 1.3}
+            ax.plot(row["ec50"], row["emax"] / 2, ls="", zorder=5, **marker)
+        if len(totals):
+            own = totals[totals["perturbation"] == drug].sort_values("dosage")
+            ax.plot(own["dosage"], own["total"], color=whole, lw=1.2, ls="--", zorder=2.5)
+        if len(measured):
+            own = measured[measured["perturbation"] == drug]
+            # points of several perturbations lie beside one another
+            beside = (grid[-1] / grid[0]) ** (0.008 * (i - (len(curves) - 1) / 2))
+            style = {"fmt": "o", "ms": 3.5, "color": whole, "alpha": 0.8, "lw": 0.9}
+            ax.errorbar(own["dosage"] * beside, own["mean"], z * own["error"], zorder=2, **style)
     if len(measured):
-        _draw_points(ax, curves, measured, z, _half_height(np.concatenate(heights), LEAST_EFFECT), label=outer[1])
-    _dress(ax, grid, outer)
+        # long intervals of rare genes may leave the panel; what is drawn beside them is not to become flat
+        drawn = [line.get_ydata() for line in ax.lines] + [measured["mean"]]
+        largest = np.nanmax(np.abs(np.concatenate([np.asarray(y, dtype=float) for y in drawn])))
+        low, high = ax.get_ylim()
+        ax.set_ylim(max(low, -1.8 * largest), min(high, 1.8 * largest))
 
 
-def _draw_points(
-    ax: Axes, curves: pd.DataFrame, measured: pd.DataFrame, z: float, half_height: float, *, label: bool
-) -> None:
-    """Measured shifts, scaled to the height of the curves, and the axis on which they are read."""
-    margin = z * measured["error"].fillna(0.0)
-    scale = _half_height((measured["mean"].abs() + margin).to_numpy(), LEAST_SHIFT) / half_height
-    for i, drug in enumerate(curves.index):
-        own = (measured["perturbation"] == drug).to_numpy()
-        x, y = measured["dosage"][own], measured["mean"][own] / scale
-        style = {"fmt": "o", "ms": 3.5, "color": OKABE_ITO[i % len(OKABE_ITO)], "alpha": 0.75, "lw": 0.9}
-        ax.errorbar(x, y, margin[own] / scale, zorder=2, **style)
-    axis = ax.secondary_yaxis("right", functions=(lambda y: y * scale, lambda y: y / scale))
-    axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    axis.tick_params(labelsize="small", colors=GREY)
-    axis.spines["right"].set_color(GREY)
-    if label:
-        axis.set_ylabel("Measured shift\n(control s.d.)", fontsize="small", color=GREY)
-
-
-def _dress(ax: Axes, grid: np.ndarray, outer: tuple[bool, bool, bool]) -> None:
+def _dress(ax: Axes, grid: np.ndarray) -> None:
     ax.set(xscale="log", xlim=(grid[0], grid[-1]))
     # doses are read as numbers; a short axis has no power of ten on it, or one
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if grid[-1] < 40 * grid[0] else (1,)))
-    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda dose, _: number(dose)))
     ax.xaxis.set_minor_formatter(NullFormatter())
     low, high = ax.get_ylim()
-    if high - low < LEAST_EFFECT:
+    if high - low < 2 * LEAST_EFFECT:
         ax.set_ylim(min(low, -LEAST_EFFECT), max(high, LEAST_EFFECT))
-    ax.axhline(0, color=GREY, lw=0.7, zorder=0)
+    ax.axhline(0, color=tones(ax).grey, lw=0.7, zorder=0)
     ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     ax.tick_params(labelsize="small")
     despine(ax)
-    if outer[0]:
-        ax.set_ylabel("Direct effect\n(log fold change)", fontsize="small")
-    if outer[2]:
-        ax.set_xlabel("Dose", fontsize="small")
 
 
-def _note(ax: Axes, row: pd.Series, width: float) -> None:
+def _note(ax: Axes, row: pd.Series, unit: str | None, width: float) -> None:
     """Numbers of the only curve of a panel, not wider than its `width` in inches if that can be read."""
-    text = f"EC50 {row['ec50']:.2g}, target probability {row['prob']:.2f}"
-    size = float(np.clip(72 * width / (0.5 * len(text)), 4.5, 7.5))
+    known = f"EC50 {dose_text(row['ec50'], unit, 2)}, " if row["prob"] >= LEAST_PROB else ""
+    text = f"{known}target probability {row['prob']:.2f}"
+    size = float(np.clip(72 * width / (0.5 * len(text)), 5.5, 7.5))
+    if 0.5 * size * len(text) > 72 * width:
+        text = text.replace(", ", ",\n").replace("target probability", "target: p =")
     ax.annotate(
         text, (0.5, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", ha="center", fontsize=size
     )

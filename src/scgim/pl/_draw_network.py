@@ -13,9 +13,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 from matplotlib.path import Path
 
+from scgim.pl._area import Area
 from scgim.pl._labels import place_labels
 from scgim.pl._layout import layered_layout
-from scgim.pl._utils import GREY, INK, NEGATIVE, PALE, POSITIVE, axes_inches, new_axes, shorten, symmetric_limit
+from scgim.pl._tones import NEGATIVE, POSITIVE, Tones, tones
+from scgim.pl._utils import LEAST_EFFECT, axes_inches, new_axes, shorten, symmetric_limit, text_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
 # the perturbation itself as a node; a tuple cannot be mistaken for a gene
 DRUG = ("perturbation",)
 LONGEST_DRUG = 20
-LEGEND_STYLE = {"frameon": False, "fontsize": "small", "handlelength": 1.8, "columnspacing": 1.4}
+LEAST_WIDTH = 3.0  # inches of axes that have room for a whole legend
+LEGEND_STYLE = {"frameon": False, "handlelength": 1.8, "columnspacing": 1.4}
 
 
 @dataclass
@@ -89,7 +92,7 @@ def _draw_edges(
                 shrinkA=2.0 if from_drug else diameter / 2,
                 shrinkB=diameter / 2 + (0.5 if raises else 0.12 * diameter),
                 linewidth=_line_width(probability, thickness),
-                color=INK if from_drug else POSITIVE if raises else NEGATIVE,
+                color=POSITIVE if raises else NEGATIVE,
                 alpha=0.8,
                 joinstyle="miter",
                 capstyle="butt",
@@ -98,32 +101,41 @@ def _draw_edges(
         )
 
 
-def _legend_handles(thickness: float, *, has_drug: bool) -> list[Line2D]:
+def _legend_handles(thickness: float, tone: Tones, *, has_drug: bool, short: bool) -> list[Line2D]:
     handles = [
         Line2D([], [], color=POSITIVE, lw=1.5, marker=">", ms=5, markevery=[1], label="raises"),
         Line2D([], [], color=NEGATIVE, lw=1.5, marker="|", ms=7, mew=1.5, label="lowers"),
-        *(Line2D([], [], color=GREY, lw=_line_width(p, thickness), label=f"probability {p:g}") for p in (0.5, 1.0)),
     ]
+    if not short:
+        for p in (0.5, 1.0):
+            handles.append(Line2D([], [], color=tone.grey, lw=_line_width(p, thickness), label=f"probability {p:g}"))
     if has_drug:
-        square = {"marker": "s", "ms": 7, "mfc": "white", "mec": INK, "mew": 1.6, "ls": ""}
+        square = {"marker": "s", "ms": 7, "mfc": tone.paper, "mec": tone.ink, "mew": 1.6, "ls": ""}
         handles.append(Line2D([], [], label="direct target", **square))
     return handles
 
 
-def _scale(colors: pd.Series | None, nodes: list[str], *, by_effect: bool, cmap: Any) -> tuple[np.ndarray, Any]:
+def _scale(
+    colors: pd.Series | None, nodes: list[str], pale: str, *, by_effect: bool, cmap: Any
+) -> tuple[np.ndarray, Any]:
     """Face colours of the nodes, and what a colour bar needs (None when colours mean nothing)."""
     if colors is None:
-        return np.array([PALE] * len(nodes)), None
-    limit = symmetric_limit(colors[nodes])
+        return np.array([pale] * len(nodes)), None
+    limit = symmetric_limit(colors[nodes], LEAST_EFFECT)
     norm = TwoSlopeNorm(0.0, -limit, limit) if by_effect else Normalize(0.0, 1.0)
     mappable = ScalarMappable(norm, colormaps.get_cmap(cmap or ("RdBu_r" if by_effect else "Reds")))
     return mappable.to_rgba(colors[nodes].to_numpy(dtype=float)), mappable
 
 
-def _draw_nodes(ax: Axes, xy: np.ndarray, face: np.ndarray, is_target: np.ndarray, diameter: float) -> None:
-    for marker, chosen, edge, width in (("o", ~is_target, GREY, 0.6), ("s", is_target, INK, 1.6)):
+def _draw_nodes(
+    ax: Axes, xy: np.ndarray, face: np.ndarray, is_target: np.ndarray, is_centre: np.ndarray, diameter: float
+) -> None:
+    tone = tones(ax)
+    for marker, chosen in (("o", ~is_target), ("s", is_target)):
         size = (diameter if marker == "o" else 0.95 * diameter) ** 2
-        ax.scatter(*xy[chosen].T, s=size, c=face[chosen], marker=marker, edgecolors=edge, linewidths=width, zorder=3)
+        strong = (is_target | is_centre)[chosen]
+        edges, widths = np.where(strong, tone.ink, tone.grey), np.where(strong, 1.6, 0.6)
+        ax.scatter(*xy[chosen].T, s=size, c=face[chosen], marker=marker, edgecolors=edges, linewidths=widths, zorder=3)
 
 
 def _draw_drug(ax: Axes, n_layers: float, drug: str | None, place: np.ndarray | None, width: float) -> None:
@@ -131,8 +143,9 @@ def _draw_drug(ax: Axes, n_layers: float, drug: str | None, place: np.ndarray | 
     ax.set_xlim(-0.5, n_layers - 0.4)
     if drug is None or place is None:
         return
-    name = shorten([drug], LONGEST_DRUG)[0]
-    inches = 0.09 * len(name) + 0.15
+    size = min(9.0, text_size(width))
+    name = shorten([drug], LONGEST_DRUG if width >= LEAST_WIDTH else LONGEST_DRUG // 2)[0]
+    inches = 0.01 * size * len(name) + 0.15
     share = min(inches / width, 0.5)
     ax.set_xlim(-0.1 - n_layers * share / (1 - share), n_layers - 0.4)
     ax.text(
@@ -140,9 +153,9 @@ def _draw_drug(ax: Axes, n_layers: float, drug: str | None, place: np.ndarray | 
         name,
         ha="right",
         va="center",
-        fontsize=9,
-        color="white",
-        bbox={"boxstyle": "round,pad=0.35", "facecolor": INK, "edgecolor": "none"},
+        fontsize=size,
+        color=tones(ax).paper,
+        bbox={"boxstyle": "round,pad=0.35", "facecolor": tones(ax).ink, "edgecolor": "none"},
         zorder=5,
     )
 
@@ -173,10 +186,12 @@ def draw_network(
     graph: nx.DiGraph,
     *,
     perturbation: str | None,
-    target_probs: pd.Series | None,
+    drug_edges: pd.DataFrame | None,
     colors: pd.Series | None,
     by_effect: bool,
     importance: pd.Series,
+    centres: list[str],
+    note: str,
     n_labels: int,
     cmap: Any,
     figsize: tuple[float, float] | None,
@@ -185,39 +200,54 @@ def draw_network(
 ) -> tuple[Axes, bool]:
     """Draw an acyclic `graph` of genes (edges with `weight` and `probability`), and a perturbation with its targets.
 
-    `colors` and `importance` are indexed by gene, `target_probs` by the direct targets. Returns the axes, and whether
-    they were given.
+    `colors` and `importance` are indexed by gene; `drug_edges` by the direct targets, with their probability ("prob") and
+    the sign of the direct effect ("sign"). `centres` are outlined, `note` stands above the network. Returns the axes, and
+    whether they were given.
     """
     genes = list(graph)
-    for target, prob in {} if target_probs is None else target_probs.items():
-        graph.add_edge(DRUG, target, weight=1.0, probability=float(prob))
+    for target, edge in () if drug_edges is None else drug_edges.iterrows():
+        graph.add_edge(DRUG, target, weight=float(edge["sign"]), probability=float(edge["prob"]))
     places, ways = layered_layout(graph)
     xy = np.stack([places[gene] for gene in genes])
     heights = np.concatenate([xy[:, 1], *(way[:, 1] for way in ways.values())])
     low, high, n_layers = heights.min() - 0.8, heights.max() + 0.8, xy[:, 0].max() + 1
     if figsize is None:
         figsize = (np.clip(1.1 * n_layers, 3.5, 11.0) + 1.0, np.clip(0.42 * (high - low), 2.2, 7.5) + 0.6)
+    area = None if ax is None else Area(ax)
     ax, given = new_axes(ax, figsize)
 
-    face, mappable = _scale(colors, genes, by_effect=by_effect, cmap=cmap)
+    face, mappable = _scale(colors, genes, tones(ax).pale, by_effect=by_effect, cmap=cmap)
     if mappable is not None:
         bar = ax.figure.colorbar(mappable, ax=ax, shrink=0.7, aspect=18, pad=0.01)
         bar.set_label("Total effect (log fold change)" if by_effect else "Target probability", fontsize="small")
         bar.ax.tick_params(labelsize="small")
     if title is not None:
-        ax.set_title(title)
+        ax.set_title(title, pad=18 if note else None)
+    if note:
+        place = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "va": "bottom"}
+        ax.annotate(note, (0.5, 1.0), xycoords="axes fraction", fontsize="small", color=tones(ax).grey, **place)
     ax.set_axis_off()
     ax.set_ylim(low, high)
+    width, _ = axes_inches(ax)
+    size = min(8.3, text_size(width))
+    # many genes call for small nodes and thin edges, and narrow axes for a short legend
+    diameter = float(np.clip(0.45 * 72 * axes_inches(ax)[1] / (high - low), 4.0, 14.0))
+    thickness = max(0.9, 2.2 * diameter / 14)
+    handles = _legend_handles(thickness, tones(ax), has_drug=perturbation is not None, short=width < LEAST_WIDTH)
+    ncols = int(np.clip(width / (0.15 * size), 1, len(handles)))
+    ax.legend(
+        handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=ncols, fontsize=size, **LEGEND_STYLE
+    )
+    if area is not None:
+        area.keep_within()
     width, height = axes_inches(ax)
     _draw_drug(ax, n_layers, perturbation, places.get(DRUG), width)
     unit = (72 * width / float(np.diff(ax.get_xlim())[0]), 72 * height / (high - low))
-    # many genes call for small nodes and thin edges
-    diameter = float(np.clip(0.45 * unit[1], 4.0, 14.0))
-    thickness = max(0.9, 2.2 * diameter / 14)
-    handles = _legend_handles(thickness, has_drug=perturbation is not None)
-    ncols = int(np.clip(width / 1.25, 1, len(handles)))
-    ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=ncols, **LEGEND_STYLE)
+    diameter = float(np.clip(min(0.45 * unit[1], 0.35 * unit[0]), 4.0, 14.0))
     _draw_edges(ax, graph, ways, diameter, thickness)
-    _draw_nodes(ax, xy, face, np.array([graph.has_edge(DRUG, gene) for gene in genes]), diameter)
+    is_target, is_centre = (
+        np.array(mark) for mark in ([graph.has_edge(DRUG, g) for g in genes], [g in centres for g in genes])
+    )
+    _draw_nodes(ax, xy, face, is_target, is_centre, diameter)
     _draw_labels(ax, genes, xy, np.argsort(-importance[genes].to_numpy(), kind="stable")[:n_labels], diameter, unit)
     return ax, given

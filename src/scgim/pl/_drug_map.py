@@ -12,8 +12,10 @@ from sklearn.decomposition import PCA
 
 from scgim._constants import Key
 from scgim._docs import d
+from scgim.pl._area import Area
 from scgim.pl._labels import place_labels
-from scgim.pl._utils import GREY, INK, OKABE_ITO, PALE, despine, finish, new_axes, pick, shorten, stored, stored_entry
+from scgim.pl._tones import OKABE_ITO, palette, tones
+from scgim.pl._utils import LEAST_EFFECT, despine, finish, new_axes, pick, shorten, stored, stored_entry, without_noise
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,10 +33,11 @@ def embed(values: np.ndarray, basis: str, seed: int) -> tuple[np.ndarray, list[s
         sc.pp.neighbors(wrapped, n_neighbors=min(15, len(values) - 1), use_rep="X", random_state=seed)
         sc.tl.umap(wrapped, random_state=seed, init_pos="spectral" if len(values) > 10 else "random")
         return wrapped.obsm["X_umap"], ["UMAP1", "UMAP2"]
-    pca = PCA(n_components=2, svd_solver="full").fit(values) if min(values.shape) > 1 else None
+    with np.errstate(invalid="ignore"):
+        pca = PCA(n_components=2, svd_solver="full").fit(values) if min(values.shape) > 1 else None
     if pca is None:  # one gene: its effect is all there is
         return np.column_stack([values[:, 0], np.zeros(len(values))]), ["Effect", ""]
-    shares = 100 * pca.explained_variance_ratio_
+    shares = 100 * np.nan_to_num(pca.explained_variance_ratio_)  # not defined where nothing differs
     return pca.transform(values), [
         f"PC{i + 1} ({share:.0f}\N{PERCENT SIGN} of variance)" for i, share in enumerate(shares)
     ]
@@ -74,15 +77,17 @@ def _aligned(values: pd.Series, drugs: list[str]) -> pd.Series:
     return values.reindex(drugs)
 
 
-def _palette(adata: AnnData, name: Any, categories: list[str]) -> list[str]:
+def _palette(ax: Axes, adata: AnnData, name: Any, categories: list[str]) -> list[str]:
     """A colour for each category: those of scanpy in `adata.uns` where there are any."""
     known = adata.uns.get(f"{name}_colors")
     if known is not None and len(known) >= len(categories):
         return [str(color) for color in known[: len(categories)]]
     if len(categories) <= len(OKABE_ITO):
-        return list(OKABE_ITO[: len(categories)])
+        return list(palette(ax)[: len(categories)])
     longer = (sc.pl.palettes.default_20, sc.pl.palettes.default_28, sc.pl.palettes.default_102)
-    return next((list(p[: len(categories)]) for p in longer if len(p) >= len(categories)), [GREY] * len(categories))
+    return next(
+        (list(p[: len(categories)]) for p in longer if len(p) >= len(categories)), [tones(ax).grey] * len(categories)
+    )
 
 
 @d.dedent
@@ -120,7 +125,9 @@ def drug_map(
     basis
         `"pca"`: the two directions of largest variance, where distances can be read. `"umap"`: neighbourhoods only.
     effect
-        Effects at the largest measured dose of each perturbation: `"total"`, direct and propagated, or `"direct"`.
+        Effects at the largest measured dose of each perturbation: `"total"`, direct and propagated, or `"direct"`. Total
+        effects within the error of their simulation count as 0, and axes are not narrower than half a log fold change:
+        perturbations without an effect lie on one another.
     n_labels
         Label at most so many perturbations, those of largest effect. Labels without room are left out.
     seed
@@ -151,33 +158,46 @@ def drug_map(
     for name, value, choices in (("basis", basis, ("pca", "umap")), ("effect", effect, ("total", "direct"))):
         if value not in choices:
             raise ValueError(f"Expected `{name}` to be one of {choices}, found {value!r}.")
-    frame = stored(adata, "varm", (Key.varm.total_effects if effect == "total" else Key.varm.shifts)(key))
+    frame = without_noise(adata, key) if effect == "total" else stored(adata, "varm", Key.varm.shifts(key))
     drugs = pick(perturbations, frame.columns, "perturbation")
     if len(drugs) < 3:
         raise ValueError(f"A map needs at least three perturbations, found {len(drugs)}: {drugs}.")
     values = frame[drugs].T.to_numpy(dtype=float)
     xy, names = embed(values, basis, seed)
 
+    area = None if ax is None else Area(ax)
     ax, given = new_axes(ax, figsize or ((4.2, 3.4) if color is None else (5.6, 3.6)))
     _draw_points(ax, xy, adata, None if color is None else _color_values(adata, color, annotation, drugs, key), cmap)
     ax.set(xlabel=names[0], ylabel=names[1], title=title, xticks=[], yticks=[])
     ax.margins(0.12)
+    _widen(ax)
     despine(ax)
-    order = np.argsort(-np.abs(values).sum(axis=1), kind="stable")[:n_labels]
-    size = 7.5 if len(drugs) <= 60 else 6.0
+    size = 7.5 if len(drugs) <= 60 and area is None else 6.0
+    if area is not None:
+        area.keep_within()
+    strength = np.abs(values).sum(axis=1)
+    order = np.argsort(-strength, kind="stable")[: min(n_labels, int((strength > 0).sum()))]
     place_labels(ax, xy, shorten(drugs, 18), order=order, offset=4, fontsize=size, radius=3)
     return finish(ax, given=given, show=show, return_fig=return_fig)
 
 
+def _widen(ax: Axes) -> None:
+    """Limits not so narrow that next to nothing would fill the map."""
+    for limits, widen in ((ax.get_xlim(), ax.set_xlim), (ax.get_ylim(), ax.set_ylim)):
+        centre, half = np.mean(limits), max(np.ptp(limits) / 2, LEAST_EFFECT)
+        widen(centre - half, centre + half)
+
+
 def _draw_points(ax: Axes, xy: np.ndarray, adata: AnnData, values: pd.Series | None, cmap: Any) -> None:
     size = float(np.clip(1800 / len(xy), 14, 42))
-    style = {"s": size, "linewidths": 0.5, "edgecolors": "white", "zorder": 3}
+    tone = tones(ax)
+    style = {"s": size, "linewidths": 0.5, "edgecolors": tone.paper, "zorder": 3}
     if values is None:
         ax.scatter(*xy.T, color=OKABE_ITO[0], **style)
         return
     missing = values.isna().to_numpy()
     if missing.any():
-        ax.scatter(*xy[missing].T, color=PALE, label=MISSING, **{**style, "edgecolors": GREY})
+        ax.scatter(*xy[missing].T, color=tone.pale, label=MISSING, **{**style, "edgecolors": tone.grey})
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
         points = ax.scatter(*xy[~missing].T, c=values[~missing].astype(float), cmap=cmap, **style)
         bar = ax.figure.colorbar(points, ax=ax, shrink=0.7, aspect=18)
@@ -188,7 +208,7 @@ def _draw_points(ax: Axes, xy: np.ndarray, adata: AnnData, values: pd.Series | N
     categories = [str(category) for category in groups.cat.categories]
     codes = groups.cat.codes.to_numpy()
     for code, (label, color) in enumerate(
-        zip(shorten(categories, 30), _palette(adata, values.name, categories), strict=True)
+        zip(shorten(categories, 30), _palette(ax, adata, values.name, categories), strict=True)
     ):
         ax.scatter(*xy[codes == code].T, color=color, marker=MARKERS[code % len(MARKERS)], label=label, **style)
     ax.legend(
@@ -199,5 +219,5 @@ def _draw_points(ax: Axes, xy: np.ndarray, adata: AnnData, values: pd.Series | N
         fontsize="small" if len(categories) <= 14 else 6,
         title_fontsize="small",
         ncols=1 if len(categories) <= 24 else 2,
-        labelcolor=INK,
+        labelcolor=tone.ink,
     )

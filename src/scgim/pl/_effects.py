@@ -11,11 +11,10 @@ from scipy.stats import norm
 
 from scgim._constants import Key
 from scgim._docs import d
+from scgim.pl._area import LEAST_LINE, Area
+from scgim.pl._tones import NEGATIVE, POSITIVE, tones
 from scgim.pl._utils import (
-    INK,
-    NEGATIVE,
-    PALE,
-    POSITIVE,
+    LEAST_EFFECT,
     axes_inches,
     check_level,
     despine,
@@ -27,6 +26,7 @@ from scgim.pl._utils import (
     pick_one,
     shorten,
     stored,
+    without_noise,
 )
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def effects(
 
     Bars are total effects: log fold changes of the mean, direct and propagated, at the largest measured dose. Points are
     direct effects with an interval: what the perturbation does to the gene itself, given its parents in the network.
-    What lies between the end of a bar and its point has come through the network. Filled points are direct targets.
+    What lies between the end of a bar and its point has come through the network. Filled points are direct targets. Total
+    effects within the error of their simulation are drawn as 0.
 
     Parameters
     ----------
@@ -64,9 +65,9 @@ def effects(
     %(perturbation)s
     genes
         Genes to show, in this order. By default the `n_top` genes of which the total or the direct effect is largest, from
-        the most raised to the most lowered.
+        the most raised to the most lowered; only targets and genes with a total effect, if there are any.
     n_top
-        Number of genes to choose when `genes` is not given.
+        Largest number of genes to choose when `genes` is not given; fewer where `ax` has no room for so many names.
     min_target_prob
         Target probability from which on a gene counts as a direct target.
     level
@@ -95,28 +96,35 @@ def effects(
     if n_top < 1:
         raise ValueError(f"Expected `n_top` to be at least 1, found {n_top}.")
     check_level(level)
-    frames = [
-        stored(adata, "varm", name(key))
-        for name in (Key.varm.shifts, Key.varm.total_effects, Key.varm.shift_sds, Key.varm.targets)
-    ]
+    frames = [stored(adata, "varm", name(key)) for name in (Key.varm.shifts, Key.varm.shift_sds, Key.varm.targets)]
     perturbation = pick_one(perturbation, frames[0].columns)
-    direct, total, sd, prob = (frame[perturbation] for frame in frames)
+    direct, sd, prob = (frame[perturbation] for frame in frames)
+    total = without_noise(adata, key)[perturbation]
+    area = None if ax is None else Area(ax)
     if genes is None:
-        largest = np.maximum(direct.abs(), total.abs()).nlargest(n_top).index
+        size = np.maximum(direct.abs(), total.abs())
+        changed = (total != 0) | (prob >= min_target_prob)
+        size = size[changed] if changed.any() else size
+        largest = size.nlargest(n_top if area is None else min(n_top, area.lines())).index
         shown = list(total[largest].sort_values(ascending=False, kind="stable").index)
     else:
         shown = pick(genes, total.index, "gene")
     margin = norm.ppf(0.5 + level / 2) * sd[shown].to_numpy(dtype=float)
     is_target = (prob[shown] >= min_target_prob).to_numpy()
 
-    names = shorten(shown, 24)
-    default = (3.2 + 0.08 * max(map(len, names)), float(np.clip(0.21 * len(shown), 1.2, 11.0)) + 1.0)
+    names = shorten(shown, 24 if area is None else area.longest_name(24))
+    height = max(float(np.clip(0.21 * len(shown), 1.2, 11.0)), LEAST_LINE * len(shown))
+    default = (3.2 + 0.08 * max(map(len, names)), height + 1.0)
     ax, given = new_axes(ax, figsize or default)
     _draw(ax, direct[shown].to_numpy(dtype=float), total[shown].to_numpy(dtype=float), margin, is_target, given=given)
     ax.set_xlabel("Log fold change")
     ax.set_title(shorten([perturbation], 30)[0] if title is None else title, fontsize="medium")
-    spacing = axes_inches(ax)[1] / len(shown)
-    ax.set_yticks(range(len(shown)), names, fontsize=font_size(spacing))
+    ax.set_yticks(range(len(shown)), names, fontsize=6)
+    if area is not None:
+        area.keep_within()
+    ax.set_yticks(range(len(shown)), names, fontsize=font_size(axes_inches(ax)[1] / len(shown)))
+    if area is not None:
+        area.keep_within()
     return finish(ax, given=given, show=show, return_fig=return_fig)
 
 
@@ -124,19 +132,23 @@ def _draw(
     ax: Axes, direct: np.ndarray, total: np.ndarray, margin: np.ndarray, is_target: np.ndarray, *, given: bool
 ) -> None:
     rows = np.arange(len(direct))
-    colors = np.where(direct > 0, POSITIVE, NEGATIVE)
-    ax.barh(rows, total, height=0.72, color=PALE, zorder=1)
-    ax.axvline(0, color=INK, lw=0.8, zorder=2)
+    tone = tones(ax)
+    colors = np.where(is_target, np.where(direct > 0, POSITIVE, NEGATIVE), tone.grey)
+    ax.barh(rows, total, height=0.72, color=tone.pale, zorder=1)
+    ax.axvline(0, color=tone.ink, lw=0.8, zorder=2)
     ax.hlines(rows, direct - margin, direct + margin, colors=colors, lw=1.2, zorder=3)
-    ax.scatter(direct, rows, s=24, c=np.where(is_target, colors, "white"), edgecolors=colors, linewidths=1.2, zorder=4)
+    faces = np.where(is_target, colors, tone.paper)
+    ax.scatter(direct, rows, s=24, c=faces, edgecolors=colors, linewidths=1.2, zorder=4)
+    low, high = ax.get_xlim()
+    ax.set_xlim(min(low, -LEAST_EFFECT), max(high, LEAST_EFFECT))
     ax.set_ylim(len(direct) - 0.4, -0.6)
     ax.tick_params(axis="y", length=0)
     despine(ax)
     ax.spines["left"].set_visible(False)
-    point = {"marker": "o", "ms": 5, "mec": INK, "color": INK, "lw": 1.2}
+    point = {"marker": "o", "ms": 5, "lw": 1.2}
     handles = [
-        Patch(color=PALE, label="total"),
-        Line2D([], [], label="direct, target", **point),
-        Line2D([], [], label="direct, no target", mfc="white", **point),
+        Patch(color=tone.pale, label="total"),
+        Line2D([], [], label="direct, target", color=POSITIVE, **point),
+        Line2D([], [], label="direct, no target", color=tone.grey, mfc=tone.paper, **point),
     ]
     legend_below(ax, handles, [str(handle.get_label()) for handle in handles], given=given)

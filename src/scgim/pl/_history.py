@@ -1,4 +1,4 @@
-"""The terms that training has logged."""
+"""How the fit went: the search for the graph, and the likelihood of cells in training and validation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from anndata import AnnData
 
 from scgim._constants import Key
 from scgim._docs import d
-from scgim.pl._utils import OKABE_ITO, despine, finish, new_panels, pick, stored_entry
+from scgim.pl._area import Area
+from scgim.pl._tones import OKABE_ITO, tones
+from scgim.pl._utils import despine, finish, new_panels, pick, stored_entry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 TRAIN, VALIDATION = "training", "validation"
 STYLES = {TRAIN: {"color": OKABE_ITO[0]}, VALIDATION: {"color": OKABE_ITO[1], "linestyle": "--"}}
+SEARCH, EDGES = "search_score", "edges"
+LEAST_WIDTH = 1.7  # inches of a panel in axes of the user's
 
 
 def _series(source: Any, key: str) -> dict[str, pd.Series]:
@@ -28,6 +32,8 @@ def _series(source: Any, key: str) -> dict[str, pd.Series]:
         raise ValueError("The model has no history yet. Run `model.train()` first.")
     if isinstance(history, pd.DataFrame):
         history = {name: history[name] for name in history.columns}
+    elif trace := getattr(source, "search_trace_", None):
+        history = {**history, SEARCH: pd.Series(trace)}
     series = {}
     for name, values in history.items():
         # scvi-tools keeps one-column frames of dtype object
@@ -64,10 +70,15 @@ def history(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> Any:
-    """Every term that training has logged, a panel each, against the epoch.
+    """How the fit went, stage by stage: the search for the graph, the fit on it, the cut of edges, the refinement.
 
-    Training and validation of one term share a panel. A term that stays positive and spans more than two powers of ten
-    has a logarithmic axis. Terms logged at every step are left out.
+    The first panel shows the score of the graph after each round of the search, if there was more than one to be found; it
+    can fall, since the prior is estimated anew between rounds. The second shows the negative
+    log-likelihood a cell over the epochs, of training and of validation cells alike, without the priors that are part
+    of the loss. A vertical line marks where edges without support were cut; what follows is the refinement.
+
+    With `terms`, what training has logged is shown as it is, a panel each, training and validation together. A term that
+    stays positive and spans more than two powers of ten has a logarithmic axis.
 
     Parameters
     ----------
@@ -75,7 +86,8 @@ def history(
         A trained model (anything with an attribute `history`, as scvi-tools has it), or annotated data with the stored
         history.
     terms
-        Terms to show, named as in the history (`"elbo_train"`) or as in the panels (`"elbo"`). By default all.
+        Logged terms to show in place of the stages, named as in the history (`"elbo_train"`) or without the stage
+        (`"elbo"`); `list(model.history)` are all.
     n_cols
         Number of panels in a row.
     %(key)s Used for annotated data only.
@@ -112,26 +124,67 @@ def history(
         panels.setdefault(term, {})[kind] = values
     if not panels:
         raise ValueError("The history holds no term with a number an epoch. Train for at least one epoch.")
+    stages = _stages(panels) if terms is None else {}
     if terms is not None:
         wanted = [terms] if isinstance(terms, str) else list(terms)
         wanted = pick([_split_name(str(term))[0] for term in wanted], panels, "term")
         panels = {term: panels[term] for term in wanted}
+    elif stages:
+        panels = stages
 
+    area = None if ax is None else Area(ax)
+    if area is not None and stages and not area.holds(len(panels), LEAST_WIDTH):
+        panels = dict([list(panels.items())[-1]])
     n_cols = max(1, min(n_cols, len(panels)))
     n_rows = -(-len(panels) // n_cols)
-    size = (2.4 * n_cols + 0.2, 1.8 * n_rows + 0.3)
+    size = (2.9 * n_cols + 0.2, 2.2 * n_rows + 0.3) if stages else (2.4 * n_cols + 0.2, 1.8 * n_rows + 0.3)
     axes, given = new_panels(ax, figsize or size, (n_rows, n_cols), len(panels), title=title)
     for panel, (term, curves) in zip(axes, panels.items(), strict=True):
         _draw(panel, term, curves)
+        if term == "Fit":
+            panel.set_ylabel("Negative log-likelihood\na cell", fontsize="small")
+            _mark_cuts(panel, series.get(EDGES))
+        elif term == "Search":
+            panel.set_ylabel("Score of the graph", fontsize="small")
+            panel.set_xlabel("Round", fontsize="small")
+    if area is not None:
+        area.keep_within()
     return finish(axes, given=given, show=show, return_fig=return_fig)
+
+
+def _stages(terms: dict[str, dict[str, pd.Series]]) -> dict[str, dict[str, pd.Series]]:
+    """What the stages are drawn from, as far as it was logged: the score of the search, and the likelihood of cells."""
+    stages = {}
+    if "search score" in terms and terms["search score"][TRAIN].nunique() > 1:
+        stages["Search"] = {TRAIN: terms["search score"][TRAIN]}
+    fit = {**terms.get("elbo", {})}
+    if "log likelihood" in terms:  # that of training cells is part of the loss, that of validation cells is the loss
+        fit[TRAIN] = -terms["log likelihood"][TRAIN]
+    if fit:
+        stages["Fit"] = fit
+    return stages
+
+
+def _mark_cuts(ax: Axes, n_edges: pd.Series | None) -> None:
+    """Lines where the number of edges changes, and the names of the stages on either side."""
+    if n_edges is None:
+        return
+    change = n_edges.diff().fillna(0.0)
+    style = {"color": tones(ax).grey, "fontsize": "x-small", "va": "top"}
+    across = ax.get_xaxis_transform()
+    for epoch in change.index[change < 0]:
+        ax.axvline(epoch - 0.5, color=tones(ax).grey, lw=0.8, ls=(0, (4, 2)), zorder=0)
+        n = int(-change[epoch])
+        ax.text(epoch - 0.5, 1.0, f" cut {n} edge{'s' * (n != 1)},\n refine", ha="left", transform=across, **style)
+        ax.text(epoch - 0.5, 1.0, "fit ", ha="right", transform=across, **style)
 
 
 def _draw(ax: Axes, term: str, curves: dict[str, pd.Series]) -> None:
     for kind in [kind for kind in STYLES if kind in curves]:
         values = curves[kind]
-        # one point makes no line
+        # few points make no line
         ax.plot(
-            values.index, values, label=kind, marker="o" if len(values) == 1 else None, ms=3, lw=1.3, **STYLES[kind]
+            values.index, values, label=kind, marker="o" if len(values) <= 3 else None, ms=3, lw=1.3, **STYLES[kind]
         )
     lowest, highest = (f(f(values) for values in curves.values()) for f in (min, max))
     if lowest > 0 and highest / lowest > 100:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scgim.pl._utils import INK, halo
+from scgim.pl._tones import halo, tones
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,8 +73,8 @@ def place_labels(
             xytext=(0, 0),
             textcoords="offset points",
             fontsize=fontsize,
-            color=INK,
-            path_effects=halo(),
+            color=tones(ax).ink,
+            path_effects=halo(ax),
             annotation_clip=False,
             zorder=6,
         )

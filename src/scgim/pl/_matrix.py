@@ -9,17 +9,22 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 from anndata import AnnData
+from matplotlib.ticker import MaxNLocator
 from scipy.cluster.hierarchy import leaves_list, linkage
 
-from scgim.pl._utils import GREY, PALE, axes_inches, finish, font_size, shorten
+from scgim.pl._area import Area
+from scgim.pl._structures import ROW, place_beside
+from scgim.pl._utils import EditableFigure, axes_inches, finish, font_size, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LONGEST_ROW, LONGEST_COLUMN = 28, 18
-SMALLEST_CELL, LARGEST_CELL = 0.14, 0.26  # inches
-LONGEST_SIDE = 18.0  # inches; more rows or columns than fit lose some of their labels
+SMALLEST_CELL, LARGEST_CELL = 0.11, 0.26  # inches
+LONGEST_SIDE = 24.0  # inches; more rows or columns than fit lose some of their labels
 LEGEND_WIDTH = 1.3  # inches
+LEAST_WIDTH, LEGEND_SHARE = 4.0, 0.28  # of narrower axes of the user's, legends take this share
+EDGE, DOT_EDGE = "#D9D9D9", "#8C8C8C"
 
 
 def similarity_order(values: np.ndarray) -> list[int]:
@@ -79,6 +84,21 @@ def _fit_grids(axes: dict[str, Axes]) -> None:
         grid.set_height_ratios([height - bar, bar])
 
 
+def _place_in(axes: dict[str, Axes], area: Area) -> None:
+    """Matrix and legends in axes of the user's that are too narrow for the shares which scanpy gives to them."""
+    figure = axes["mainplot_ax"].figure.figure
+    x0, y0, width, height = area.place.bounds
+    inch_x, inch_y = width / area.width, height / area.height  # in shares of the figure
+    legend = LEGEND_SHARE * width
+    right = x0 + width - legend
+    axes["mainplot_ax"].set_position((x0, y0, width - legend - 0.06 * inch_x, height))
+    axes["color_legend_ax"].set_position((right, y0, legend, 0.07 * inch_y))
+    axes["color_legend_ax"].xaxis.set_major_locator(MaxNLocator(2))
+    if "size_legend_ax" in axes:
+        axes["size_legend_ax"].set_position((right, y0 + 0.62 * inch_y, legend, 0.2 * inch_y))
+    figure.draw_without_rendering()  # type: ignore[union-attr]
+
+
 def _plot_object(
     colors: pd.DataFrame,
     sizes: pd.DataFrame | None,
@@ -97,7 +117,7 @@ def _plot_object(
     )
     if sizes is None:
         plot = sc.pl.MatrixPlot(wrapped, columns, group, values_df=colors, **kwargs)
-        return plot.style(cmap=cmap, edge_color=PALE, edge_lw=0.4).legend(title=titles[0], width=LEGEND_WIDTH)
+        return plot.style(cmap=cmap, edge_color=EDGE, edge_lw=0.4).legend(title=titles[0], width=LEGEND_WIDTH)
     plot = sc.pl.DotPlot(wrapped, columns, group, dot_color_df=colors, dot_size_df=sizes, **kwargs)
     plot = plot.legend(colorbar_title=titles[0], size_title=titles[1], width=LEGEND_WIDTH)
     return plot.style(
@@ -105,7 +125,7 @@ def _plot_object(
         dot_min=0,
         dot_max=1,
         largest_dot=(0.85 * 72 * cell) ** 2,
-        dot_edge_color=GREY,
+        dot_edge_color=DOT_EDGE,
         dot_edge_lw=0.3,
         grid=True,
     )
@@ -116,6 +136,7 @@ def matrix_plot(
     *,
     group: str,
     sizes: pd.DataFrame | None = None,
+    pictures: list[np.ndarray | None] | None = None,
     color_title: str,
     size_title: str | None = None,
     cmap: Any,
@@ -131,7 +152,7 @@ def matrix_plot(
 ) -> Any:
     """Draw `colors` (rows x columns) as a :class:`scanpy.pl.MatrixPlot`, or with `sizes` as a :class:`scanpy.pl.DotPlot`.
 
-    `group` names what the rows are; `limits` are those of the colour scale. The rest is as in the public plots.
+    `pictures` of the rows, if any, stand between their names and the matrix. `group` names what the rows are; `limits` are those of the colour scale. The rest is as in the public plots.
     """
     rows, columns = shorten(colors.index, LONGEST_ROW), shorten(colors.columns, LONGEST_COLUMN)
     # scanpy refuses an index that is named like the groups, hence new frames
@@ -143,11 +164,14 @@ def matrix_plot(
     if area is None:
         cell = min(_cell(len(vertical)), _cell(len(horizontal)))
         figsize = _figure_size(vertical, horizontal, lowest=0.9 if sizes is None else 1.9)
+        if pictures is not None:
+            figsize = (figsize[0] + ROW, figsize[1] + (ROW - _cell(len(vertical))) * len(vertical))
     else:
         cell = min(0.6 * area[0] / len(horizontal), 0.7 * area[1] / len(vertical), LARGEST_CELL)
     given = ax is not None
+    user_area = None if ax is None else Area(ax)
     if not given and not return_fig:
-        ax = plt.subplots(figsize=figsize, layout="constrained")[1]
+        ax = plt.subplots(figsize=figsize, layout="constrained", FigureClass=EditableFigure)[1]
 
     settings = {"vmin": limits[0], "vmax": limits[1], "vcenter": vcenter, **kwargs}
     settings |= {"title": title, "figsize": figsize, "ax": ax}
@@ -159,5 +183,12 @@ def matrix_plot(
     plot.make_figure()
     axes = plot.get_axes()
     _fit_grids(axes)
+    if user_area is not None and not user_area.managed and not user_area.holds(1, LEAST_WIDTH):
+        _place_in(axes, user_area)
+    if pictures is not None:
+        main = axes["mainplot_ax"]
+        place_beside(main, pictures, main.yaxis.get_ticklocs(), min(ROW, axes_inches(main)[1] / len(pictures)))
     _fit_labels(axes["mainplot_ax"], *((group.capitalize(), "") if swap_axes else ("", group.capitalize())))
+    if user_area is not None:
+        user_area.keep_within()
     return finish(axes, given=given, show=show)

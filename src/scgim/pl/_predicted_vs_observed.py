@@ -7,20 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.lines import Line2D
 from scipy.stats import gaussian_kde, pearsonr
 
 from scgim._constants import Key
 from scgim._docs import d
 from scgim._size_factors import known_size_factors
+from scgim.pl._area import Area
 from scgim.pl._cells import ControlScale, contexts, expression, has_cells, is_count_data, size_factors
 from scgim.pl._labels import place_labels
+from scgim.pl._tones import OKABE_ITO, palette, tones
 from scgim.pl._utils import (
-    GREY,
-    INK,
     LONGEST_LABEL,
-    OKABE_ITO,
-    PALE,
     despine,
+    dosage_unit,
+    dose_text,
     finish,
     legend_below,
     legend_height,
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 OBSERVED, PREDICTED = OKABE_ITO[0], OKABE_ITO[1]
 MAX_LABELS, MAX_CELLS = 8, 2000
+FEWEST_CELLS = 20  # that a density is drawn of; fewer are drawn as points
+LEAST_WIDTH = 1.7  # inches of a panel in axes of the user's
 NO_DOSE = -1.0
 
 
@@ -134,8 +137,10 @@ def predicted_vs_observed(
 
     Both sides are log1p of size-normalised counts, standardised on the measured control cells. On the left, a point is one
     gene in one context (a perturbation at a dose): the shift of the mean from control, and Pearson's r over all points.
-    On the right, the distributions of single genes in the context of largest measured shift. Shifts are compared and not
-    means, because means of genes agree well even for a prediction of no effect.
+    Of more than seven perturbations, the seven of largest measured shift have colours. On the right, the distributions
+    of single genes in the context of largest measured shift; fewer than 20 cells are drawn as points. Shifts are compared
+    and not means, because means of genes agree well even for a prediction of no effect. In an `ax` too narrow for both,
+    only the shifts are drawn.
 
     Parameters
     ----------
@@ -197,50 +202,72 @@ def predicted_vs_observed(
     order = np.argsort(-np.abs(np.nan_to_num(shifts[0][strongest])), kind="stable")[:n_genes]
     shown = [shared[i] for i in order] if genes is None else pick(genes, shared, "gene")
 
-    names = shorten(_colored(pairs), LONGEST_LABEL)
+    colored = _colored(pairs, shifts[0])
+    n_others = pairs["perturbation"].nunique() - len(colored) if colored else 0
+    names = shorten(colored, LONGEST_LABEL) + ([f"{n_others} other{'s' * (n_others > 1)}"] if n_others else [])
     width = 3.6 + 0.62 * len(shown) + 0.8
     size = (width, 3.4 + (legend_height(width, names) if names else 0))
     ratios = (3.2, max(0.62 * len(shown) + 0.8, 1.6))
-    axes, given = new_panels(ax, figsize or size, (1, 2), 2, width_ratios=ratios, title=title)
-    _draw_means(axes[0], shifts[0], shifts[1], pairs)
+    area = None if ax is None else Area(ax)
+    n_panels = 2 if area is None or area.holds(2, LEAST_WIDTH) else 1
+    panels, given = new_panels(
+        ax, figsize or size, (1, n_panels), n_panels, width_ratios=ratios[:n_panels], title=title
+    )
+    _draw_means(panels[0], shifts[0], shifts[1], pairs, colored)
     if names:
-        legend_below(axes[0], axes[0].collections, names, given=given)
-    columns = [shared.index(gene) for gene in shown]
-    sides = [
-        scale(cells.values(pairs.at[strongest, side], shared))[:, columns]
-        for side, cells in (("observed", observed_cells), ("predicted", predicted_cells))
-    ]
-    _draw_distributions(axes[1], sides[0], sides[1], shown)
-    axes[1].set_title(_context_name(pairs.loc[strongest]), fontsize="small")
+        handles = [
+            Line2D([], [], ls="", marker="o", ms=5, color=points.get_facecolor()[0]) for points in panels[0].collections
+        ]
+        legend_below(ax or panels[0], handles, names, given=given)
+    if n_panels == 2:
+        columns = [shared.index(gene) for gene in shown]
+        sides = [
+            scale(cells.values(pairs.at[strongest, side], shared))[:, columns]
+            for side, cells in (("observed", observed_cells), ("predicted", predicted_cells))
+        ]
+        _draw_distributions(panels[1], sides[0], sides[1], shown)
+        panels[1].set_title(_context_name(pairs.loc[strongest], dosage_unit(adata)), fontsize="small", pad=18)
+    if area is not None:
+        area.keep_within()
     if len(pairs) == 1:
-        _label_points(axes[0], shifts[0][0], shifts[1][0], shared)
-    return finish(axes, given=given, show=show, return_fig=return_fig)
+        _label_points(panels[0], shifts[0][0], shifts[1][0], shared)
+    return finish(panels, given=given, show=show, return_fig=return_fig)
 
 
-def _context_name(context: pd.Series) -> str:
+def _context_name(context: pd.Series, unit: str | None) -> str:
     name = shorten([context["perturbation"]], 26)[0]
-    return name if context["dosage"] == NO_DOSE else f"{name} at {context['dosage']:g}"
+    return name if context["dosage"] == NO_DOSE else f"{name} at {dose_text(context['dosage'], unit)}"
 
 
-def _colored(pairs: pd.DataFrame) -> list[str]:
-    """Perturbations that have a colour of their own: several, and not more than there are colours."""
-    names = list(pairs["perturbation"].unique())
-    return names if 1 < len(names) <= len(OKABE_ITO) else []
+def _colored(pairs: pd.DataFrame, observed: np.ndarray) -> list[str]:
+    """Perturbations that have a colour of their own: several, of too many those of largest `observed` shift."""
+    names = pairs["perturbation"].unique()
+    if len(names) < 2:
+        return []
+    size = pd.Series(np.nansum(observed**2, axis=1)).groupby(pairs["perturbation"].to_numpy()).max()
+    chosen = set(size.nlargest(len(OKABE_ITO)).index)
+    return [name for name in names if name in chosen]
 
 
-def _draw_means(ax: Axes, observed: np.ndarray, predicted: np.ndarray, pairs: pd.DataFrame) -> None:
+def _draw_means(ax: Axes, observed: np.ndarray, predicted: np.ndarray, pairs: pd.DataFrame, colored: list[str]) -> None:
     usable = np.isfinite(observed) & np.isfinite(predicted)
     x, y = observed[usable], predicted[usable]
     size = float(np.clip(4000 / max(x.size, 1), 5, 22))
-    for i, name in enumerate(_colored(pairs) or [None]):
-        own = usable & ((pairs["perturbation"] == name).to_numpy()[:, None] if name is not None else True)
-        ax.scatter(observed[own], predicted[own], s=size, color=OKABE_ITO[i], alpha=0.6, lw=0, zorder=3)
+    tone = tones(ax)
+    drug = pairs["perturbation"]
+    parts = [(drug == name, color, 3) for name, color in zip(colored, palette(ax), strict=False)]
+    others = ~drug.isin(colored)
+    if others.any():
+        parts.append((others, tone.grey if colored else palette(ax)[0], 2))
+    for chosen, color, zorder in parts:
+        own = usable & chosen.to_numpy()[:, None]
+        ax.scatter(observed[own], predicted[own], s=size, color=color, alpha=0.6, lw=0, zorder=zorder)
     low, high = min(x.min(), y.min(), 0.0), max(x.max(), y.max(), 0.0)
     pad = 0.07 * (high - low) or 1.0
     limits = (low - pad, high + pad)
-    ax.plot(limits, limits, color=GREY, lw=0.8, ls=(0, (4, 2)), zorder=1)
+    ax.plot(limits, limits, color=tone.grey, lw=0.8, ls=(0, (4, 2)), zorder=1)
     for line in (ax.axhline, ax.axvline):
-        line(0, color=PALE, lw=0.8, zorder=0)
+        line(0, color=tone.pale, lw=0.8, zorder=0)
     ax.set(xlim=limits, ylim=limits, aspect="equal")
     ax.set_xlabel("Measured shift (control s.d.)", fontsize="small")
     ax.set_ylabel("Predicted shift (control s.d.)", fontsize="small")
@@ -261,23 +288,29 @@ def _label_points(ax: Axes, observed: np.ndarray, predicted: np.ndarray, genes: 
 
 
 def _draw_distributions(ax: Axes, observed: np.ndarray, predicted: np.ndarray, genes: list[str]) -> None:
-    """Half a violin for either side (cells x genes), back to back, with the median."""
-    ax.axhspan(-1, 1, color=PALE, alpha=0.5, lw=0, zorder=0, label="control, mean and s.d.")
-    ax.axhline(0, color=GREY, lw=0.8, zorder=0)
+    """Half a violin for either side (cells x genes), or points of few cells, back to back, with the median."""
+    tone = tones(ax)
+    ax.axhspan(-1, 1, color=tone.pale, alpha=0.5, lw=0, zorder=0, label="control, mean and s.d.")
+    ax.axhline(0, color=tone.grey, lw=0.8, zorder=0)
     for values, color, side, label in ((observed, OBSERVED, -1, "measured"), (predicted, PREDICTED, 1, "predicted")):
         for i in range(len(genes)):
             own = values[np.isfinite(values[:, i]), i]
             if not own.size:
                 continue
-            heights, widths = _density(own)
-            ax.fill_betweenx(heights, i, i + side * 0.42 * widths, color=color, alpha=0.65, lw=0, zorder=2)
-            ax.hlines(np.median(own), *sorted((i, i + side * 0.3)), color=INK, lw=1.4, zorder=3)
+            if len(own) < FEWEST_CELLS:
+                x = i + side * np.linspace(0.08, 0.38, len(own)) if len(own) > 1 else [i + side * 0.15]
+                ax.scatter(x, own, s=9, color=color, alpha=0.8, lw=0, zorder=2)
+            else:
+                heights, widths = _density(own)
+                ax.fill_betweenx(heights, i, i + side * 0.42 * widths, color=color, alpha=0.65, lw=0, zorder=2)
+            ax.hlines(np.median(own), *sorted((i, i + side * 0.3)), color=tone.ink, lw=1.4, zorder=3)
         ax.fill_between([], [], color=color, alpha=0.65, lw=0, label=label)
     ax.set_xticks(range(len(genes)), shorten(genes, 14), rotation=90, fontsize=8)
     ax.set_xlim(-0.6, len(genes) - 0.4)
     ax.set_ylabel("Expression (control s.d.)", fontsize="small")
     ax.tick_params(axis="y", labelsize="small")
-    ax.legend(frameon=False, fontsize=6.5, loc="best", handlelength=1.2)
+    style = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "borderaxespad": 0.0, "handlelength": 1.2}
+    ax.legend(frameon=False, fontsize=7, ncols=3, columnspacing=1.0, **style)
     despine(ax)
 
 

@@ -6,12 +6,14 @@ import difflib
 import os
 from typing import TYPE_CHECKING, Any, Literal
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import scanpy as sc
 from anndata import AnnData
-from matplotlib import patheffects
+from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from scgim._constants import Key, read_name
 
@@ -20,13 +22,37 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-# Okabe and Ito's palette, told apart with any common colour blindness; yellow is left out because it is too pale for lines
-OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
-POSITIVE, NEGATIVE = "#D55E00", "#0072B2"
-INK, GREY, PALE = "#222222", "#8C8C8C", "#D9D9D9"
+LEAST_EFFECT = (
+    0.25  # log fold change; a scale never ends below it, so that next to nothing does not look like an effect
+)
 
 LONGEST_LABEL = 24  # characters, in legends
 ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
+
+
+class EditableFigure(Figure):
+    """A figure whose text stays text in PDF and PostScript files, to be edited in a drawing programme."""
+
+    def savefig(self, fname: Any, *, transparent: bool | None = None, **kwargs: Any) -> None:
+        with mpl.rc_context({"pdf.fonttype": 42, "ps.fonttype": 42}):
+            super().savefig(fname, transparent=transparent, **kwargs)
+
+
+def number(value: float, digits: int = 4) -> str:
+    """A positive number to so many digits, without an exponent where it can be read so: 320, not 3.2e+02."""
+    text = f"{value:.{digits}g}"
+    return np.format_float_positional(float(text), trim="-") if 1e-4 <= abs(value) < 1e7 else text
+
+
+def dosage_unit(adata: AnnData) -> str | None:
+    """The unit of dosages, where `adata.uns` says it."""
+    unit = adata.uns.get(Key.DOSAGE_UNIT)
+    return None if unit is None else str(unit)
+
+
+def dose_text(dose: float, unit: str | None, digits: int = 4) -> str:
+    """A dose with its unit."""
+    return f"{number(dose, digits)}{f' {unit}' if unit else ''}"
 
 
 def stored(adata: AnnData, slot: Literal["varm", "varp", "uns"], name: str) -> Any:
@@ -92,7 +118,7 @@ def new_axes(ax: Axes | None, figsize: tuple[float, float]) -> tuple[Axes, bool]
     """`ax`, or the axes of a new figure; and whether `ax` was given."""
     if ax is not None:
         return ax, True
-    return plt.subplots(figsize=figsize, layout="constrained")[1], False
+    return plt.subplots(figsize=figsize, layout="constrained", FigureClass=EditableFigure)[1], False
 
 
 def new_panels(
@@ -111,7 +137,13 @@ def new_panels(
     n_rows, n_cols = shape
     if ax is None:
         figure, grid = plt.subplots(
-            n_rows, n_cols, figsize=figsize, layout="constrained", squeeze=False, width_ratios=width_ratios
+            n_rows,
+            n_cols,
+            figsize=figsize,
+            layout="constrained",
+            squeeze=False,
+            width_ratios=width_ratios,
+            FigureClass=EditableFigure,
         )
         for unused in grid.ravel()[n_panels:]:
             figure.delaxes(unused)
@@ -121,7 +153,7 @@ def new_panels(
 
     ax.axis("off")
     if title is not None:
-        ax.set_title(title, pad=20)
+        ax.set_title(title, pad=20, fontsize="medium")
     # no layout engine sees to the labels of panels within axes: each takes a part of its cell
     widths = np.asarray([1.0] * n_cols if width_ratios is None else width_ratios, dtype=float)
     widths /= widths.sum()
@@ -161,12 +193,18 @@ def legend_height(width: float, labels: Sequence[str]) -> float:
 
 
 def legend_below(ax: Axes, handles: Sequence[Any], labels: Sequence[str], *, given: bool) -> None:
-    """A legend under all panels of a figure of ours; within `ax` where the figure is the user's."""
+    """A legend under all panels of a figure of ours; under the labels of `ax` where the figure is the user's."""
     style: dict[str, Any] = {"frameon": False, "fontsize": "small", "handlelength": 1.6, "columnspacing": 1.2}
-    if given:
-        ax.legend(handles, labels, loc="best", **style)
-        return
     figure = ax.figure.figure
+    if given:
+        width = axes_inches(ax)[0]
+        size = min(8.3, text_size(width))
+        style |= {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "borderaxespad": 0.0, "fontsize": size}
+        # under tick labels and the name of the axis
+        under = ScaledTranslation(0, -(3.6 * size + 2) / 72, figure.dpi_scale_trans)  # type: ignore[union-attr]
+        ncols = legend_columns(1.2 * width * 8.3 / size, labels)
+        ax.legend(handles, labels, ncols=ncols, bbox_transform=ax.transAxes + under, **style)
+        return
     ncols = legend_columns(figure.get_figwidth(), labels)
     figure.legend(handles, labels, loc="outside lower center", ncols=ncols, **style)
 
@@ -201,6 +239,11 @@ def cut(name: str, longest: int, *, tail: int = 0) -> str:
     return name[: longest - 1 - tail].rstrip() + ELLIPSIS + name[len(name) - tail :].lstrip()
 
 
+def text_size(width: float) -> float:
+    """Largest font size in points for axes so many inches wide."""
+    return float(np.clip(2.9 * width, 5.5, 12.0))
+
+
 def font_size(spacing: float, *, largest: float = 9.0, smallest: float = 4.0) -> float:
     """Font size in points for lines of text that lie `spacing` inches apart."""
     return float(np.clip(0.8 * 72 * spacing, smallest, largest))
@@ -214,13 +257,21 @@ def axes_inches(ax: Axes) -> tuple[float, float]:
     return box.width, box.height
 
 
-def halo(width: float = 2.0) -> list[patheffects.AbstractPathEffect]:
-    """A white outline that keeps text readable on lines."""
-    return [patheffects.withStroke(linewidth=width, foreground="white")]
-
-
-def symmetric_limit(values: Any) -> float:
-    """Largest finite absolute value, or 1 where there is none, for a colour scale centred on 0."""
+def symmetric_limit(values: Any, least: float = 0.0) -> float:
+    """Largest finite absolute value, at least `least`, or 1 where there is none, for a colour scale centred on 0."""
     magnitudes = np.abs(np.asarray(values, dtype=float))
     magnitudes = magnitudes[np.isfinite(magnitudes)]
-    return float(magnitudes.max()) if magnitudes.size and magnitudes.max() > 0 else 1.0
+    return max(float(magnitudes.max()), least) if magnitudes.size and magnitudes.max() > 0 else least or 1.0
+
+
+def without_noise(adata: AnnData, key: str) -> pd.DataFrame:
+    """Total effects, genes x perturbations; 0 where they are within two standard errors of their simulation.
+
+    Data annotated by earlier versions hold no such errors: their effects are taken as they are.
+    """
+    total = stored(adata, "varm", Key.varm.total_effects(key))
+    name = Key.varm.total_effect_errors(key)
+    if name not in adata.varm:
+        return total
+    errors = stored(adata, "varm", name)
+    return total.where(total.abs() > 2 * errors, 0.0)

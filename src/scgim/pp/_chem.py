@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scgim._constants import Key
 from scgim._validation import check_key, check_perturbations, quote_some
 
 if TYPE_CHECKING:
@@ -58,7 +59,9 @@ def drug_fingerprints(
         Length of the fingerprint.
     adata
         Screen to align to. The fingerprints of its perturbations are written to `adata.uns[key_added]`, where
-        :meth:`scgim.model.GIM.setup_anndata` finds them.
+        :meth:`scgim.model.GIM.setup_anndata` finds them; and to `adata.uns[f"{key_added}_substructures"]`, a row a bit,
+        which substructure it stands for most often among these drugs, with one of them as an example. From there
+        :func:`scgim.pl.feature_importance` draws it.
     perturbation_key
         Column of `adata.obs` with the perturbations.
     control
@@ -94,7 +97,42 @@ def drug_fingerprints(
     generator = GetMorganGenerator(radius=radius, fpSize=n_bits)
     bits = np.stack([generator.GetFingerprintAsNumPy(molecule) for molecule in molecules])
     frame = pd.DataFrame(bits, index=table.index, columns=[f"bit_{i}" for i in range(n_bits)])
-    return _align(frame, adata, perturbation_key, control, key_added)
+    aligned = _align(frame, adata, perturbation_key, control, key_added)
+    if adata is not None:
+        drugs = adata.uns[key_added].index
+        by_name = dict(zip(table.index, molecules, strict=True))
+        adata.uns[key_added + Key.SUBSTRUCTURES] = _substructures(
+            table[drugs], [by_name[drug] for drug in drugs], generator
+        )
+    return aligned
+
+
+def _substructures(table: pd.Series, molecules: list[Any], generator: Any) -> pd.DataFrame:
+    """For each bit that a drug has, the substructure that most drugs have it for, with the first of them as an example.
+
+    Columns: `substructure` (SMILES), `n_drugs` that have it, `drug`, its `smiles`, and there the
+    central `atom` and the `radius` in bonds.
+    """
+    from rdkit import Chem
+    from rdkit.Chem.rdFingerprintGenerator import AdditionalOutput
+
+    found = []
+    for (drug, smiles), molecule in zip(table.items(), molecules, strict=True):
+        output = AdditionalOutput()
+        output.AllocateBitInfoMap()
+        generator.GetFingerprint(molecule, additionalOutput=output)
+        for bit, centres in output.GetBitInfoMap().items():
+            for atom, radius in centres:
+                bonds = list(Chem.FindAtomEnvironmentOfRadiusN(molecule, radius, atom)) if radius else []
+                ends = [molecule.GetBondWithIdx(bond) for bond in bonds]
+                atoms = {atom, *(b.GetBeginAtomIdx() for b in ends), *(b.GetEndAtomIdx() for b in ends)}
+                text = Chem.MolFragmentToSmiles(molecule, list(atoms), bonds)
+                found.append((bit, text, drug, smiles, atom, radius))
+    columns = ["bit", "substructure", "drug", "smiles", "atom", "radius"]
+    frame = pd.DataFrame(found, columns=columns).drop_duplicates(["bit", "substructure", "drug"])
+    frame.insert(2, "n_drugs", frame.groupby(["bit", "substructure"])["drug"].transform("size"))
+    frame = frame.sort_values(["bit", "n_drugs"], ascending=[True, False], kind="stable").drop_duplicates("bit")
+    return frame.set_index("bit").rename(index=lambda bit: f"bit_{bit}").rename_axis(None)
 
 
 def drug_descriptors(

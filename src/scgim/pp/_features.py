@@ -9,6 +9,7 @@ import pandas as pd
 from anndata import AnnData
 from sklearn.decomposition import PCA
 
+from scgim._constants import Key
 from scgim._validation import check_key, check_query_embedding
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ def pca_features(
     ----------
     features
         Drugs x features, or an AnnData with such a data frame in `uns[key]`, which gets the result in
-        `uns[key_added]`.
+        `uns[key_added]`, and in `uns[f"{key_added}_loadings"]` what the components are made of: for each feature that
+        differs between drugs the change of each component with one standard deviation of the feature, in standard
+        deviations of the component. :func:`scgim.pl.feature_importance` reads it.
     n_components
         Number of components, at most one less than the number of drugs in `reference`.
     reference
@@ -81,7 +84,17 @@ def pca_features(
     result = pd.DataFrame(pca.transform(values), index=table.index, columns=names)
     if isinstance(features, AnnData):
         features.uns[key_added] = result
+        spread = fitted_on.std(axis=0)[:, None], pca.transform(fitted_on).std(axis=0)
+        loadings = pd.DataFrame(_ratio(pca.components_.T * spread[0], spread[1]), index=columns, columns=names)
+        features.uns[key_added + Key.LOADINGS] = loadings[spread[0].ravel() > 0]
+        if key + Key.SUBSTRUCTURES in features.uns:
+            features.uns[key_added + Key.SUBSTRUCTURES] = features.uns[key + Key.SUBSTRUCTURES]
     return result
+
+
+def _ratio(values: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """`values` in units of `spread`; 0 where that is 0, as of components beyond the rank of the features."""
+    return np.divide(values, spread, out=np.zeros_like(values), where=spread > 1e-9)
 
 
 def _table(features: pd.DataFrame | AnnData, key: str) -> pd.DataFrame:

@@ -186,15 +186,15 @@ class Sampler:
         return torch.cat(means), torch.cat(variances)
 
     @torch.no_grad()
-    def coupled_mean(self, shift: Tensor, targets: Tensor, seed: int, covariates: Mapping | None = None) -> Tensor:
-        """Mean per unit of size factor over cells with given effects (n, d), shape (d,).
+    def coupled_means(self, shift: Tensor, targets: Tensor, seed: int, covariates: Mapping | None = None) -> Tensor:
+        """Mean of each of n cells per unit of size factor, given their parents and effects, all (n, d).
 
         Draws are the same for a seed (common random numbers), so that a difference of two means is one of effects.
         """
         cells = self.backdrop(len(shift), torch.Generator().manual_seed(seed), covariates)
         draws = torch.Generator(self.module.device).manual_seed(seed)
         _, expected = self._draw(shift, targets, cells, draws, coupled=True)
-        return self._per_unit(expected, cells).double().mean(0)
+        return self._per_unit(expected, cells).double()
 
     def _draw(
         self,

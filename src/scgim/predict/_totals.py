@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 
 from scgim.predict._means import MIN_MEAN
@@ -13,6 +12,7 @@ from scgim.predict._sampler import enough_samples
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -20,6 +20,16 @@ if TYPE_CHECKING:
     from scgim.predict._sampler import Sampler
 
 _N_SAMPLES = (200, 4000)  # but at least and at most so many cells a drug: conventions
+N_SAMPLES_A_DOSE = (50, 1000)  # the same where all doses of all drugs are drawn
+
+
+class Totals(NamedTuple):
+    """Total effects of some arms on all genes, both (Q, d)."""
+
+    effect: NDArray[np.float64]
+    """Natural-log fold change of each mean, or difference in control standard deviations."""
+    error: NDArray[np.float64]
+    """Standard error of it by the finite number of cells that are drawn."""
 
 
 def total_effects(
@@ -29,25 +39,37 @@ def total_effects(
     n_samples: int | None,
     seed: int,
     level: Sequence[str] | None = None,
-) -> NDArray[np.float64]:
-    """Natural-log fold change of each mean, or difference in control standard deviations, (Q, d).
+    limits: tuple[int, int] = _N_SAMPLES,
+) -> Totals:
+    """Direct and propagated effects, all from the same `n_samples` cells but for the effects.
 
-    All are means over the same `n_samples` cells but for the effects; None for as many as are drawn in reasonable time. `level` names the
-    level of the effect modifier of each row, of which the cells are; interventions are those of that level.
+    None for as many cells as are drawn in reasonable time, within `limits`. `level` names the level of the effect modifier of each row, of
+    which the cells are; interventions are those of that level.
     """
     q, d = len(log_dosage), len(sampler.genes)
-    n = n_samples or enough_samples((q + 1) * d, *_N_SAMPLES)
+    n = n_samples or enough_samples((q + 1) * d, *limits)
     levels: list[str | None] = [None] * q if level is None else list(level)
-    cells = {name: None if name is None else {sampler.design.modifier: name} for name in dict.fromkeys(levels)}
+    of_level = {name: None if name is None else {sampler.design.modifier: name} for name in dict.fromkeys(levels)}
     nothing = torch.zeros(n, d)
-    references = {name: sampler.coupled_mean(nothing, nothing.bool(), seed, own) for name, own in cells.items()}
-    means = []
+    references = {name: sampler.coupled_means(nothing, nothing.bool(), seed, own) for name, own in of_level.items()}
+    spread = sampler.module.spread.cpu() if sampler.is_continuous else None
+    found = []
     for k, name in enumerate(levels):
         rng = torch.Generator().manual_seed(seed + 1)
         shift, targets = interventions.rows(torch.tensor([k])).sample(log_dosage[k : k + 1], n, rng)
-        means.append(sampler.coupled_mean(shift[0], targets[0], seed, cells[name]))
-    found = torch.stack(means).numpy()
-    reference = torch.stack([references[name] for name in levels]).numpy()
-    if sampler.is_continuous:
-        return (found - reference) / sampler.module.spread.cpu().numpy()
-    return np.log(found + MIN_MEAN) - np.log(reference + MIN_MEAN)
+        cells = sampler.coupled_means(shift[0], targets[0], seed, of_level[name])
+        found.append(_contrast(cells, references[name], spread))
+    effects, errors = zip(*found, strict=True)
+    return Totals(torch.stack(effects).numpy(), torch.stack(errors).numpy())
+
+
+def _contrast(cells: Tensor, reference: Tensor, spread: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Change of the mean over cells (n, d), and its error; those of the reference are paired with them."""
+    if spread is not None:
+        change = (cells - reference) / spread
+        effect = change.mean(0)
+    else:
+        means = [values.mean(0) + MIN_MEAN for values in (cells, reference)]
+        effect = means[0].log() - means[1].log()
+        change = cells / means[0] - reference / means[1]
+    return effect, change.std(0, correction=0) / len(cells) ** 0.5

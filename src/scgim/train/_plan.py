@@ -145,6 +145,7 @@ class GIMTrainingPlan(LowLevelPyroTrainingPlan):
         terms = {name: term / n_batches / self.n_obs_training for name, term in self._terms.items()}
         self.log("elbo_train", -sum(terms.values()), prog_bar=True, sync_dist=True)
         self.log_dict(terms, sync_dist=True)
+        self.log("edges", float(self.module.adjacency.sum()), sync_dist=True)  # tells where edges were cut
         self.log("learning_rate", self.optimizers().param_groups[0]["lr"], sync_dist=True)
         self._terms = {}
 
