@@ -14,9 +14,10 @@ from scgim.interventions._effects import estimate_interventions
 from scgim.interventions._joint import Screen, estimate_jointly
 from scgim.interventions._passage import Passage
 from scgim.nn._mechanism import parent_table
+from scgim.structure._climb import fit_graph
 from scgim.structure._functions import refine_structure
 from scgim.structure._over_graphs import with_probs_over_graphs
-from scgim.structure._search import StructureResult, StructureSearch, search_structure
+from scgim.structure._search import StructureResult, search_structure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,6 +117,4 @@ def _informed_search(
 
 def regressions(statistics: ContextStatistics, result: StructureResult, intervention: str) -> GeneFit:
     """Regressions of all genes on their parents in the graph that was found."""
-    search = StructureSearch(statistics, result.prior, intervention=intervention)
-    parents = [tuple(np.flatnonzero(column).tolist()) for column in result.adjacency.T]
-    return search.fit(list(enumerate(parents)))
+    return fit_graph(statistics, result.prior, result.adjacency, intervention)

@@ -121,22 +121,7 @@ class HillClimb:
 
     def fit(self, pairs: list[tuple[int, Parents]], n_iterations: int | None = None) -> GeneFit:
         """Fit the given (gene, parents) pairs."""
-        width = max([1, *(len(p) for _, p in pairs)])
-        index = torch.zeros(len(pairs), width, dtype=torch.long)
-        mask = torch.zeros(len(pairs), width, dtype=self.statistics.means.dtype)
-        for b, (_, parents) in enumerate(pairs):
-            index[b, : len(parents)] = torch.tensor(parents, dtype=torch.long)
-            mask[b, : len(parents)] = 1.0
-        genes = torch.tensor([gene for gene, _ in pairs])
-        return fit_genes(
-            self.statistics,
-            genes,
-            index,
-            mask,
-            self.prior,
-            intervention=self.intervention,
-            n_iterations=n_iterations or self.n_iterations,
-        )
+        return fit_pairs(self.statistics, self.prior, pairs, self.intervention, n_iterations or self.n_iterations)
 
     def scores(self, pairs: list[tuple[int, Parents]]) -> list[float]:
         """Score of each pair, from the cache where it is known."""
@@ -147,10 +132,7 @@ class HillClimb:
 
     def fits(self, pairs: list[tuple[int, Parents]]) -> Iterator[tuple[list[tuple[int, Parents]], GeneFit]]:
         """Fits in batches; their scores are kept."""
-        s = self.statistics
-        step = max(1, _BATCH_ELEMENTS // (s.n_contexts * (s.n_basis + 1) * _ELEMENTS_OF_BASIS))
-        for start in range(0, len(pairs), step):
-            batch = pairs[start : start + step]
+        for batch in batches(self.statistics, pairs):
             fit = self.fit(batch)
             self.n_evaluations += len(batch)
             for (gene, parents), evidence in zip(batch, fit.log_evidence.tolist(), strict=True):
@@ -248,18 +230,6 @@ class HillClimb:
         self._reset()
         return self.prior
 
-    def mechanisms_fail(self) -> bool:
-        """Whether the evidence of the current graph is clearly for mechanisms that are wrong between contexts."""
-        pairs, before = [(j, self.parents(j)) for j in range(self.n_genes)], self.prior
-        evidence = []
-        for prior in (before, replace(before, misfit=FIRST_MISFIT, departure_var=FIRST_DEPARTURE_VAR)):
-            self.prior = prior
-            for _ in range(_PRIOR_ROUNDS):
-                self.prior = empirical_prior(self.statistics, self.fit(pairs), self.prior)
-            evidence.append(float(self.fit(pairs).log_evidence.sum()))
-        self.prior = before
-        return evidence[1] > evidence[0] + MIN_GAIN
-
     def update_bonus(self) -> None:
         """Fit the prior of out-degrees to the current graph; where regulators are told, independent edges are what is left to say."""
         n = self.n_genes - 1
@@ -281,6 +251,64 @@ class HillClimb:
         free = ~self.adjacency & ~self.adjacency.T & ~np.eye(d, dtype=bool)
         forward = np.where(free & ~reach.T, np.exp(np.minimum(self.gain + more[:, None], 0.0)), 0.0)
         return np.where(free, forward / (1.0 + forward + forward.T), probs)
+
+
+def fit_pairs(
+    statistics: ContextStatistics,
+    prior: ShiftPrior,
+    pairs: list[tuple[int, Parents]],
+    intervention: str = "shift",
+    n_iterations: int = _N_ITERATIONS,
+) -> GeneFit:
+    """Fit genes on parents, one (gene, parents) pair each, all at once."""
+    width = max([1, *(len(p) for _, p in pairs)])
+    index = np.zeros((len(pairs), width), dtype=np.int64)
+    mask = np.zeros((len(pairs), width))
+    for b, (_, parents) in enumerate(pairs):
+        index[b, : len(parents)] = parents
+        mask[b, : len(parents)] = 1.0
+    genes = torch.tensor([gene for gene, _ in pairs])
+    return fit_genes(
+        statistics,
+        genes,
+        torch.from_numpy(index),
+        torch.from_numpy(mask).to(statistics.means.dtype),
+        prior,
+        intervention=intervention,
+        n_iterations=n_iterations,
+    )
+
+
+def fit_graph(
+    statistics: ContextStatistics,
+    prior: ShiftPrior,
+    adjacency: NDArray[np.bool_],
+    intervention: str = "shift",
+    n_iterations: int = _N_ITERATIONS,
+) -> GeneFit:
+    """Fit all genes on their parents in a graph, boolean (d, d)."""
+    pairs = [(j, tuple(np.flatnonzero(column).tolist())) for j, column in enumerate(np.asarray(adjacency, bool).T)]
+    fits = [fit_pairs(statistics, prior, b, intervention, n_iterations) for b in batches(statistics, pairs)]
+    return GeneFit.joined(fits, statistics.n_basis)
+
+
+def batches(statistics: ContextStatistics, pairs: list) -> Iterator[list]:
+    """Pairs in batches whose regressions fit into little memory."""
+    step = max(1, _BATCH_ELEMENTS // (statistics.n_contexts * (statistics.n_basis + 1) * _ELEMENTS_OF_BASIS))
+    for start in range(0, len(pairs), step):
+        yield pairs[start : start + step]
+
+
+def evidence_for_misfit(
+    statistics: ContextStatistics, prior: ShiftPrior, adjacency: NDArray[np.bool_], intervention: str = "shift"
+) -> bool:
+    """Whether the evidence of a graph is clearly for mechanisms that are wrong between contexts."""
+    evidence = []
+    for trial in (prior, replace(prior, misfit=FIRST_MISFIT, departure_var=FIRST_DEPARTURE_VAR)):
+        for _ in range(_PRIOR_ROUNDS):
+            trial = empirical_prior(statistics, fit_graph(statistics, trial, adjacency, intervention), trial)
+        evidence.append(float(fit_graph(statistics, trial, adjacency, intervention).log_evidence.sum()))
+    return evidence[1] > evidence[0] + MIN_GAIN
 
 
 def toggle(parents: Parents, gene: int) -> Parents:

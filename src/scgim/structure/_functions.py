@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from scgim.structure._count_fit import CountFit
+from scgim.structure._moves import StructureSearch
 from scgim.structure._score import GeneFit, fit_genes
-from scgim.structure._search import Parents, StructureResult, StructureSearch
+from scgim.structure._search import StructureResult
 from scgim.structure._statistics import ContextStatistics, StatisticsAccumulator
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scgim._priors import ShiftPrior
+    from scgim.structure._climb import Parents
 
 # Functions that a regression may use, of parents in control standard deviations. Their number and form are conventions:
 # they need only span smooth functions, since the widths of their priors are fitted. Other choices are in the tables

@@ -22,6 +22,8 @@ from torch import Tensor
 from scgim._departures import MAX_DEPARTURE_VAR, N_BENDS, bends, likeliest_misfit
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from scgim._priors import ShiftPrior
     from scgim.structure._statistics import ContextStatistics
 
@@ -78,6 +80,22 @@ class GeneFit:
     determined: Tensor
     transported: Tensor
     by_perturbation: Tensor
+
+    @classmethod
+    def joined(cls, fits: Sequence[GeneFit], n_basis: int = 1) -> GeneFit:
+        """Fits of several batches, those of fewer parents filled up with zeros; weights are of `n_basis` functions a parent."""
+        width = max(fit.departures.shape[-1] for fit in fits)
+
+        def filled(fit: GeneFit, name: str) -> Tensor:
+            value, missing = getattr(fit, name), width - fit.departures.shape[-1]
+            if name in ("departures", "determined"):
+                return torch.nn.functional.pad(value, (0, missing))
+            if name == "weights":  # the intercept stays last
+                slopes = torch.nn.functional.pad(value[:, :-1], (0, missing * n_basis))
+                return torch.cat([slopes, value[:, -1:]], 1)
+            return value
+
+        return cls(*(torch.cat([filled(fit, name) for fit in fits]) for name in cls.__dataclass_fields__))
 
 
 def fit_genes(

@@ -1,0 +1,166 @@
+"""Larger moves that lead out of the local optima of hill climbing (:mod:`scgim.structure._climb`), which often have a few edges reversed.
+
+There are four kinds: turning all edges into a gene round, reversing an edge and choosing the parents of all genes concerned anew,
+taking a gene out of the graph and letting it back in, and reversing a few edges at random. Each is kept only if the score rises.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scgim.structure._climb import TOLERANCE, HillClimb, Parents, toggle
+from scgim.structure._graph import descendants
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+_MAX_OPTIONS = 10  # further parents tried where those of a gene are chosen anew: convention, for time
+
+
+class StructureSearch(HillClimb):
+    """Hill climbing with larger moves that lead out of local optima.
+
+    Parameters
+    ----------
+    statistics, prior, intervention, edge_log_odds, regulators, seed, on_move
+        As for :class:`~scgim.structure._climb.HillClimb`.
+    """
+
+    def select_parents(
+        self,
+        gene: int,
+        allowed: NDArray[np.bool_],
+        start: Parents,
+        extra: Iterable[int] = (),
+        bonus: NDArray[np.float64] | None = None,
+    ) -> Parents:
+        """Forward-backward selection of the parents of a gene among those allowed.
+
+        `extra` are tried if ever they were worth it; `bonus` (d,) is what the prior of out-degrees adds for each parent.
+        """
+        bonus = np.zeros(self.n_genes) if bonus is None else bonus
+        allowed = allowed & self.candidates[:, gene]
+        parents = tuple(p for p in start if allowed[p])
+        # of the genes not yet parents, those that help most as things stand
+        likely = np.argsort(-np.where(allowed, self.gain[:, gene] + bonus, -np.inf))[:_MAX_OPTIONS]
+        options = [int(i) for i in {*likely.tolist(), *parents, *extra} if allowed[i]]
+        score = self.scores([(gene, parents)])[0] + bonus[list(parents)].sum()
+        while options:
+            trials = [toggle(parents, i) for i in options]
+            scores = np.array(self.scores([(gene, t) for t in trials])) + [bonus[list(t)].sum() for t in trials]
+            best = int(np.argmax(scores))
+            if scores[best] <= score + TOLERANCE:
+                break
+            parents, score = trials[best], scores[best]
+        return parents
+
+    def reverse_and_reselect(self, i: int, j: int) -> bool:
+        """Put gene i after gene j in the order and choose the parents of all genes concerned anew."""
+        if not self.regulators[j]:
+            return False
+        on_paths = descendants(self.adjacency, i) & descendants(self.adjacency.T, j)
+        between = [int(t) for t in np.flatnonzero(on_paths) if t != i]
+        trial = self.adjacency.copy()
+        children = [t for t in between if trial[i, t]]
+        trial[i, between] = False
+        steps = np.diff(self.bonus, append=-np.inf)
+        for gene in [*children, i]:
+            allowed = ~descendants(trial, gene)
+            start = self.parents(gene, trial)
+            if gene == i:
+                start = tuple(sorted({*start, j}))
+            else:
+                allowed[i] = False
+            trial[:, gene] = False
+            parents = self.select_parents(gene, allowed, start, between, steps[trial.sum(1)])
+            trial[list(parents), gene] = True
+        changed = [*children, i]
+        scores = self.scores([(gene, self.parents(gene, trial)) for gene in changed])
+        gain = sum(scores) - self.score_by_gene[changed].sum()
+        gain += self.degree_score(trial) - self.degree_score(self.adjacency)
+        if gain <= TOLERANCE:
+            return False
+        self.adjacency = trial
+        self.refresh(changed)
+        self.climb()
+        return True
+
+    def _attempt(self, change: Callable[[NDArray[np.bool_]], None]) -> bool:
+        """Change the graph, climb, and keep the result if it is better."""
+        before, score, gain, by_gene = self.adjacency, self.score, self.gain.copy(), self.score_by_gene.copy()
+        self.adjacency = before.copy()
+        change(self.adjacency)
+        self.refresh(np.flatnonzero((self.adjacency != before).any(0)))
+        if self.climb() > score + TOLERANCE:
+            return True
+        self.adjacency, self.gain, self.score_by_gene = before, gain, by_gene
+        return False
+
+    def turn_round(self, gene: int) -> bool:
+        """Make all parents of a gene its children and climb from there: one edge at a time, each would leave the others to explain it."""
+
+        def turn(adjacency: NDArray[np.bool_]) -> None:
+            adjacency[gene] |= adjacency[:, gene]  # the gene is a source then, so that no cycle is closed
+            adjacency[:, gene] = False
+
+        return bool(self.regulators[gene] and self.adjacency[:, gene].any()) and self._attempt(turn)
+
+    def remove_and_return(self, gene: int) -> bool:
+        """Take a gene out of the graph and climb from there."""
+
+        def isolate(adjacency: NDArray[np.bool_]) -> None:
+            adjacency[gene] = False
+            adjacency[:, gene] = False
+
+        return self._attempt(isolate)
+
+    def reverse_at_random(self, n_edges: int) -> bool:
+        """Reverse a few edges that lie together and climb from there."""
+        edges = np.argwhere(self.adjacency)
+        if not len(edges):
+            return False
+        centre = edges[self.random.integers(len(edges))]
+        near = edges[np.isin(edges, centre).any(1)]
+        pool = near if len(near) >= n_edges else edges
+        chosen = pool[self.random.permutation(len(pool))[:n_edges]]
+
+        def reverse(adjacency: NDArray[np.bool_]) -> None:
+            for i, j in chosen:
+                adjacency[i, j] = False
+                if not descendants(adjacency, i)[j] and self.candidates[j, i]:
+                    adjacency[j, i] = True
+
+        return self._attempt(reverse)
+
+    def escape(self, n_perturbations: int, max_evaluations: int) -> list[float]:
+        """Try the larger moves until none of them helps; returns the score after each round."""
+        improved, trace = True, []
+        budget = self.n_evaluations + max_evaluations
+        while improved and self.n_evaluations < budget:
+            improved = False
+            for move in self._larger_moves(n_perturbations):
+                improved |= move()
+                if self.n_evaluations >= budget:
+                    break
+            # what may be a parent, and so is worth scoring, depends on the whole graph
+            self.refresh(range(self.n_genes))
+            trace.append(self.climb())
+        return trace
+
+    def _larger_moves(self, n_perturbations: int) -> Iterator[Callable[[], bool]]:
+        """Moves of one round. The order is random, so that a budget too small for all of them favours no gene."""
+        for gene in self.random.permutation(self.n_genes):
+            yield partial(self.turn_round, int(gene))
+        edges = np.argwhere(self.adjacency)
+        for i, j in edges[self.random.permutation(len(edges))]:
+            if self.adjacency[i, j]:
+                yield partial(self.reverse_and_reselect, int(i), int(j))
+        for gene in self.random.permutation(self.n_genes):
+            yield partial(self.remove_and_return, int(gene))
+        for k in range(n_perturbations):
+            yield partial(self.reverse_at_random, 2 + 2 * (k % 2))  # two edges or four
