@@ -100,6 +100,8 @@ class HillClimb:
         self._ranked: dict[tuple[int, Parents], NDArray[np.int32]] = {}
         self.gain = np.full((self.n_genes, self.n_genes), -np.inf)
         self.score_by_gene = np.zeros(self.n_genes)
+        self._options = [np.zeros(0, dtype=np.int64)] * self.n_genes  # parents of each gene whose toggle was scored
+        self._replaced: dict[int, tuple] | None = None  # what `refresh` has overwritten, where an attempt may be undone
 
     @property
     def score(self) -> float:
@@ -148,10 +150,19 @@ class HillClimb:
         toggled = [(j, toggle(p, int(i))) for b, (j, p) in enumerate(own) for i in np.flatnonzero(near[:, b])]
         scores = dict(zip(own + toggled, self.scores(own + toggled), strict=True))
         for b, (j, parents) in enumerate(own):
-            self.score_by_gene[j] = scores[j, parents]
-            self.gain[:, j] = -np.inf
-            for i in np.flatnonzero(near[:, b]).tolist():
-                self.gain[i, j] = scores[j, toggle(parents, i)] - scores[j, parents]
+            options = np.flatnonzero(near[:, b])
+            if self._replaced is not None and j not in self._replaced:
+                self._replaced[j] = self.score_by_gene[j], self._options[j], self.gain[self._options[j], j]
+            self.gain[self._options[j], j] = -np.inf
+            self.score_by_gene[j], self._options[j] = scores[j, parents], options
+            self.gain[options, j] = [scores[j, toggle(parents, i)] - scores[j, parents] for i in options.tolist()]
+
+    def undo(self, replaced: dict[int, tuple]) -> None:
+        """Put back what `refresh` has overwritten."""
+        for j, (score, options, gain) in replaced.items():
+            self.gain[self._options[j], j] = -np.inf
+            self.score_by_gene[j], self._options[j] = score, options
+            self.gain[options, j] = gain
 
     def near(self, genes: list[int]) -> NDArray[np.bool_]:
         """Parents to score for each of the genes, boolean (d, B): all where genes are few, or those that there are and could be.
@@ -204,13 +215,19 @@ class HillClimb:
 
     def _best_move(self, reach: NDArray[np.bool_]) -> tuple[str, int, int, float]:
         more, less = self.degree_steps()
-        add = np.where(self.adjacency | reach.T, -np.inf, self.gain + more[:, None])
-        i, j = np.unravel_index(add.argmax(), add.shape)
-        best = ("add", int(i), int(j), float(add[i, j]))
-        rows, columns = np.nonzero(self.adjacency)
+        rows = np.concatenate(self._options)  # hardly any pair of many genes is worth it
+        columns = np.repeat(np.arange(self.n_genes), [len(options) for options in self._options])
+        best = ("none", 0, 0, -math.inf)
         if not len(rows):
             return best
-        remove = self.gain[rows, columns] + less[rows]
+        gain, present = self.gain[rows, columns], self.adjacency[rows, columns]
+        add = np.where(present | reach[columns, rows], -np.inf, gain + more[rows])
+        k = int(add.argmax())
+        best = ("add", int(rows[k]), int(columns[k]), float(add[k]))
+        rows, columns, gain = rows[present], columns[present], gain[present]
+        if not len(rows):
+            return best
+        remove = gain + less[rows]
         k = int(remove.argmax())
         if remove[k] > best[3]:
             best = ("remove", int(rows[k]), int(columns[k]), float(remove[k]))

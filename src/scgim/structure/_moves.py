@@ -92,14 +92,21 @@ class StructureSearch(HillClimb):
 
     def _attempt(self, change: Callable[[NDArray[np.bool_]], None]) -> bool:
         """Change the graph, climb, and keep the result if it is better."""
-        before, score, gain, by_gene = self.adjacency, self.score, self.gain.copy(), self.score_by_gene.copy()
-        self.adjacency = before.copy()
-        change(self.adjacency)
-        self.refresh(np.flatnonzero((self.adjacency != before).any(0)))
-        if self.climb() > score + TOLERANCE:
-            return True
-        self.adjacency, self.gain, self.score_by_gene = before, gain, by_gene
-        return False
+        before, score = self.adjacency, self.score
+        self.adjacency, self._replaced = before.copy(), {}
+        try:
+            change(self.adjacency)
+            self.refresh(np.flatnonzero((self.adjacency != before).any(0)))
+            better = self.climb() > score + TOLERANCE
+        except BaseException:  # stopped: the graph is the best so far
+            self.adjacency = before
+            raise
+        finally:
+            replaced, self._replaced = self._replaced, None
+        if not better:
+            self.adjacency = before
+            self.undo(replaced)
+        return better
 
     def turn_round(self, gene: int) -> bool:
         """Make all parents of a gene its children and climb from there: one edge at a time, each would leave the others to explain it."""
