@@ -148,26 +148,63 @@ class StructureSearch(HillClimb):
         """Try the larger moves until none of them helps; returns the score after each round."""
         improved, trace = True, []
         budget = self.n_evaluations + max_evaluations
+        attempts = _Attempts(self.n_genes)
         while improved and self.n_evaluations < budget:
             improved = False
-            for move in self._larger_moves(n_perturbations):
-                improved |= move()
+            for kind, genes, move in self._larger_moves(n_perturbations):
+                if attempts.in_vain(kind, genes, self.adjacency):
+                    continue
+                before = self.adjacency  # which moves that help replace
+                if move():
+                    improved = True
+                    attempts.note_change(before, self.adjacency)
+                else:
+                    attempts.note_failure(kind, genes)
                 if self.n_evaluations >= budget:
                     break
             # what may be a parent, and so is worth scoring, depends on the whole graph
             self.refresh(range(self.n_genes))
+            before = self.adjacency.copy()
             trace.append(self.climb())
+            attempts.note_change(before, self.adjacency)
         return trace
 
-    def _larger_moves(self, n_perturbations: int) -> Iterator[Callable[[], bool]]:
-        """Moves of one round. The order is random, so that a budget too small for all of them favours no gene."""
+    def _larger_moves(self, n_perturbations: int) -> Iterator[tuple[str, tuple[int, ...], Callable[[], bool]]]:
+        """Moves of one round, their kind and the genes that they begin with. The order is random, so that a budget too small for all of them favours no gene."""
         for gene in self.random.permutation(self.n_genes):
-            yield partial(self.turn_round, int(gene))
+            yield "turn", (int(gene),), partial(self.turn_round, int(gene))
         edges = np.argwhere(self.adjacency)
         for i, j in edges[self.random.permutation(len(edges))]:
             if self.adjacency[i, j]:
-                yield partial(self.reverse_and_reselect, int(i), int(j))
+                yield "reverse", (int(i), int(j)), partial(self.reverse_and_reselect, int(i), int(j))
         for gene in self.random.permutation(self.n_genes):
-            yield partial(self.remove_and_return, int(gene))
+            yield "remove", (int(gene),), partial(self.remove_and_return, int(gene))
         for k in range(n_perturbations):
-            yield partial(self.reverse_at_random, 2 + 2 * (k % 2))  # two edges or four
+            yield "random", (), partial(self.reverse_at_random, 2 + 2 * (k % 2))  # two edges or four
+
+
+class _Attempts:
+    """Which moves were tried in vain, and where the graph has changed since: the same move would be in vain again where it has not."""
+
+    def __init__(self, n_genes: int):
+        self.time = 0
+        self.changed = np.zeros(n_genes, dtype=np.int64)  # when the parents of each gene last changed
+        self.failed: dict[tuple[str, tuple[int, ...]], int] = {}
+
+    def in_vain(self, kind: str, genes: tuple[int, ...], adjacency: NDArray[np.bool_]) -> bool:
+        """Whether the move has failed since the parents of its genes, and of their parents and children, last changed."""
+        when = self.failed.get((kind, genes))
+        if when is None:
+            return False
+        own = list(genes)
+        near: NDArray[np.bool_] = np.asarray(adjacency[own].any(0) | adjacency[:, own].any(1))
+        near[own] = True
+        return bool(self.changed[near].max() <= when)
+
+    def note_failure(self, kind: str, genes: tuple[int, ...]) -> None:
+        if genes:  # those at random are others each time
+            self.failed[kind, genes] = self.time
+
+    def note_change(self, before: NDArray[np.bool_], after: NDArray[np.bool_]) -> None:
+        self.time += 1
+        self.changed[(before != after).any(0)] = self.time

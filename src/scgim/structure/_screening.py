@@ -61,8 +61,10 @@ def _gain_beside_parents(
     shared = weighted @ s.means  # (b, q + 1, P)
     shared[:, :-1] += scatter / noise_var[:, None, None]
     within = weighted @ present.mT
-    within[:, :-1, :-1] += scatter.gather(2, columns[:, None].expand(-1, columns.shape[1], -1)) * mask[:, None] / (
-        noise_var[:, None, None]
+    within[:, :-1, :-1] += (
+        scatter.gather(2, columns[:, None].expand(-1, columns.shape[1], -1))
+        * mask[:, None]
+        / (noise_var[:, None, None])
     )
     empty = torch.nn.functional.pad(1 - mask, (0, 1))
     within += torch.diag_embed(empty + _RIDGE)
