@@ -13,10 +13,9 @@ from scgim.fit._search import search_by_means
 from scgim.structure._climb import fit_graph
 from scgim.structure._moments import HiddenExpression, MomentAccumulator
 from scgim.structure._over_graphs import with_probs_over_graphs
+from scgim.structure._watch import SearchWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
 
     from scgim._priors import ShiftPrior
@@ -52,7 +51,7 @@ def fit_hidden(
     module: GIMModule,
     loader: BatchLoader,
     seed: int,
-    on_move: Callable[[float], None] | None = None,
+    watch: SearchWatch | None = None,
     features: Tensor | None = None,
 ) -> StructureResult:
     """Find the graph of hidden expression and write weights, noise, targets and effects to the module."""
@@ -63,11 +62,10 @@ def fit_hidden(
         "edge_log_odds": module.knowledge.edge_log_odds.cpu().numpy(),
         "regulators": module.knowledge.told_regulators(),
         "seed": seed,
+        "watch": SearchWatch() if watch is None else watch,
     }
     less_sure = replace(statistics, n_cells=_CERTAINTY * statistics.n_cells)
-    result = search_by_means(
-        module, less_sure, known_targets=module.knowledge.known_targets(), on_move=on_move, **options
-    )
+    result = search_by_means(module, less_sure, known_targets=module.knowledge.known_targets(), **options)
     result = with_probs_over_graphs(less_sure, result, **options)
     module.mechanism.set_graph(result.adjacency)
     d = statistics.n_genes

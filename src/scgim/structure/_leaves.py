@@ -140,7 +140,7 @@ class Leaves:
         self.statistics, self.intervention, self.edge_log_odds = statistics, intervention, edge_log_odds
         self.sources, self.genes = np.flatnonzero(regulators), np.flatnonzero(~regulators)
         self.parents = np.zeros((len(self.sources), len(self.genes)), dtype=bool)
-        self.scores = np.zeros(len(self.genes))
+        self.scores = np.full(len(self.genes), np.nan)  # until they are searched
         self.n_evaluations = 0
 
     def climb(
@@ -149,15 +149,16 @@ class Leaves:
         n_iterations: int,
         *,
         thorough: bool = False,
-        on_batch: Callable[[], bool] | None = None,
-    ) -> float:
-        """Choose the parents of all leaves; `on_batch` is called now and then and says whether to go on."""
-        for own, (parents, scores, n) in self.each(prior, n_iterations, choose_parents, thorough):
+        only_new: bool = False,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Choose the parents of all leaves, or of those that were not searched yet; `on_progress` is told how many are done, of all."""
+        skip = ~np.isnan(self.scores) if only_new else None
+        for own, (parents, scores, n) in self.each(prior, n_iterations, choose_parents, thorough, skip=skip):
             self.parents[:, own], self.scores[own] = parents, scores
             self.n_evaluations += n
-            if on_batch and not on_batch():
-                break
-        return float(self.scores.sum())
+            if on_progress:
+                on_progress(min(own.stop, len(self.genes)), len(self.genes))
 
     def edge_probs(self, prior: ShiftPrior, n_iterations: int) -> NDArray[np.float64]:
         """Probability of each parent given the others, (regulators, leaves)."""
@@ -170,9 +171,18 @@ class Leaves:
             probs[:, own] = found
         return probs
 
-    def each(self, prior: ShiftPrior, n_iterations: int, function: Callable, *args: Any) -> Iterator[tuple[slice, Any]]:
-        """What a function gives for each batch of leaves, in order."""
+    def each(
+        self,
+        prior: ShiftPrior,
+        n_iterations: int,
+        function: Callable,
+        *args: Any,
+        skip: NDArray[np.bool_] | None = None,
+    ) -> Iterator[tuple[slice, Any]]:
+        """What a function gives for each batch of leaves, in order, but for those all of which are to be skipped."""
         slices = [slice(k, k + LEAVES_A_BATCH) for k in range(0, len(self.genes), LEAVES_A_BATCH)]
+        if skip is not None:
+            slices = [own for own in slices if not skip[own].all()]
         with joblib.Parallel() as parallel:
             n_jobs = joblib.effective_n_jobs(parallel.n_jobs)
             at_once = 1 if n_jobs == 1 else _BATCHES_A_WORKER * n_jobs

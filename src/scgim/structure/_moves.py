@@ -144,8 +144,13 @@ class StructureSearch(HillClimb):
 
         return self._attempt(reverse)
 
-    def escape(self, n_perturbations: int, max_evaluations: int) -> list[float]:
-        """Try the larger moves until none of them helps; returns the score after each round."""
+    def escape(
+        self, n_perturbations: int, max_evaluations: int, on_progress: Callable[[int, int], None] | None = None
+    ) -> list[float]:
+        """Try the larger moves until none of them helps; returns the score after each round.
+
+        `on_progress` is told how many regressions were made, of those that there may be.
+        """
         improved, trace = True, []
         budget = self.n_evaluations + max_evaluations
         attempts = _Attempts(self.n_genes)
@@ -160,6 +165,8 @@ class StructureSearch(HillClimb):
                     attempts.note_change(before, self.adjacency)
                 else:
                     attempts.note_failure(kind, genes)
+                if on_progress:
+                    on_progress(self.n_evaluations - budget + max_evaluations, max_evaluations)
                 if self.n_evaluations >= budget:
                     break
             # what may be a parent, and so is worth scoring, depends on the whole graph

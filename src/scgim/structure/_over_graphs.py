@@ -9,6 +9,7 @@ perturbations would let them be.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,8 +18,11 @@ import numpy as np
 from scgim.structure._leaves import LeafClimb
 from scgim.structure._search import CELLS_A_GENE, GraphSearch, StructureResult, cells_a_gene
 from scgim.structure._walk import ParentSets, edge_probs_of_walk
+from scgim.structure._watch import PROBABILITIES, SearchWatch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from scgim.structure._climb import HillClimb, Parents
@@ -52,14 +56,30 @@ def draw_weights(n_perturbations: int, n_choices: int, rng: np.random.Generator)
 
 
 def with_probs_over_graphs(
-    statistics: ContextStatistics, result: StructureResult, seed: int = 0, **options: Any
+    statistics: ContextStatistics,
+    result: StructureResult,
+    *,
+    seed: int = 0,
+    watch: SearchWatch | None = None,
+    **options: Any,
 ) -> StructureResult:
     """The result of a search with probabilities of edges over many graphs; `options` are those of the search.
 
-    Where a plate has few wells a gene, the probabilities stay those given the rest of the graph: wells say little of it in any case.
+    Where a plate has few wells a gene, the probabilities stay those given the rest of the graph: wells say little of it in any case. They
+    do as well where the search was ended early, or is now.
     """
-    if cells_a_gene(statistics) < CELLS_A_GENE:
+    watch = SearchWatch() if watch is None else watch
+    if cells_a_gene(statistics) < CELLS_A_GENE or watch.is_stopped:
         return result
+    probs = result.edge_probs
+    with watch.may_end_early():
+        probs = _probs_over_graphs(statistics, result, watch, seed, options)
+    return replace(result, edge_probs=probs)
+
+
+def _probs_over_graphs(
+    statistics: ContextStatistics, result: StructureResult, watch: SearchWatch, seed: int, options: dict[str, Any]
+) -> NDArray[np.float64]:
     search = GraphSearch(statistics, result.prior, seed=seed, **options)
     search.adjacency = result.adjacency
     network, leaves, rng = search.network, search.leaves, np.random.default_rng(seed)
@@ -67,15 +87,19 @@ def with_probs_over_graphs(
         network.update_bonus()
     network.refresh(range(network.n_genes))
     weights = draw_weights(statistics.n_groups, _N_RESAMPLED, rng)
-    probs = edge_probs_over_graphs(network, weights, rng)
+    told = partial(watch.progress, PROBABILITIES)
+    probs = edge_probs_over_graphs(network, weights, rng, told)
     if leaves is None:
-        return replace(result, edge_probs=probs)
+        return probs
     of_leaves = leaves.probs(search.prior, network.n_iterations, leaf_probs_over_choices, weights)
-    return replace(result, edge_probs=search.put_together(probs, of_leaves))
+    return search.put_together(probs, of_leaves)
 
 
 def edge_probs_over_graphs(
-    search: HillClimb, weights: NDArray[np.float64], rng: np.random.Generator
+    search: HillClimb,
+    weights: NDArray[np.float64],
+    rng: np.random.Generator,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float64]:
     """Probability of each edge over graphs around that of a search and over choices of perturbations (U, choices), shape (d, d).
 
@@ -86,7 +110,9 @@ def edge_probs_over_graphs(
     ends = np.cumsum([len(sets) for sets in by_gene])[:-1]
     tables = [_table(sets) for sets in by_gene]
     walked = np.zeros((search.n_genes, search.n_genes))
-    for weight in weights.T:
+    for k, weight in enumerate(weights.T):
+        if on_progress:
+            on_progress(k, weights.shape[1])
         drawn = np.split(scores.under(weight), ends)
         sets = [ParentSets(*table, own) for table, own in zip(tables, drawn, strict=True)]
         walked += edge_probs_of_walk(sets, search.adjacency, rng, _N_ROUNDS, search.bonus)

@@ -7,6 +7,7 @@ known which genes may regulate, these are searched by both, and the parents of t
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,7 @@ from scgim.structure._climb import evidence_for_misfit, fit_graph
 from scgim.structure._leaves import Leaves, odds_among
 from scgim.structure._moves import StructureSearch
 from scgim.structure._score import empirical_prior
+from scgim.structure._watch import FIRST_GRAPH, LARGER_MOVES, SearchWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,8 +74,10 @@ class GraphSearch:
 
     Parameters
     ----------
-    statistics, prior, intervention, edge_log_odds, regulators, seed, on_move
+    statistics, prior, intervention, edge_log_odds, regulators, seed
         As for :class:`~scgim.structure._climb.HillClimb`.
+    watch
+        Told how far the search is; may end it early.
     """
 
     def __init__(
@@ -85,8 +89,9 @@ class GraphSearch:
         edge_log_odds: float | NDArray = EDGE_LOG_ODDS,
         regulators: NDArray[np.bool_] | None = None,
         seed: int = 0,
-        on_move: Callable[[float], None] | None = None,
+        watch: SearchWatch | None = None,
     ):
+        self.watch = watch or SearchWatch()
         self.statistics, self.intervention = statistics, intervention
         may_regulate = np.ones(statistics.n_genes, bool) if regulators is None else np.asarray(regulators, bool)
         told, self.sources = not may_regulate.all(), np.flatnonzero(may_regulate)
@@ -97,7 +102,7 @@ class GraphSearch:
             intervention=intervention,
             edge_log_odds=odds_among(edge_log_odds, self.sources),
             seed=seed,
-            on_move=on_move,
+            on_move=self.watch.moved,
         )
         self.leaves = None
         if told:
@@ -137,14 +142,15 @@ class GraphSearch:
 
     @property
     def score(self) -> float:
-        return self.network.score + (float(self.leaves.scores.sum()) if self.leaves else 0.0)
+        return self.network.score + (float(np.nansum(self.leaves.scores)) if self.leaves else 0.0)
 
     def climb(self, *, thorough: bool = False) -> float:
         """Climb from the graph as it stands; returns the score."""
         self.network.refresh(range(self.network.n_genes))
         self.network.climb()
         if self.leaves:
-            self.leaves.climb(self.prior, self.network.n_iterations, thorough=thorough)
+            told = partial(self.watch.progress, FIRST_GRAPH)
+            self.leaves.climb(self.prior, self.network.n_iterations, thorough=thorough, on_progress=told)
         return self.score
 
     def settle(self) -> list[float]:
@@ -168,6 +174,14 @@ class GraphSearch:
     def mechanisms_fail(self) -> bool:
         """Whether the evidence of the graph is clearly for mechanisms that are wrong between contexts."""
         return evidence_for_misfit(self.statistics, self.prior, self.adjacency, self.intervention)
+
+    def put_in_order(self) -> None:
+        """Score the graph as it stands where the search has ended early, after parents of leaves that have not had their turn."""
+        self.network.n_iterations = _FIRST_ITERATIONS[-1]
+        self.update_prior()
+        self.network.refresh(range(self.network.n_genes))
+        if self.leaves:
+            self.leaves.climb(self.prior, self.network.n_iterations, only_new=True)
 
     def edge_probs(self) -> NDArray[np.float64]:
         """Probability of each edge given the rest of the graph, (d, d)."""
@@ -202,6 +216,7 @@ def search_structure(
     max_evaluations: int | None = None,
     seed: int = 0,
     on_move: Callable[[float], None] | None = None,
+    watch: SearchWatch | None = None,
     start: StructureResult | None = None,
     departures: bool = True,
 ) -> StructureResult:
@@ -227,6 +242,8 @@ def search_structure(
         Seed of the random moves.
     on_move
         Called with the score after each move.
+    watch
+        Told how far the search is; may end it early, and the best graph so far is the result. None for one that knows `on_move` alone.
     start
         Result of a search of the same cells under another prior of targets, to go on from.
     departures
@@ -235,6 +252,7 @@ def search_structure(
     if max_evaluations is None:
         max_evaluations = usual_budget(statistics) // (1 if start is None else _SHARE_TO_GO_ON)
     prior = ShiftPrior(target_prob=min(_FIRST_TARGET_PROB, _FIRST_TARGETS / statistics.n_genes), known=known_targets)
+    watch = SearchWatch(on_move=on_move) if watch is None else watch
     search = GraphSearch(
         statistics,
         prior,
@@ -242,24 +260,43 @@ def search_structure(
         edge_log_odds=edge_log_odds,
         regulators=regulators,
         seed=seed,
-        on_move=on_move,
+        watch=watch,
     )
-    network, trace = search.network, []
+    trace: list[float] = []
+    with watch.may_end_early():
+        _search(search, trace, start, n_perturbations, max_evaluations, departures=departures)
+    if watch.is_stopped:
+        search.put_in_order()
+        trace.append(search.score)
+    return StructureResult(search.adjacency, search.edge_probs(), search.score, search.prior, trace)
+
+
+def _search(
+    search: GraphSearch,
+    trace: list[float],
+    start: StructureResult | None,
+    n_perturbations: int,
+    max_evaluations: int,
+    *,
+    departures: bool,
+) -> None:
+    """Search, and add the score after each round to the trace."""
+    network, first = search.network, search.prior
     if start is not None:
-        search.adjacency, search.prior = start.adjacency, replace(start.prior, known=known_targets)
+        search.adjacency, search.prior = start.adjacency, replace(start.prior, known=first.known)
         network.candidates |= start.edge_probs[np.ix_(search.sources, search.sources)] > 0
-    if start is None:
+    else:
         trace += search.settle()
         # few wells say too little of mechanisms to tell in what they fail
-        if departures and cells_a_gene(statistics) >= CELLS_A_GENE and search.mechanisms_fail():
+        if departures and cells_a_gene(search.statistics) >= CELLS_A_GENE and search.mechanisms_fail():
             # from the beginning: a graph that was found for mechanisms that hold leads nowhere
             search.adjacency = np.zeros_like(search.adjacency)
             network.bonus[:] = 0.0
-            search.prior = replace(prior, misfit=FIRST_MISFIT, departure_var=FIRST_DEPARTURE_VAR)
+            search.prior = replace(first, misfit=FIRST_MISFIT, departure_var=FIRST_DEPARTURE_VAR)
             trace += search.settle()
     if search.prior.departure_var:  # a regression takes several times as long with departures
         max_evaluations //= _SHARE_OF_DEPARTURES
     trace.append(search.climb(thorough=True))
     of_leaves = search.score - network.score
-    trace += [score + of_leaves for score in network.escape(n_perturbations, max_evaluations)]
-    return StructureResult(search.adjacency, search.edge_probs(), search.score, search.prior, trace)
+    told = partial(search.watch.progress, LARGER_MOVES)
+    trace += [score + of_leaves for score in network.escape(n_perturbations, max_evaluations, told)]
