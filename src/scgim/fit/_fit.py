@@ -131,6 +131,7 @@ class Fit:
 
     def _search(self) -> None:
         """Search for the graph, and start from what is found."""
+        self._warn_of_many_genes()
         set_scales(self.module, self.loader)
         statistics = gather_statistics(self.module, self.loader)
         with self._watched_search() as watch:
@@ -140,9 +141,8 @@ class Fit:
             start_from(self.module, statistics, result)
         self.course.edge_probs, self.course.trace = result.edge_probs, result.trace
 
-    @contextmanager
-    def _watched_search(self) -> Iterator[SearchWatch]:
-        """What watches the search: its time, its progress bar, and Ctrl-C, which goes on with the best graph so far."""
+    def _warn_of_many_genes(self) -> None:
+        """Say that the search takes long, and what to do, where any of many genes may regulate."""
         known = self.module.knowledge
         if len(self.names.genes) >= MANY_GENES and known.told_regulators() is None:
             warnings.warn(
@@ -152,6 +152,10 @@ class Fit:
                 UserWarning,
                 stacklevel=settings.warnings_stacklevel,
             )
+
+    @contextmanager
+    def _watched_search(self) -> Iterator[SearchWatch]:
+        """What watches the search: its time, its progress bar, and Ctrl-C, which goes on with the best graph so far."""
         with SearchBar(disable=not self.progress) as bar, threads_for(0):  # many small regressions
             yield SearchWatch(self.search_seconds, bar.moved, bar.progress, _tell_of_interrupt)
 
@@ -196,6 +200,7 @@ class Fit:
 
     def _fit_hidden(self) -> None:
         """Fit a network of hidden expression by moments; there is no descent, so epochs and rates do not enter."""
+        self._warn_of_many_genes()
         with self._watched_search() as watch:
             result = fit_hidden(self.module, self.loader, self.seed, watch, self.features)
         self.course.trace = result.trace
