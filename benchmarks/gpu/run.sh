@@ -5,7 +5,7 @@
 #   benchmarks/gpu/run.sh [FOLDER]          results to FOLDER (default: gpu_output)
 #   benchmarks/gpu/run.sh --cpu [FOLDER]    the same lines on the CPU, at a hundredth of the size
 #
-# PYTHON names the interpreter (default: python).
+# PYTHON names the interpreter (default: python); SLOWER multiplies the limits of time, for a machine that has other work (default: 1).
 set -uo pipefail
 device=gpu
 if [ "${1:-}" = --cpu ]; then device=cpu; shift; fi
@@ -14,11 +14,12 @@ cd "$(dirname "$0")/../.."
 mkdir -p "$out"
 python=${PYTHON:-python}
 export PYTHONPATH="$PWD/src:$PWD${PYTHONPATH:+:$PYTHONPATH}"
+slower=${SLOWER:-1}
 failed=0
 
 step() { # name, seconds, command ...
     local name=$1 seconds=$2 start=$SECONDS; shift 2
-    timeout --kill-after=10 "$seconds" "$@" >"$out/$name.log" 2>&1
+    timeout --kill-after=10 "$((seconds * slower))" "$@" >"$out/$name.log" 2>&1
     local status=$?
     printf '%s\t%s\t%s\n' "$name" "$status" "$((SECONDS - start))" >>"$out/steps.tsv"
     if [ $status -ne 0 ]; then failed=1; tail -n 20 "$out/$name.log"; fi
