@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from scgim.structure._statistics import ContextStatistics
 
 LEAVES_A_BATCH = 100  # few enough for many workers, enough for large regressions: for time, results do not depend on it
-_BATCHES_A_WORKER = 2  # before how far it is is told
+_BATCHES_A_WORKER = 2  # from one note of progress to the next: for time
 
 
 @dataclass(frozen=True)

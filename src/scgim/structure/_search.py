@@ -131,6 +131,7 @@ class GraphSearch:
         self.network.adjacency = adjacency[np.ix_(self.sources, self.sources)]
         if self.leaves:
             self.leaves.parents = adjacency[np.ix_(self.sources, self.leaves.genes)]
+            self.leaves.scores[:] = np.nan  # to be searched from there
 
     def put_together(self, network: NDArray, parents: NDArray) -> NDArray:
         """What there is of pairs of regulators and of regulators and leaves, (d, d)."""
