@@ -73,7 +73,7 @@ bench-sensitivity: .venv/bench-$(HERE)
 	$(PY) benchmarks/sensitivity/run.py $(if $(filter main,$(SUITES)),kinetic gnw nonlinear,$(SUITES)) --data "$(DATA)"
 
 bench-scale: .venv/bench-$(HERE)
-	$(PY) benchmarks/scale/run.py $(if $(filter main,$(SUITES)),cells genes contexts features library stored steps,$(SUITES))
+	$(PY) benchmarks/scale/run.py $(if $(filter main,$(SUITES)),cells genes regulators contexts features library stored steps,$(SUITES))
 
 bench-campaign: .venv/bench-$(HERE)
 	$(PY) benchmarks/campaign/run.py

@@ -122,7 +122,10 @@ def test_constraints_pin_what_we_depend_on():
     groups = [entry for group in groups.values() for entry in group if isinstance(entry, str)]
     extras = [entry for extra in project["project"]["optional-dependencies"].values() for entry in extra]
     wanted = {re.split(r"[<>=\[;]", entry)[0] for entry in [*project["project"]["dependencies"], *extras, *groups]}
-    assert wanted - pinned == {"pre-commit"}  # runs in environments of its own
+    assert wanted - pinned == {
+        "pre-commit",
+        "ray",
+    }  # runs in environments of its own; its test skips where it is not installed
 
 
 def test_commands_in_the_pages_are_make_targets():

@@ -3,7 +3,7 @@ r"""What is known before the data are seen: of direct effects, and of edges. Sea
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -59,6 +59,10 @@ class ShiftPrior:
             return usual
         known = self.known[:n_perturbations, genes]
         return torch.where(known.isnan(), usual, known)
+
+    def of_genes(self, genes: Tensor) -> ShiftPrior:
+        """Prior for some of the genes."""
+        return self if self.known is None else replace(self, known=self.known[:, genes])
 
     def is_open(self, target_probs: Tensor) -> Tensor:
         """Where the common `target_prob` holds, 1 or 0, for the shape (U, d)."""

@@ -84,3 +84,11 @@ def test_edge_covariance_is_that_of_the_joint_posterior():
 def test_genes_without_parents_have_no_covariance():
     found, _ = accumulate("poisson")
     assert (found.edge_covariance(torch.ones(K, 3).double())[0] == 0).all()
+
+
+def test_blocks_of_genes_add_up_to_the_same(monkeypatch):
+    whole, _ = accumulate("nb")
+    monkeypatch.setattr("scgim.nn._information._BLOCK_VALUES", 1)
+    blocks, _ = accumulate("nb")
+    for name in FitInformation.__dataclass_fields__:
+        torch.testing.assert_close(getattr(blocks, name), getattr(whole, name))

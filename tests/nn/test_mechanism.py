@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from scgim.nn._mechanism import MECHANISMS, make_mechanism
+from scgim.nn._mechanism import MECHANISMS, draw_weights, linear_part, make_mechanism, through_network
 
 ADJACENCY = np.zeros((4, 4), dtype=bool)
 ADJACENCY[[0, 0, 1, 2], [1, 3, 2, 3]] = True
@@ -91,3 +91,45 @@ def test_hidden_layers_start_at_no_effect_and_are_reproducible():
     assert (a.second == 0).all()
     torch.testing.assert_close(a.first, b.first, rtol=0, atol=0)
     np.testing.assert_array_equal(a(torch.randn(3, 4)).detach(), 0)
+
+
+@pytest.mark.parametrize("kind", MECHANISMS)
+def test_weights_of_regulators_alone_do_what_all_weights_do(kind):
+    """Genes 0 to 2 may regulate; the fourth has no weights, and nothing else differs."""
+    told = make_mechanism(kind, 4, 5, np.arange(4) < 3).double()
+    whole = make_mechanism(kind, 4, 5).double()
+    rng = torch.Generator().manual_seed(0)
+    weight = torch.randn(4, 4, generator=rng).double() * torch.as_tensor(ADJACENCY)
+    h = torch.randn(7, 4, generator=rng).double()
+    for own in (told, whole):
+        own.set_graph(ADJACENCY)
+        own.double()
+        with torch.no_grad():
+            linear_part(own).weight.copy_(linear_part(own).of_sources(weight))
+    assert linear_part(told).weight.shape == (3, 4)
+    torch.testing.assert_close(told(h), whole(h))
+    torch.testing.assert_close(told(h, torch.tensor([3, 1])), whole(h, torch.tensor([3, 1])))
+    torch.testing.assert_close(told.slopes(h), whole.slopes(h))
+    assert told.slopes(h).shape == (4, 4)
+    masks = dict(zip(dict(told.named_parameters()), told.prior_masks(), strict=True))
+    assert masks["weight" if kind == "linear" else "linear.weight"].tolist() == ADJACENCY[:3].tolist()
+    told.set_graph(np.zeros((4, 4), dtype=bool))
+    assert not linear_part(told).weight.any()
+
+
+def test_errors_of_weights_of_regulators_are_drawn():
+    fitted, drawn = (make_mechanism("linear", 4, 5, np.arange(4) < 3) for _ in range(2))
+    for own in (fitted, drawn):
+        own.set_graph(ADJACENCY)
+    sd = 0.5 * torch.as_tensor(ADJACENCY).double()
+    draws = []
+    for seed in range(300):
+        draw_weights(drawn, fitted, sd, torch.Generator().manual_seed(seed))
+        draws.append(drawn.weight.detach().clone())
+    np.testing.assert_allclose(torch.stack(draws).std(0), sd[:3], atol=0.08)
+
+
+def test_what_goes_through_the_network_is_the_inverse():
+    slopes = torch.as_tensor(np.where(ADJACENCY, 0.7, 0.0))
+    np.testing.assert_allclose(through_network(slopes), np.linalg.inv(np.eye(4) - slopes.numpy()), atol=1e-12)
+    np.testing.assert_array_equal(through_network(torch.zeros(3, 3).double()), np.eye(3))

@@ -117,15 +117,16 @@ def test_every_move_keeps_to_the_regulators(simulate, seed, few, odds):
             patch.setattr("scgim.structure._climb._FEW_GENES", 1)
             patch.setattr("scgim.structure._climb._N_NEAR", 2)
         seen = []
-        refresh = StructureSearch.refresh
+        refresh = HillClimb.refresh
 
         def watched(self, genes):
-            seen.append(self.adjacency[~regulators].any())
+            seen.append(self.adjacency[~self.regulators].any())
             refresh(self, genes)
 
-        patch.setattr(StructureSearch, "refresh", watched)
+        patch.setattr(HillClimb, "refresh", watched)
         screen = simulate(weights, np.eye(7), n_cells=6, n_controls=40, seed=seed)
         result = search_structure(screen.statistics, edge_log_odds=odds, regulators=regulators, n_perturbations=6)
+    assert seen
     assert not any(seen)
     assert (result.edge_probs[~regulators] == 0).all()
     assert not result.adjacency[~regulators].any()

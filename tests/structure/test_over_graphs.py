@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scgim._priors import ShiftPrior
-from scgim.structure._over_graphs import near_sets, score_sets, with_probs_over_graphs
+from scgim.structure._over_graphs import draw_weights, near_sets, score_sets, with_probs_over_graphs
 from scgim.structure._search import StructureSearch, search_structure
 
 CHAIN = np.diag([0.9, -0.8, 0.9, -0.8], 1)  # 0 -> 1 -> ... -> 4
@@ -20,7 +20,7 @@ def test_parts_of_the_score_add_up(simulate, hard):
     parts = score_sets(search, pairs)
     assert parts.by_perturbation.shape == (4, 5)
     np.testing.assert_allclose(parts.fixed + parts.by_perturbation.sum(1), search.scores(pairs))
-    drawn = np.mean([parts.draw(np.random.default_rng(seed)) for seed in range(4000)], axis=0)
+    drawn = parts.under(draw_weights(5, 4000, np.random.default_rng(0))).mean(1)
     spread = parts.by_perturbation.std(1) * 5
     assert (np.abs(drawn - search.scores(pairs)) < 0.1 * spread + 1e-6).all()
 
@@ -45,7 +45,7 @@ def test_an_edge_that_nothing_directs_is_as_likely_either_way(simulate):
     found = search_structure(statistics)
     probs = with_probs_over_graphs(statistics, found).edge_probs
     assert 0.35 < probs[0, 1] < 0.65
-    assert probs[0, 1] + probs[1, 0] == pytest.approx(1.0, abs=0.02)
+    assert probs[0, 1] + probs[1, 0] == pytest.approx(1.0, abs=0.06)  # drawn at times of their own
     assert probs[2, 3] > 0.9
     assert probs[3, 4] > 0.9
     others = (weights == 0) & (weights.T == 0)

@@ -13,6 +13,7 @@ from scipy.stats import multivariate_normal, norm
 
 from scgim._departures import bends
 from scgim._priors import ShiftPrior
+from scgim.structure._climb import fit_pairs
 from scgim.structure._score import GeneFit, _Relevance, empirical_prior, fit_genes
 from scgim.structure._statistics import ContextStatistics, StatisticsAccumulator
 
@@ -286,3 +287,15 @@ def test_the_prior_is_fitted_by_moments(prob, expected):
     square = (residuals[:, 1:].square() - noise[:, None] / n[1:]).numpy()
     spike, slab = np.median(square.mean(1)), square.mean() if prob else 0.1
     np.testing.assert_allclose([found.target_prob, found.spike_var, found.slab_var], [expected, spike, slab])
+
+
+@pytest.mark.parametrize("departure_var", [0.0, 0.3])
+def test_fits_of_batches_are_those_of_all_at_once(screen, departure_var):
+    """Pairs of fewer parents come first, so that they have to be filled up."""
+    intervention, simulated = screen
+    prior = replace(PRIOR, departure_var=departure_var, misfit=0.1 * (departure_var > 0))
+    pairs = [(0, ()), (1, (0,)), (3, (0, 2))]
+    at_once = fit_pairs(simulated.statistics, prior, pairs, intervention)
+    joined = GeneFit.joined([fit_pairs(simulated.statistics, prior, [pair], intervention) for pair in pairs])
+    for name in GeneFit.__dataclass_fields__:
+        torch.testing.assert_close(getattr(joined, name), getattr(at_once, name), rtol=1e-6, atol=1e-8, msg=name)

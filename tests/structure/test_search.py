@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scgim._priors import ShiftPrior
+from scgim.structure._moves import _Attempts
 from scgim.structure._screening import score_test
 from scgim.structure._search import StructureSearch, search_structure, usual_budget
 from scgim.structure._statistics import ContextStatistics, StatisticsAccumulator
@@ -286,3 +287,34 @@ def test_the_usual_budget_grows_with_genes_and_shrinks_with_few_cells(n_cells, n
     cells = torch.tensor([0.25, 0.75]).double() * n_cells
     statistics = ContextStatistics(torch.eye(n_genes), nothing, cells, torch.tensor([-1, 0]), n_genes)
     assert usual_budget(statistics) == budget
+
+
+def test_a_move_that_failed_is_tried_again_where_parents_have_changed():
+    attempts, graph = _Attempts(5), np.zeros((5, 5), dtype=bool)
+    graph[0, 1] = graph[3, 4] = True
+    attempts.note_failure("turn", (1,))
+    assert attempts.in_vain("turn", (1,), graph)
+    assert not attempts.in_vain("remove", (1,), graph)
+    other = graph.copy()
+    other[2, 4] = True  # far from gene 1
+    attempts.note_change(graph, other)
+    assert attempts.in_vain("turn", (1,), other)
+    near = other.copy()
+    near[2, 0] = True  # the parent of gene 1 has a parent more
+    attempts.note_change(other, near)
+    assert not attempts.in_vain("turn", (1,), near)
+    attempts.note_failure("random", ())
+    assert not attempts.in_vain("random", (), near)
+
+
+def test_an_attempt_that_fails_leaves_gains_as_they_were(simulate):
+    search = StructureSearch(simulate(random_weights(8, 1), np.eye(8)).statistics, ShiftPrior(0.1))
+    search.refresh(range(8))
+    search.climb()
+    search.escape(5, 10_000)
+    gain, graph, score = search.gain.copy(), search.adjacency.copy(), search.score
+    for gene in range(8):
+        if not search.remove_and_return(gene):
+            np.testing.assert_array_equal(search.gain, gain)
+            np.testing.assert_array_equal(search.adjacency, graph)
+            assert search.score == score

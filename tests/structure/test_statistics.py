@@ -102,3 +102,18 @@ def test_number_of_perturbations_counts_those_without_cells(cells):
     x, context, _ = cells
     keep = context != 3
     assert accumulate(x[keep], context[keep], by_group=True).n_groups == 2
+
+
+@pytest.mark.parametrize("by_group", [False, True])
+def test_statistics_of_some_genes_are_those_of_their_columns(cells, by_group):
+    """Of two functions of each gene, and whatever their order."""
+    x, context, _ = cells
+    group, genes = torch.as_tensor(GROUP), torch.tensor([2, 0])
+    whole, part = (StatisticsAccumulator(group, n, 2 * n, by_group=by_group) for n in (3, 2))
+    whole.update(torch.as_tensor(np.hstack([x, x**2])), torch.as_tensor(context))
+    part.update(torch.as_tensor(np.hstack([x[:, [2, 0]], x[:, [2, 0]] ** 2])), torch.as_tensor(context))
+    found, expected = whole.finalise().of_genes(genes), part.finalise()
+    for name in ("gram", "means", "n_cells", "gram_by_group" if by_group else "gram"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+    assert found.n_genes == 2
+    assert found.n_basis == 2

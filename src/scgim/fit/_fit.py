@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 import torch
 from scvi import settings
-from tqdm.auto import tqdm
 
 from scgim.fit._baselines import match_baselines
 from scgim.fit._contexts import drifts, match_contexts
@@ -22,14 +21,16 @@ from scgim.fit._levels import carry_to_levels
 from scgim.fit._prior_check import warn_of_prior, warn_of_usual_targets
 from scgim.fit._ranges import note_ranges
 from scgim.fit._search import search_graph
+from scgim.fit._search_bar import MANY_GENES, SearchBar, usual_time
 from scgim.fit._settle import settle_covariates
 from scgim.fit._start import start_from
 from scgim.fit._statistics import gather_statistics, set_scales
 from scgim.structure._search import CELLS_A_GENE
+from scgim.structure._watch import SearchWatch
 from scgim.train._threads import threads_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     import pandas as pd
     from lightning.pytorch import Trainer
@@ -84,6 +85,8 @@ class Fit:
         Seed of the search.
     progress
         Whether to show how far the search is.
+    search_seconds
+        Time that the search may take, about; None for no limit.
     """
 
     module: GIMModule
@@ -95,6 +98,7 @@ class Fit:
     descend: Descend
     seed: int
     progress: bool
+    search_seconds: float | None = None
 
     usable: bool | None = None
     """Whether the model can be used; None for as before."""
@@ -130,15 +134,34 @@ class Fit:
 
     def _search(self) -> None:
         """Search for the graph, and start from what is found."""
+        self._warn_of_many_genes()
         set_scales(self.module, self.loader)
         statistics = gather_statistics(self.module, self.loader)
-        with _search_bar(self.progress) as show, threads_for(0):  # many small regressions
+        with self._watched_search() as watch:
             result = search_graph(
-                self.module, statistics, self.loader, seed=self.seed, on_move=show, features=self.features
+                self.module, statistics, self.loader, seed=self.seed, watch=watch, features=self.features
             )
             start_from(self.module, statistics, result)
             settle_covariates(self.module, self.loader)
         self.course.edge_probs, self.course.trace = result.edge_probs, result.trace
+
+    def _warn_of_many_genes(self) -> None:
+        """Say that the search takes long, and what to do, where any of many genes may regulate."""
+        known = self.module.knowledge
+        if len(self.names.genes) >= MANY_GENES and known.told_regulators() is None:
+            warnings.warn(
+                f"The search takes each of {len(self.names.genes)} genes for a regulator of all others: {usual_time(len(self.names.genes))} or more "
+                "on one core. Tell which genes may regulate (`scgim.pp.mark_regulators`, `setup_anndata(regulator_key=...)`), take fewer genes "
+                "(`scgim.pp.select_genes`), or less time (`train(max_search_seconds=...)`; Ctrl-C goes on with the best graph so far).",
+                UserWarning,
+                stacklevel=settings.warnings_stacklevel,
+            )
+
+    @contextmanager
+    def _watched_search(self) -> Iterator[SearchWatch]:
+        """What watches the search: its time, its progress bar, and Ctrl-C, which goes on with the best graph so far."""
+        with SearchBar(disable=not self.progress) as bar, threads_for(0):  # many small regressions
+            yield SearchWatch(self.search_seconds, bar.moved, bar.progress, _tell_of_interrupt)
 
     def _fit_on_graph(self) -> None:
         """Fit on the graph that was found, cut edges without support, and refine."""
@@ -185,8 +208,9 @@ class Fit:
 
     def _fit_hidden(self) -> None:
         """Fit a network of hidden expression by moments; there is no descent, so epochs and rates do not enter."""
-        with _search_bar(self.progress) as show, threads_for(0):
-            result = fit_hidden(self.module, self.loader, self.seed, show, self.features)
+        self._warn_of_many_genes()
+        with self._watched_search() as watch:
+            result = fit_hidden(self.module, self.loader, self.seed, watch, self.features)
         self.course.trace = result.trace
         note_ranges(self.module, self.loader, of_parents=False)
         carry_to_levels(self.module, self.loader, None)
@@ -222,13 +246,9 @@ def unchanged_if_stopped(module: GIMModule) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def _search_bar(progress: bool) -> Iterator[Callable[[float], None]]:
-    """Progress of the search: moves made and score."""
-    with tqdm(desc="Searching for the graph", unit=" moves", disable=not progress) as bar:
-
-        def show(score: float) -> None:
-            bar.update()
-            bar.set_postfix(score=f"{score:.1f}", refresh=False)
-
-        yield show
+def _tell_of_interrupt() -> None:
+    warnings.warn(
+        "The search for the graph was interrupted. The fit goes on with the best graph so far; interrupt it again to stop it.",
+        UserWarning,
+        stacklevel=settings.warnings_stacklevel,
+    )

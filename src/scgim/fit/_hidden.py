@@ -10,17 +10,17 @@ import torch
 
 from scgim.fit._inference import passage_of, write_interventions
 from scgim.fit._search import search_by_means
+from scgim.structure._climb import fit_graph
 from scgim.structure._moments import HiddenExpression, MomentAccumulator
 from scgim.structure._over_graphs import with_probs_over_graphs
-from scgim.structure._search import StructureResult, StructureSearch
+from scgim.structure._watch import SearchWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
 
     from scgim._priors import ShiftPrior
     from scgim.module import GIMModule
+    from scgim.structure._search import StructureResult
     from scgim.train import BatchLoader
 
 # In cells without counting noise; the kinetic world at half a count a gene is worth 8, and its targets and most of its network are found.
@@ -51,7 +51,7 @@ def fit_hidden(
     module: GIMModule,
     loader: BatchLoader,
     seed: int,
-    on_move: Callable[[float], None] | None = None,
+    watch: SearchWatch | None = None,
     features: Tensor | None = None,
 ) -> StructureResult:
     """Find the graph of hidden expression and write weights, noise, targets and effects to the module."""
@@ -62,24 +62,21 @@ def fit_hidden(
         "edge_log_odds": module.knowledge.edge_log_odds.cpu().numpy(),
         "regulators": module.knowledge.told_regulators(),
         "seed": seed,
+        "watch": SearchWatch() if watch is None else watch,
     }
     less_sure = replace(statistics, n_cells=_CERTAINTY * statistics.n_cells)
-    result = search_by_means(
-        module, less_sure, known_targets=module.knowledge.known_targets(), on_move=on_move, **options
-    )
+    result = search_by_means(module, less_sure, known_targets=module.knowledge.known_targets(), **options)
     result = with_probs_over_graphs(less_sure, result, **options)
     module.mechanism.set_graph(result.adjacency)
     d = statistics.n_genes
-    fit = StructureSearch(statistics, result.prior).fit(
-        [(j, _parents(result, j)) for j in range(d)], n_iterations=_N_ITERATIONS
-    )
+    fit = fit_graph(statistics, result.prior, result.adjacency, n_iterations=_N_ITERATIONS)
     weight, weight_sd = (torch.zeros(d, d, dtype=torch.float64) for _ in range(2))
     for j in range(d):
         parents = list(_parents(result, j))
         weight[parents, j] = fit.weights[j, : len(parents)] * spread[j]
         precision = statistics.gram[parents][:, parents] / fit.noise_var[j]
         weight_sd[parents, j] = torch.linalg.inv(precision).diagonal().sqrt() * spread[j]
-    module.mechanism.weight.copy_(weight)
+    module.mechanism.weight.copy_(module.mechanism.of_sources(weight.to(module.device)))
     module.knowledge.weight_sd.copy_(weight_sd)
     module.centre.copy_(hidden.centre)
     module.spread.copy_(spread)

@@ -10,10 +10,13 @@ import torch
 from scgim.fit._statistics import MAX_SAMPLED_CELLS, to_device
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from scgim.module import GIMModule
     from scgim.train import BatchLoader
 
 _ODD_CELLS = 2e-3  # share of cells at either end: convention
+_GENES_AT_ONCE = 200  # of the cells, sorted: for memory
 _MAX_FOLD = 10.0  # of the mean, that parents make of a single cell: convention
 
 
@@ -38,13 +41,20 @@ def note_ranges(module: GIMModule, loader: BatchLoader, *, of_parents: bool = Tr
         sums.index_add_(0, context, action)
         n_cells += torch.bincount(context, minlength=k)
         kept.append(action[::every])
-    cells, contexts = torch.cat(kept).sort(0).values, (sums / n_cells[:, None])[n_cells > 0]
-    low, high = cells[0], cells[-1]
-    if module.likelihood != "normal":
-        odd = int(len(cells) * _ODD_CELLS)
-        usual = torch.logsumexp(cells, 0) - math.log(len(cells))  # log of the mean fold
-        low, high = cells[odd], torch.minimum(cells[-1 - odd], usual + math.log(_MAX_FOLD))
+    cells, contexts = torch.cat(kept), (sums / n_cells[:, None])[n_cells > 0]
+    ends = [_usual_ends(own, counts=module.likelihood != "normal") for own in cells.split(_GENES_AT_ONCE, 1)]
+    low, high = (torch.cat(end) for end in zip(*ends, strict=True))
     reach = [torch.minimum(low, contexts.amin(0)), torch.maximum(high, contexts.amax(0))]
     module.knowledge.value_range.copy_(values)
     if of_parents:
         module.knowledge.reach.copy_(torch.stack(reach))
+
+
+def _usual_ends(cells: Tensor, *, counts: bool) -> tuple[Tensor, Tensor]:
+    """Least and most that parents did in cells (n, g), of counts without odd cells and ten times the mean."""
+    ordered = cells.sort(0).values
+    if not counts:
+        return ordered[0], ordered[-1]
+    odd = int(len(cells) * _ODD_CELLS)
+    usual = torch.logsumexp(cells, 0) - math.log(len(cells))  # log of the mean fold
+    return ordered[odd], torch.minimum(ordered[-1 - odd], usual + math.log(_MAX_FOLD))

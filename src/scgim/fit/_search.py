@@ -14,13 +14,13 @@ from scgim.interventions._effects import estimate_interventions
 from scgim.interventions._joint import Screen, estimate_jointly
 from scgim.interventions._passage import Passage
 from scgim.nn._mechanism import parent_table
+from scgim.structure._climb import fit_graph
 from scgim.structure._functions import refine_structure
 from scgim.structure._over_graphs import with_probs_over_graphs
-from scgim.structure._search import StructureResult, StructureSearch, search_structure
+from scgim.structure._search import StructureResult, search_structure
+from scgim.structure._watch import SearchWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from scgim.module import GIMModule
     from scgim.structure._score import GeneFit
     from scgim.structure._statistics import ContextStatistics
@@ -33,17 +33,18 @@ def search_graph(
     loader: BatchLoader,
     *,
     seed: int,
-    on_move: Callable[[float], None] | None = None,
+    watch: SearchWatch | None = None,
     features: Tensor | None = None,
 ) -> StructureResult:
     """Search for the graph; `features` (U, p) are those of the drugs. What they say of targets is written to the module."""
     module.knowledge.note_informed(None)
+    watch = SearchWatch() if watch is None else watch
     options: dict[str, Any] = {
         "intervention": module.intervention,
         "edge_log_odds": module.knowledge.edge_log_odds.cpu().numpy(),
         "regulators": module.knowledge.told_regulators(),
         "seed": seed,
-        "on_move": on_move,
+        "watch": watch,
     }
     known = module.knowledge.known_targets()
     result = search_by_means(module, statistics, known_targets=known, **options)
@@ -51,10 +52,9 @@ def search_graph(
         # mechanisms may well be linear, and the search on more functions has more ways to go astray
         linear = search_structure(statistics.first_basis(), known_targets=known, **options)
         result = refine_structure(sample_cells(module, loader), statistics, [result, linear], **options)
-    elif features is not None and module.intervention == "shift":
+    elif features is not None and module.intervention == "shift" and not watch.is_stopped:
         result = _informed_search(module, statistics, result, features, options)
     if module.mechanism.is_linear:  # regressions on functions of any form take too long for many sets of parents
-        options.pop("on_move")
         result = with_probs_over_graphs(statistics, result, **options)
     return result
 
@@ -66,7 +66,9 @@ def search_by_means(module: GIMModule, statistics: ContextStatistics, **options:
     for the cause of the next; where a programme explains that better, mechanisms have to hold within contexts as well.
     """
     result = search_structure(statistics, **options)
-    if not module.mechanism.is_linear or not result.prior.departure_var or not result.adjacency.any():
+    if not module.mechanism.is_linear or options["watch"].is_stopped:
+        return result
+    if not result.prior.departure_var or not result.adjacency.any():
         return result
     fit = regressions(statistics, result, module.intervention)
     parents, mask = (torch.as_tensor(t) for t in parent_table(result.adjacency))
@@ -120,6 +122,4 @@ def _informed_search(
 
 def regressions(statistics: ContextStatistics, result: StructureResult, intervention: str) -> GeneFit:
     """Regressions of all genes on their parents in the graph that was found."""
-    search = StructureSearch(statistics, result.prior, intervention=intervention)
-    parents = [tuple(np.flatnonzero(column).tolist()) for column in result.adjacency.T]
-    return search.fit(list(enumerate(parents)))
+    return fit_graph(statistics, result.prior, result.adjacency, intervention)

@@ -44,7 +44,7 @@ def start_from(module: GIMModule, statistics: ContextStatistics, result: Structu
         parents = np.flatnonzero(result.adjacency[:, j])
         by_function = fit.weights[j, : len(parents) * n].reshape(len(parents), n)
         weight[parents, j] = by_function[:, :2].sum(1) * stretch[j]  # the slope at zero
-    linear.weight.copy_(weight)
+    linear.weight.copy_(linear.of_sources(weight.to(linear.weight)))
     group = statistics.group
     probs = torch.zeros(d, len(group), dtype=torch.float64)
     probs[:, group >= 0] = fit.target_probs[:, group[group >= 0]]

@@ -38,6 +38,12 @@ def check_rate(lr: Any) -> None:
         raise ValueError(f"`lr` must be a positive number, found {lr!r}.")
 
 
+def check_seconds(name: str, value: Any) -> None:
+    """Raise for a time that is neither None nor a positive number."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0):
+        raise ValueError(f"`{name}` must be a positive number of seconds or None, found {value!r}.")
+
+
 def check_device(accelerator: Any, device: Any) -> None:
     """Raise for a GPU that is not there, and for a device that is none."""
     has_cuda = torch.cuda.is_available()

@@ -157,6 +157,7 @@ class GIM(
         screen = self._screen
         dosage = np.asarray(screen["context_dosage"])
         codes = pd.Index(screen["perturbations"]).get_indexer(screen["context_perturbation"])
+        told = screen.get("regulators")
         with np.errstate(divide="ignore"):
             log_dosage = np.log(dosage) if self._setup_args["dosage_key"] is not None else None
         self.module = self._module_cls(
@@ -170,6 +171,7 @@ class GIM(
             intervention=intervention,
             n_hidden=n_hidden,
             measurement=measurement,
+            regulators=None if told is None else np.asarray(told, dtype=bool),
         )
         genes = self.registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"][LayerField.COLUMN_NAMES_KEY]
         self._set_priors([str(gene) for gene in genes], target_prior, network_prior)

@@ -18,7 +18,7 @@ from scvi.model.base import PyroSviTrainMixin
 from scgim._validation import quote_some
 from scgim.fit._course import Course
 from scgim.fit._fit import Fit, Names
-from scgim.model._arguments import check_device, check_rate, check_trainer_arguments, whole_number
+from scgim.model._arguments import check_device, check_rate, check_seconds, check_trainer_arguments, whole_number
 from scgim.model._base import ScreenModel
 from scgim.model._checkpoints import attributes_of, resume
 from scgim.predict._covariates import centre_and_scale
@@ -89,6 +89,7 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
         lr: float = 0.02,
         plan_kwargs: dict | None = None,
         enable_progress_bar: bool = True,
+        max_search_seconds: float | None = None,
         checkpoint_dir: str | os.PathLike | None = None,
         checkpoint_every_n_epochs: int = 1,
         resume_from: str | os.PathLike | None = None,
@@ -129,6 +130,8 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
             Arguments of :class:`scgim.train.GIMTrainingPlan`.
         enable_progress_bar
             Show progress.
+        max_search_seconds
+            Seconds that the search for the graph may take, about; the fit then goes on with the best graph so far. None for no limit.
         checkpoint_dir
             Folder for checkpoints, from which a run that was killed goes on; the last two are kept. None writes none, or
             goes on writing to `resume_from`.
@@ -144,7 +147,9 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
 
         Notes
         -----
-        Ctrl-C stops training and keeps what was learned; the model can be used.
+        Ctrl-C in the search for the graph ends the search, and the fit goes on with the best graph so far; after it, Ctrl-C stops training and
+        keeps what was learned. The model can be used in both cases. Where :meth:`setup_anndata` was told which genes may regulate, the parents of
+        the other genes are chosen in parallel as :func:`joblib.parallel_config` says.
 
         Raises
         ------
@@ -156,6 +161,7 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
             Memory ran out; the message says what can be done.
         """
         check_rate(lr)
+        check_seconds("max_search_seconds", max_search_seconds)
         check_device(accelerator, device)
         check_plan_arguments(plan_kwargs or {})
         check_trainer_arguments(trainer_kwargs)
@@ -194,14 +200,14 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
             "plan_kwargs": plan_kwargs or {},
             **trainer_kwargs,
         }
-        fit = self._new_fit(cells, course, arguments)
+        fit = self._new_fit(cells, course, arguments, max_search_seconds)
         try:
             with explained_failures(), threads_for():
                 fit.run()
         finally:
             self._take_over(fit)
 
-    def _new_fit(self, cells: Cells, course: Course, arguments: dict) -> Fit:
+    def _new_fit(self, cells: Cells, course: Course, arguments: dict, search_seconds: float | None) -> Fit:
         """The training run, ready to go."""
         return Fit(
             self.module,
@@ -213,6 +219,7 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
             descend=partial(self._descend, course, arguments),
             seed=0 if settings.seed is None else settings.seed,
             progress=arguments["enable_progress_bar"],
+            search_seconds=search_seconds,
         )
 
     def _take_over(self, fit: Fit) -> None:

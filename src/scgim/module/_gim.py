@@ -19,7 +19,7 @@ from scgim.interventions._stacking import DrugGenerator, Responses
 from scgim.module._knowledge import Knowledge
 from scgim.module._spike_and_slab import SpikeAndSlab
 from scgim.nn._likelihood import observation, parent_features, sample_observation
-from scgim.nn._mechanism import linear_part, make_mechanism
+from scgim.nn._mechanism import linear_part, make_mechanism, through_network
 from scgim.structure._graph import topological_layers
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ class GIMModule(PyroBaseModuleClass):
         "direct": parents act by their counts. "latent": by hidden expression, of which counts are a Poisson sample.
     level
         Level of the effect modifier of each context, shape (K,); None or empty if effects have none.
+    regulators
+        Genes that may be parents, boolean (d,); None for all.
     """
 
     def __init__(
@@ -84,12 +86,13 @@ class GIMModule(PyroBaseModuleClass):
         n_hidden: int,
         measurement: str = "direct",
         level: NDArray | None = None,
+        regulators: NDArray | None = None,
     ):
         super().__init__()
         self.measurement = measurement
         self.likelihood, self.intervention, self.n_obs = likelihood, intervention, None
         n_contexts, n_groups = len(group), int(max(group)) + 1
-        self.mechanism = make_mechanism(mechanism, n_genes, n_hidden)
+        self.mechanism = make_mechanism(mechanism, n_genes, n_hidden, regulators)
         self.intercept = nn.Parameter(torch.zeros(n_genes))
         self.covariate_effect = nn.Parameter(torch.zeros(n_covariates, n_genes))
         self.log_scale = nn.Parameter(torch.full((n_genes,), _LOG_SCALE))
@@ -153,7 +156,7 @@ class GIMModule(PyroBaseModuleClass):
                 self.intercept_loc.double().exp().cpu()
             )  # a change of the log mean moves log1p by less where counts are small
             own = (1.0 if self.measurement == "latent" else mean / (1 + mean)) / self.spread.double().cpu()
-        return own[:, None] * torch.linalg.inv(torch.eye(len(slopes), dtype=torch.float64) - slopes * own)
+        return own[:, None] * through_network(slopes * own)
 
     def responses(self) -> Responses:
         """What was measured in the treated contexts that had training cells; on the CPU."""

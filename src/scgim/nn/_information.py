@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 _TINY = 1e-12  # guard of a quotient
+_BLOCK_VALUES = 2**24  # 64 MB at a time: for memory
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,16 @@ class InformationAccumulator:
 
     def update(self, context: Tensor, h: Tensor, score: Tensor, information: Tensor, evidence: Tensor | None) -> None:
         """Add a minibatch: context (B,), parent features, score, information and evidence, all (B, d)."""
-        inputs = h[:, self.parents] * self.mask  # (B, d, p)
-        weighted = inputs * information[..., None]
         self.sums.index_add_(0, context, h.to(self.sums))
         self.n_cells += torch.bincount(context, minlength=len(self.n_cells))
         self.score.index_add_(0, context, score)
         self.information.index_add_(0, context, information)
-        self.cross.index_add_(0, context, weighted)
-        self.edges += torch.einsum("bjp,bjq->jpq", weighted, inputs)
+        for genes in torch.arange(len(self.parents)).split(max(1, _BLOCK_VALUES // self.mask.shape[1] // len(h))):
+            own = slice(int(genes[0]), int(genes[-1]) + 1)
+            inputs = h[:, self.parents[own]] * self.mask[own]  # (B, g, p)
+            weighted = inputs * information[:, own, None]
+            self.cross[:, own].index_add_(0, context, weighted)
+            self.edges[own] += torch.einsum("bjp,bjq->jpq", weighted, inputs)
         if evidence is not None:
             self.evidence.index_add_(0, context, evidence)
 

@@ -23,33 +23,46 @@ class LinearMechanism(nn.Module):
     ----------
     n_genes
         Number of genes d.
+    regulators
+        Genes that may be parents, boolean (d,), which alone have weights; None for all.
     """
 
     is_linear = True
 
-    def __init__(self, n_genes: int):
+    def __init__(self, n_genes: int, regulators: NDArray[np.bool_] | None = None):
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(n_genes, n_genes))  # [i, j]: i -> j
+        sources = None if regulators is None or np.all(regulators) else torch.as_tensor(np.flatnonzero(regulators))
+        self.register_buffer("sources", sources, persistent=False)
+        self.weight = nn.Parameter(torch.zeros(n_genes if sources is None else len(sources), n_genes))  # [i, j]: i -> j
         self.register_buffer("adjacency", torch.zeros(n_genes, n_genes))
+
+    def of_sources(self, values: Tensor) -> Tensor:
+        """Rows of the genes that have weights, of values of pairs of genes (d, d)."""
+        return values if self.sources is None else values[self.sources]
 
     def set_graph(self, adjacency: NDArray) -> None:
         """Fix the graph, boolean (d, d); weights of edges that are gone are forgotten."""
         self.adjacency.copy_(torch.as_tensor(np.asarray(adjacency), dtype=self.adjacency.dtype))
         with torch.no_grad():
-            self.weight.mul_(self.adjacency)
+            self.weight.mul_(self.of_sources(self.adjacency))
 
     def forward(self, h: Tensor, genes: Tensor | None = None) -> Tensor:
         """Contribution of the parents, (B, d) to (B, d), or (B, len(genes)) for some of the genes."""
-        weight = self.weight * self.adjacency
-        return h @ (weight if genes is None else weight[:, genes])
+        weight = self.weight * self.of_sources(self.adjacency)
+        own = h if self.sources is None else h[:, self.sources]
+        return own @ (weight if genes is None else weight[:, genes])
 
     def prior_masks(self) -> list[Tensor]:
         """For each parameter, which of its entries are in use."""
-        return [self.adjacency.bool()]
+        return [self.of_sources(self.adjacency).bool()]
 
     def slopes(self, h: Tensor) -> Tensor:
         """Mean derivative of each gene's predictor in each parent, shape (d, d)."""
-        return self.weight * self.adjacency
+        if self.sources is None:
+            return self.weight * self.adjacency
+        slopes = torch.zeros_like(self.adjacency)
+        slopes[self.sources] = self.weight * self.of_sources(self.adjacency)
+        return slopes
 
 
 class MLPMechanism(nn.Module):
@@ -61,13 +74,15 @@ class MLPMechanism(nn.Module):
         Number of genes d.
     n_hidden
         Hidden units per gene.
+    regulators
+        Genes that may be parents, boolean (d,); None for all.
     """
 
     is_linear = False
 
-    def __init__(self, n_genes: int, n_hidden: int = N_HIDDEN):
+    def __init__(self, n_genes: int, n_hidden: int = N_HIDDEN, regulators: NDArray[np.bool_] | None = None):
         super().__init__()
-        self.linear = LinearMechanism(n_genes)
+        self.linear = LinearMechanism(n_genes, regulators)
         self.n_hidden = n_hidden
         self.set_graph(np.zeros((n_genes, n_genes), dtype=bool))
 
@@ -99,7 +114,7 @@ class MLPMechanism(nn.Module):
     def prior_masks(self) -> list[Tensor]:
         """For each parameter, which of its entries are in use."""
         masks = {
-            "linear.weight": self.linear.adjacency.bool(),
+            "linear.weight": self.linear.prior_masks()[0],
             "first": self.mask[:, :, None].bool().expand_as(self.first),
             "bias": torch.ones_like(self.bias, dtype=torch.bool),
             "second": torch.ones_like(self.second, dtype=torch.bool),
@@ -135,14 +150,33 @@ def linear_part(mechanism: nn.Module) -> LinearMechanism:
     return getattr(mechanism, "linear", mechanism)
 
 
-def make_mechanism(kind: str, n_genes: int, n_hidden: int) -> LinearMechanism | MLPMechanism:
+def make_mechanism(
+    kind: str, n_genes: int, n_hidden: int, regulators: NDArray[np.bool_] | None = None
+) -> LinearMechanism | MLPMechanism:
     """Mechanism by name."""
-    return LinearMechanism(n_genes) if kind == "linear" else MLPMechanism(n_genes, n_hidden)
+    if kind == "linear":
+        return LinearMechanism(n_genes, regulators)
+    return MLPMechanism(n_genes, n_hidden, regulators)
+
+
+def through_network(slopes: Tensor) -> Tensor:
+    """Inverse of 1 - slopes (d, d): what changes of genes become once they have gone through the network.
+
+    Genes that act on none need no inverse, and most genes are such where few regulate.
+    """
+    acts = torch.nonzero(slopes.abs().amax(1))[:, 0]
+    one = torch.eye(len(slopes), dtype=slopes.dtype, device=slopes.device)
+    own = one[acts][:, acts] - slopes[acts][:, acts]
+    rest = slopes[acts]
+    rest[:, acts] = torch.eye(len(acts), dtype=slopes.dtype, device=slopes.device)
+    one[acts] = torch.linalg.solve(own, rest)
+    return one
 
 
 @torch.no_grad()
 def draw_weights(mechanism: nn.Module, fitted: nn.Module, weight_sd: Tensor, rng: torch.Generator) -> None:
     """Move the weights of `mechanism` from those of `fitted` by one draw of their errors, shape (d, d)."""
-    linear, centre = (linear_part(m).weight for m in (mechanism, fitted))
-    noise = torch.randn(weight_sd.shape, generator=rng, dtype=torch.float64)
-    linear.copy_(centre + (noise.to(weight_sd) * weight_sd).to(centre))
+    linear, centre = linear_part(mechanism), linear_part(fitted).weight
+    sd = linear.of_sources(weight_sd)
+    noise = torch.randn(sd.shape, generator=rng, dtype=torch.float64)
+    linear.weight.copy_(centre + (noise.to(sd) * sd).to(centre))

@@ -83,7 +83,9 @@ def _draw_means(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One draw: means over cells, their variances, and direct effects; in the first two, the last arm is the control."""
     fitted, d = sampler.module, len(sampler.genes)
-    module = copy.deepcopy(fitted)
+    module = copy.deepcopy(
+        fitted, {id(part): part for part in (fitted.knowledge, fitted.adjacency)}
+    )  # large, and no draw changes them
     draw_weights(module.mechanism, fitted.mechanism, fitted.knowledge.weight_sd, rng)
     error = baseline_sd * torch.randn(d, generator=rng, dtype=torch.float64)
     module.intercept.data += error.to(module.intercept)

@@ -40,6 +40,7 @@ _N_NEAR = 10
 _MIN_HELP = -7.0  # an edge that falls shorter has a probability of about 0.001 at most: exp(-7)
 _N_ITERATIONS = 6  # of expectation-maximisation in a regression: convention, for time
 _PRIOR_ROUNDS = 4  # of fits and priors, in which both hardly change any more: convention, for time
+_EDGES_AT_ONCE = 64  # asked whether they may be reversed: for time
 _MANY_GENES = 20  # with fewer the numbers of their edges say too little of how many regulate
 
 Parents = tuple[int, ...]
@@ -100,6 +101,8 @@ class HillClimb:
         self._ranked: dict[tuple[int, Parents], NDArray[np.int32]] = {}
         self.gain = np.full((self.n_genes, self.n_genes), -np.inf)
         self.score_by_gene = np.zeros(self.n_genes)
+        self._options = [np.zeros(0, dtype=np.int64)] * self.n_genes  # parents of each gene whose toggle was scored
+        self._replaced: dict[int, tuple] | None = None  # what `refresh` has overwritten, where an attempt may be undone
 
     @property
     def score(self) -> float:
@@ -121,22 +124,7 @@ class HillClimb:
 
     def fit(self, pairs: list[tuple[int, Parents]], n_iterations: int | None = None) -> GeneFit:
         """Fit the given (gene, parents) pairs."""
-        width = max([1, *(len(p) for _, p in pairs)])
-        index = torch.zeros(len(pairs), width, dtype=torch.long)
-        mask = torch.zeros(len(pairs), width, dtype=self.statistics.means.dtype)
-        for b, (_, parents) in enumerate(pairs):
-            index[b, : len(parents)] = torch.tensor(parents, dtype=torch.long)
-            mask[b, : len(parents)] = 1.0
-        genes = torch.tensor([gene for gene, _ in pairs])
-        return fit_genes(
-            self.statistics,
-            genes,
-            index,
-            mask,
-            self.prior,
-            intervention=self.intervention,
-            n_iterations=n_iterations or self.n_iterations,
-        )
+        return fit_pairs(self.statistics, self.prior, pairs, self.intervention, n_iterations or self.n_iterations)
 
     def scores(self, pairs: list[tuple[int, Parents]]) -> list[float]:
         """Score of each pair, from the cache where it is known."""
@@ -147,10 +135,7 @@ class HillClimb:
 
     def fits(self, pairs: list[tuple[int, Parents]]) -> Iterator[tuple[list[tuple[int, Parents]], GeneFit]]:
         """Fits in batches; their scores are kept."""
-        s = self.statistics
-        step = max(1, _BATCH_ELEMENTS // (s.n_contexts * (s.n_basis + 1) * _ELEMENTS_OF_BASIS))
-        for start in range(0, len(pairs), step):
-            batch = pairs[start : start + step]
+        for batch in batches(self.statistics, pairs):
             fit = self.fit(batch)
             self.n_evaluations += len(batch)
             for (gene, parents), evidence in zip(batch, fit.log_evidence.tolist(), strict=True):
@@ -166,10 +151,19 @@ class HillClimb:
         toggled = [(j, toggle(p, int(i))) for b, (j, p) in enumerate(own) for i in np.flatnonzero(near[:, b])]
         scores = dict(zip(own + toggled, self.scores(own + toggled), strict=True))
         for b, (j, parents) in enumerate(own):
-            self.score_by_gene[j] = scores[j, parents]
-            self.gain[:, j] = -np.inf
-            for i in np.flatnonzero(near[:, b]).tolist():
-                self.gain[i, j] = scores[j, toggle(parents, i)] - scores[j, parents]
+            options = np.flatnonzero(near[:, b])
+            if self._replaced is not None and j not in self._replaced:
+                self._replaced[j] = self.score_by_gene[j], self._options[j], self.gain[self._options[j], j]
+            self.gain[self._options[j], j] = -np.inf
+            self.score_by_gene[j], self._options[j] = scores[j, parents], options
+            self.gain[options, j] = [scores[j, toggle(parents, i)] - scores[j, parents] for i in options.tolist()]
+
+    def undo(self, replaced: dict[int, tuple]) -> None:
+        """Put back what `refresh` has overwritten."""
+        for j, (score, options, gain) in replaced.items():
+            self.gain[self._options[j], j] = -np.inf
+            self.score_by_gene[j], self._options[j] = score, options
+            self.gain[options, j] = gain
 
     def near(self, genes: list[int]) -> NDArray[np.bool_]:
         """Parents to score for each of the genes, boolean (d, B): all where genes are few, or those that there are and could be.
@@ -222,21 +216,29 @@ class HillClimb:
 
     def _best_move(self, reach: NDArray[np.bool_]) -> tuple[str, int, int, float]:
         more, less = self.degree_steps()
-        add = np.where(self.adjacency | reach.T, -np.inf, self.gain + more[:, None])
-        i, j = np.unravel_index(add.argmax(), add.shape)
-        best = ("add", int(i), int(j), float(add[i, j]))
-        rows, columns = np.nonzero(self.adjacency)
+        rows = np.concatenate(self._options)  # hardly any pair of many genes is worth it
+        columns = np.repeat(np.arange(self.n_genes), [len(options) for options in self._options])
+        best = ("none", 0, 0, -math.inf)
         if not len(rows):
             return best
-        remove = self.gain[rows, columns] + less[rows]
+        gain, present = self.gain[rows, columns], self.adjacency[rows, columns]
+        add = np.where(present | reach[columns, rows], -np.inf, gain + more[rows])
+        k = int(add.argmax())
+        best = ("add", int(rows[k]), int(columns[k]), float(add[k]))
+        rows, columns, gain = rows[present], columns[present], gain[present]
+        if not len(rows):
+            return best
+        remove = gain + less[rows]
         k = int(remove.argmax())
         if remove[k] > best[3]:
             best = ("remove", int(rows[k]), int(columns[k]), float(remove[k]))
         reverse = remove + self.gain[columns, rows] + more[columns]
-        for k in np.argsort(-reverse):
-            if reverse[k] <= max(best[3], TOLERANCE):
-                break
-            if not _other_path(self.adjacency, reach, rows[k], columns[k]):
+        promising = np.flatnonzero(reverse > max(best[3], TOLERANCE))
+        promising = promising[np.argsort(-reverse[promising], kind="stable")]
+        for some in np.split(promising, range(_EDGES_AT_ONCE, len(promising), _EDGES_AT_ONCE)):
+            free = some[~_other_paths(self.adjacency, reach, rows[some], columns[some])]
+            if len(free):
+                k = int(free[0])
                 return ("reverse", int(rows[k]), int(columns[k]), float(reverse[k]))
         return best
 
@@ -247,18 +249,6 @@ class HillClimb:
         self.update_bonus()
         self._reset()
         return self.prior
-
-    def mechanisms_fail(self) -> bool:
-        """Whether the evidence of the current graph is clearly for mechanisms that are wrong between contexts."""
-        pairs, before = [(j, self.parents(j)) for j in range(self.n_genes)], self.prior
-        evidence = []
-        for prior in (before, replace(before, misfit=FIRST_MISFIT, departure_var=FIRST_DEPARTURE_VAR)):
-            self.prior = prior
-            for _ in range(_PRIOR_ROUNDS):
-                self.prior = empirical_prior(self.statistics, self.fit(pairs), self.prior)
-            evidence.append(float(self.fit(pairs).log_evidence.sum()))
-        self.prior = before
-        return evidence[1] > evidence[0] + MIN_GAIN
 
     def update_bonus(self) -> None:
         """Fit the prior of out-degrees to the current graph; where regulators are told, independent edges are what is left to say."""
@@ -272,22 +262,81 @@ class HillClimb:
         d, reach = self.n_genes, reachability(self.adjacency)
         more, less = self.degree_steps()
         probs = np.zeros((d, d))
-        for i, j in np.argwhere(self.adjacency):
+        rows, columns = np.nonzero(self.adjacency)
+        for k in np.split(np.arange(len(rows)), range(_EDGES_AT_ONCE, len(rows), _EDGES_AT_ONCE)):
+            i, j = rows[k], columns[k]
             absent = self.gain[i, j] + less[i]
-            reversed_ = absent + self.gain[j, i] + more[j] if not _other_path(self.adjacency, reach, i, j) else -np.inf
-            log = np.array([0.0, absent, reversed_])
-            weight = np.exp(log - log.max())
-            probs[i, j], probs[j, i] = weight[0] / weight.sum(), weight[2] / weight.sum()
+            turned = np.where(_other_paths(self.adjacency, reach, i, j), -np.inf, absent + self.gain[j, i] + more[j])
+            log = np.stack([np.zeros(len(k)), absent, turned])
+            weight = np.exp(log - log.max(0))
+            probs[i, j], probs[j, i] = weight[0] / weight.sum(0), weight[2] / weight.sum(0)
         free = ~self.adjacency & ~self.adjacency.T & ~np.eye(d, dtype=bool)
         forward = np.where(free & ~reach.T, np.exp(np.minimum(self.gain + more[:, None], 0.0)), 0.0)
         return np.where(free, forward / (1.0 + forward + forward.T), probs)
+
+
+def fit_pairs(
+    statistics: ContextStatistics,
+    prior: ShiftPrior,
+    pairs: list[tuple[int, Parents]],
+    intervention: str = "shift",
+    n_iterations: int = _N_ITERATIONS,
+) -> GeneFit:
+    """Fit genes on parents, one (gene, parents) pair each, all at once."""
+    width = max([1, *(len(p) for _, p in pairs)])
+    index = np.zeros((len(pairs), width), dtype=np.int64)
+    mask = np.zeros((len(pairs), width))
+    for b, (_, parents) in enumerate(pairs):
+        index[b, : len(parents)] = parents
+        mask[b, : len(parents)] = 1.0
+    genes = torch.tensor([gene for gene, _ in pairs])
+    return fit_genes(
+        statistics,
+        genes,
+        torch.from_numpy(index),
+        torch.from_numpy(mask).to(statistics.means.dtype),
+        prior,
+        intervention=intervention,
+        n_iterations=n_iterations,
+    )
+
+
+def fit_graph(
+    statistics: ContextStatistics,
+    prior: ShiftPrior,
+    adjacency: NDArray[np.bool_],
+    intervention: str = "shift",
+    n_iterations: int = _N_ITERATIONS,
+) -> GeneFit:
+    """Fit all genes on their parents in a graph, boolean (d, d)."""
+    pairs = [(j, tuple(np.flatnonzero(column).tolist())) for j, column in enumerate(np.asarray(adjacency, bool).T)]
+    fits = [fit_pairs(statistics, prior, b, intervention, n_iterations) for b in batches(statistics, pairs)]
+    return GeneFit.joined(fits, statistics.n_basis)
+
+
+def batches(statistics: ContextStatistics, pairs: list) -> Iterator[list]:
+    """Pairs in batches whose regressions fit into little memory."""
+    step = max(1, _BATCH_ELEMENTS // (statistics.n_contexts * (statistics.n_basis + 1) * _ELEMENTS_OF_BASIS))
+    for start in range(0, len(pairs), step):
+        yield pairs[start : start + step]
+
+
+def evidence_for_misfit(
+    statistics: ContextStatistics, prior: ShiftPrior, adjacency: NDArray[np.bool_], intervention: str = "shift"
+) -> bool:
+    """Whether the evidence of a graph is clearly for mechanisms that are wrong between contexts."""
+    evidence = []
+    for trial in (prior, replace(prior, misfit=FIRST_MISFIT, departure_var=FIRST_DEPARTURE_VAR)):
+        for _ in range(_PRIOR_ROUNDS):
+            trial = empirical_prior(statistics, fit_graph(statistics, trial, adjacency, intervention), trial)
+        evidence.append(float(fit_graph(statistics, trial, adjacency, intervention).log_evidence.sum()))
+    return evidence[1] > evidence[0] + MIN_GAIN
 
 
 def toggle(parents: Parents, gene: int) -> Parents:
     return tuple(sorted(set(parents) ^ {gene}))
 
 
-def _other_path(adjacency: NDArray, reach: NDArray, i: int, j: int) -> bool:
-    """Whether a path of two or more edges leads from i to j, so that reversing i -> j would close a cycle."""
-    through = adjacency[i] & reach[:, j]
-    return bool(through.sum() > through[j])
+def _other_paths(adjacency: NDArray, reach: NDArray, i: NDArray, j: NDArray) -> NDArray[np.bool_]:
+    """Whether a path of two or more edges leads from each i to its child j, so that reversing i -> j would close a cycle."""
+    return (adjacency[i] & reach[:, j].T).sum(1) > 1

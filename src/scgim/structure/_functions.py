@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,16 +18,19 @@ import torch
 from torch import Tensor
 
 from scgim.structure._count_fit import CountFit
+from scgim.structure._moves import StructureSearch
 from scgim.structure._score import GeneFit, fit_genes
-from scgim.structure._search import Parents, StructureResult, StructureSearch
+from scgim.structure._search import StructureResult
 from scgim.structure._statistics import ContextStatistics, StatisticsAccumulator
+from scgim.structure._watch import LARGER_MOVES, SearchWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
     from scgim._priors import ShiftPrior
+    from scgim.structure._climb import Parents
 
 # Functions that a regression may use, of parents in control standard deviations. Their number and form are conventions:
 # they need only span smooth functions, since the widths of their priors are fitted. Other choices are in the tables
@@ -200,7 +203,7 @@ def refine_structure(
     edge_log_odds: float | NDArray,
     regulators: NDArray[np.bool_] | None = None,
     seed: int = 0,
-    on_move: Callable[[float], None] | None = None,
+    watch: SearchWatch | None = None,
 ) -> StructureResult:
     """Climb from the best of several graphs by the score of smooth functions, and escape local optima.
 
@@ -212,15 +215,16 @@ def refine_structure(
         Statistics of functions that add up, which say what edges are worth a look.
     starts
         Graphs to start from.
-    intervention, edge_log_odds, regulators, seed, on_move
+    intervention, edge_log_odds, regulators, seed, watch
         As for :func:`~scgim.structure._search.search_structure`.
     """
+    watch = SearchWatch() if watch is None else watch
     options: dict[str, Any] = {
         "intervention": intervention,
         "edge_log_odds": edge_log_odds,
         "regulators": regulators,
         "seed": seed,
-        "on_move": on_move,
+        "on_move": watch.moved,
     }
     search = FunctionSearch(cells, worth_a_look(statistics, starts, **options), starts[0].prior, **options)
     d = search.n_genes
@@ -229,8 +233,13 @@ def refine_structure(
     search.adjacency = start.adjacency.copy()
     search.update_prior()
     search.refresh(range(d))
-    trace = [search.score, search.climb()]
-    trace += search.escape(_N_PERTURBATIONS, _MAX_EVALUATIONS * d)
+    trace = [search.score]
+    with watch.may_end_early():
+        trace.append(search.climb())
+        told = partial(watch.progress, LARGER_MOVES)
+        trace += search.escape(_N_PERTURBATIONS, _MAX_EVALUATIONS * d, told)
+    if watch.is_stopped:
+        search.refresh(range(d))
     probs, score, adjacency = search.edge_probs(), search.score, search.adjacency.copy()
     return StructureResult(adjacency, probs, score, search.update_prior(), trace)
 

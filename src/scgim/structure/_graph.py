@@ -65,9 +65,8 @@ def topological_order(adjacency: NDArray) -> list[int]:
 def topological_layers(adjacency: NDArray) -> list[list[int]]:
     """Genes in layers such that the parents of a gene lie in earlier layers: what can be sampled at once."""
     adjacency = np.asarray(adjacency, dtype=bool)
-    depth = np.zeros(len(adjacency), dtype=int)
-    for j in topological_order(adjacency):
-        parents = np.flatnonzero(adjacency[:, j])
-        if len(parents):
-            depth[j] = depth[parents].max() + 1
+    children, depth = _children(adjacency), np.zeros(len(adjacency), dtype=int)
+    for i in topological_order(adjacency):
+        for j in children[i]:
+            depth[j] = max(depth[j], depth[i] + 1)
     return [np.flatnonzero(depth == level).tolist() for level in range(depth.max() + 1)]

@@ -11,6 +11,7 @@ from scgim._priors import usual_edge_log_odds
 from scgim.structure._over_graphs import with_probs_over_graphs
 from scgim.structure._search import StructureResult, search_structure
 from scgim.structure._statistics import StatisticsAccumulator
+from scgim.structure._watch import SearchWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +31,7 @@ def learn_graph(
     edge_log_odds: float | ArrayLike | None = None,
     regulators: ArrayLike | None = None,
     seed: int = 0,
+    max_seconds: float | None = None,
     on_move: Callable[[float], None] | None = None,
 ) -> StructureResult:
     """Acyclic graph of variables from samples under interventions whose targets are unknown.
@@ -56,12 +58,19 @@ def learn_graph(
         Variables that may act on others, boolean (d,); None for all.
     seed
         Seed of the random moves.
+    max_seconds
+        Seconds that the search may take, about; what it has found by then is the result. None for no limit.
     on_move
         Called with the score after each move.
 
     Returns
     -------
     Graph, probabilities of edges (over graphs near it, and over choices of interventions), score and trace.
+
+    Notes
+    -----
+    Ctrl-C ends the search early: the result is the best graph so far. Where regulators are told, the parents of the other variables are chosen
+    in parallel as :func:`joblib.parallel_config` says.
 
     Raises
     ------
@@ -86,8 +95,9 @@ def learn_graph(
     options: dict[str, Any] = {"intervention": intervention, "edge_log_odds": odds, "seed": seed}
     options["regulators"] = None if regulators is None else np.asarray(regulators, dtype=bool)
     statistics = accumulator.finalise()
-    found = search_structure(statistics, on_move=on_move, **options)
-    return with_probs_over_graphs(statistics, found, **options)
+    watch = SearchWatch(max_seconds, on_move)
+    found = search_structure(statistics, watch=watch, **options)
+    return with_probs_over_graphs(statistics, found, watch=watch, **options)
 
 
 def _check(values: np.ndarray, context: np.ndarray, group: np.ndarray, intervention: str) -> None:

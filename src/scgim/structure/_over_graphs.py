@@ -9,18 +9,24 @@ perturbations would let them be.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from scgim.structure._search import CELLS_A_GENE, StructureResult, StructureSearch, cells_a_gene
+from scgim.structure._leaves import LeafClimb
+from scgim.structure._search import CELLS_A_GENE, GraphSearch, StructureResult, cells_a_gene
 from scgim.structure._walk import ParentSets, edge_probs_of_walk
+from scgim.structure._watch import PROBABILITIES, SearchWatch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from scgim.structure._climb import HillClimb, Parents
+    from scgim.structure._leaves import LeafTask
     from scgim.structure._statistics import ContextStatistics
 
 # Further parents that a gene may get, the best first, and how many of these in pairs; parents of which any may be missing, and how
@@ -37,30 +43,65 @@ class Resampled(NamedTuple):
     fixed: NDArray[np.float64]
     by_perturbation: NDArray[np.float64]
 
-    def draw(self, rng: np.random.Generator) -> NDArray[np.float64]:
-        """Scores under one choice of weights, which are 1 on average, shape (n,)."""
-        weight = rng.standard_exponential(self.by_perturbation.shape[1])
-        return self.fixed + self.by_perturbation @ (weight / np.mean(weight))
+    def under(self, weight: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Scores under weights of the perturbations (U,), or several choices of them (U, m); shape (n,) or (n, m)."""
+        scores = self.by_perturbation @ weight
+        return scores + self.fixed.reshape(-1, *[1] * (scores.ndim - 1))
+
+
+def draw_weights(n_perturbations: int, n_choices: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Choices of weights of the perturbations, 1 on average in each, (U, choices)."""
+    weights = rng.standard_exponential((n_choices, n_perturbations))
+    return (weights / weights.mean(1, keepdims=True)).T
 
 
 def with_probs_over_graphs(
-    statistics: ContextStatistics, result: StructureResult, seed: int = 0, **options: Any
+    statistics: ContextStatistics,
+    result: StructureResult,
+    *,
+    seed: int = 0,
+    watch: SearchWatch | None = None,
+    **options: Any,
 ) -> StructureResult:
     """The result of a search with probabilities of edges over many graphs; `options` are those of the search.
 
-    Where a plate has few wells a gene, the probabilities stay those given the rest of the graph: wells say little of it in any case.
+    Where a plate has few wells a gene, the probabilities stay those given the rest of the graph: wells say little of it in any case. They
+    do as well where the search was ended early, or is now.
     """
-    if cells_a_gene(statistics) < CELLS_A_GENE:
+    watch = SearchWatch() if watch is None else watch
+    if cells_a_gene(statistics) < CELLS_A_GENE or watch.is_stopped:
         return result
-    search = StructureSearch(statistics, result.prior, seed=seed, **options)
-    search.adjacency = result.adjacency.copy()
-    search.update_bonus()
-    search.refresh(range(search.n_genes))
-    return replace(result, edge_probs=edge_probs_over_graphs(search, np.random.default_rng(seed)))
+    probs = result.edge_probs
+    with watch.may_end_early():
+        probs = _probs_over_graphs(statistics, result, watch, seed, options)
+    return replace(result, edge_probs=probs)
 
 
-def edge_probs_over_graphs(search: HillClimb, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Probability of each edge over graphs around that of a search and over choices of perturbations, shape (d, d).
+def _probs_over_graphs(
+    statistics: ContextStatistics, result: StructureResult, watch: SearchWatch, seed: int, options: dict[str, Any]
+) -> NDArray[np.float64]:
+    search = GraphSearch(statistics, result.prior, seed=seed, **options)
+    search.adjacency = result.adjacency
+    network, leaves, rng = search.network, search.leaves, np.random.default_rng(seed)
+    if leaves is None:
+        network.update_bonus()
+    network.refresh(range(network.n_genes))
+    weights = draw_weights(statistics.n_groups, _N_RESAMPLED, rng)
+    told = partial(watch.progress, PROBABILITIES)
+    probs = edge_probs_over_graphs(network, weights, rng, told)
+    if leaves is None:
+        return probs
+    of_leaves = leaves.probs(search.prior, network.n_iterations, leaf_probs_over_choices, weights)
+    return search.put_together(probs, of_leaves)
+
+
+def edge_probs_over_graphs(
+    search: HillClimb,
+    weights: NDArray[np.float64],
+    rng: np.random.Generator,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.float64]:
+    """Probability of each edge over graphs around that of a search and over choices of perturbations (U, choices), shape (d, d).
 
     Edges that no set has keep the probability that they have given the rest of the graph (:meth:`HillClimb.edge_probs`).
     """
@@ -69,15 +110,36 @@ def edge_probs_over_graphs(search: HillClimb, rng: np.random.Generator) -> NDArr
     ends = np.cumsum([len(sets) for sets in by_gene])[:-1]
     tables = [_table(sets) for sets in by_gene]
     walked = np.zeros((search.n_genes, search.n_genes))
-    for _ in range(_N_RESAMPLED):
-        drawn = np.split(scores.draw(rng), ends)
+    for k, weight in enumerate(weights.T):
+        if on_progress:
+            on_progress(k, weights.shape[1])
+        drawn = np.split(scores.under(weight), ends)
         sets = [ParentSets(*table, own) for table, own in zip(tables, drawn, strict=True)]
         walked += edge_probs_of_walk(sets, search.adjacency, rng, _N_ROUNDS, search.bonus)
     probs = search.edge_probs()  # of the graph that was found, one draw more
     for j, (candidates, _) in enumerate(tables):
-        probs[candidates, j] = (walked[candidates, j] + probs[candidates, j]) / (_N_RESAMPLED + 1)
+        probs[candidates, j] = (walked[candidates, j] + probs[candidates, j]) / (weights.shape[1] + 1)
     # both ends of an edge are drawn at times of their own, so that of few draws the two directions may add up to more than one
     return probs / np.maximum(1.0, probs + probs.T)
+
+
+def leaf_probs_over_choices(task: LeafTask, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probability of each parent of leaves over sets of parents and choices of perturbations (U, choices), (regulators, leaves).
+
+    No cycle goes through a leaf, so that its sets are as probable as their scores say, and no walk is needed.
+    """
+    search = LeafClimb(task)
+    search.refresh(search.leaves)
+    by_gene = [near_sets(search, int(j)) for j in search.leaves]
+    scores = score_sets(search, [(int(j), own) for j, sets in zip(search.leaves, by_gene, strict=True) for own in sets])
+    drawn = np.split(scores.under(weights), np.cumsum([len(sets) for sets in by_gene])[:-1])
+    probs = search.edge_probs()
+    for j, sets, own in zip(search.leaves, by_gene, drawn, strict=True):
+        candidates, members = _table(sets)
+        weight = np.exp(own - own.max(0))  # (sets, choices)
+        found = members.T @ (weight / weight.sum(0))
+        probs[candidates, j] = (found.sum(1) + probs[candidates, j]) / (weights.shape[1] + 1)
+    return probs[: search.n_sources, search.n_sources :]
 
 
 def near_sets(search: HillClimb, gene: int) -> list[Parents]:

@@ -22,6 +22,8 @@ from torch import Tensor
 from scgim._departures import MAX_DEPARTURE_VAR, N_BENDS, bends, likeliest_misfit
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from scgim._priors import ShiftPrior
     from scgim.structure._statistics import ContextStatistics
 
@@ -79,6 +81,22 @@ class GeneFit:
     transported: Tensor
     by_perturbation: Tensor
 
+    @classmethod
+    def joined(cls, fits: Sequence[GeneFit], n_basis: int = 1) -> GeneFit:
+        """Fits of several batches, those of fewer parents filled up with zeros; weights are of `n_basis` functions a parent."""
+        width = max(fit.departures.shape[-1] for fit in fits)
+
+        def filled(fit: GeneFit, name: str) -> Tensor:
+            value, missing = getattr(fit, name), width - fit.departures.shape[-1]
+            if name in ("departures", "determined"):
+                return torch.nn.functional.pad(value, (0, missing))
+            if name == "weights":  # the intercept stays last
+                slopes = torch.nn.functional.pad(value[:, :-1], (0, missing * n_basis))
+                return torch.cat([slopes, value[:, -1:]], 1)
+            return value
+
+        return cls(*(torch.cat([filled(fit, name) for fit in fits]) for name in cls.__dataclass_fields__))
+
 
 def fit_genes(
     statistics: ContextStatistics,
@@ -135,27 +153,31 @@ def fit_genes(
     target_probs = torch.sigmoid(log_odds)
     noise_var = (scatter.total_yy / scatter.dof).clamp_min(_MIN_NOISE)
     v0 = noise_var[:, None] / n + prior.spike_var
+    hard, fill = intervention == "hard", torch.nn.functional.pad
+    if not hard:  # departures and intercept have no scatter
+        xx, xy, yy, dof = fill(scatter.xx, (0, width, 0, width)), fill(scatter.xy, (0, width)), scatter.yy, scatter.dof
+    passed = torch.zeros_like(y)
     for _ in range(n_iterations):
-        free = 1 - torch.nn.functional.pad(target_probs, (0, 1))  # controls are never targets
-        free_context = free[:, scatter.group]  # (B, K)
-        if intervention == "hard":
-            precision = free_context / v0
+        free = 1 - fill(target_probs, (0, 1))  # controls are never targets
+        if hard:
+            xx, xy, yy, dof = scatter.weighted(free)
+            xx, xy = fill(xx, (0, width, 0, width)), fill(xy, (0, width))
+            precision = free[:, scatter.group] / v0
         else:
-            precision = free_context / v0 + (1 - free_context) / (v0 + prior.slab_var)
-        xx, xy, yy, dof = scatter.weighted(free)
-        a = torch.nn.functional.pad(xx, (0, width, 0, width)) / noise_var[:, None, None]
-        a = a + torch.bmm(z * precision[:, None, :], z.transpose(1, 2)) + ridge
-        b = torch.nn.functional.pad(xy, (0, width)) / noise_var[:, None]
-        b = b + torch.bmm(z, (precision * y)[:, :, None])[:, :, 0]
+            precision = torch.lerp((v0 + prior.slab_var).reciprocal(), v0.reciprocal(), free[:, scatter.group])
+        weighted = z * precision[:, None]
+        a = torch.baddbmm(xx / noise_var[:, None, None] + ridge, weighted, z.mT)
+        b = torch.baddbmm((xy / noise_var[:, None])[:, :, None], weighted, y[:, :, None])[:, :, 0]
         solved = torch.linalg.solve(a, b) if relevance is None else relevance.solve(a, b)
         weights, departures = solved[:, :q], solved[:, q:]
-        residuals = y - torch.bmm(solved[:, None], z)[:, 0]
-        rss = _rss(weights[:, :-1], xx, xy, yy)
-        noise_var = (rss / dof).clamp_min(_MIN_NOISE)
-        passed = passage.passed(weights[:, :-1], departures) if may_be_wrong else torch.zeros_like(y)
-        v0 = noise_var[:, None] / n + prior.spike_var + prior.misfit**2 * passed
-        off, on = scatter.group_evidence(weights, noise_var, residuals, y, v0, prior)
-        target_probs = torch.sigmoid(on - off + log_odds)
+        residuals = torch.baddbmm(y[:, None], solved[:, None], z, alpha=-1)[:, 0]
+        noise_var = (_rss(solved, xx, xy, yy) / dof).clamp_min(_MIN_NOISE)
+        v0 = noise_var[:, None] / n + prior.spike_var
+        if may_be_wrong:
+            passed = passage.passed(weights[:, :-1], departures)
+            v0 = v0 + prior.misfit**2 * passed
+        target_probs = torch.sigmoid(scatter.log_ratio(weights, noise_var, residuals, y, v0, prior) + log_odds)
+    off, on = scatter.group_evidence(weights, noise_var, residuals, y, v0, prior)
     moved = torch.nn.functional.softplus(on - off + log_odds) - torch.nn.functional.softplus(log_odds)
     evidence = scatter.baseline(weights, noise_var, residuals, v0) + moved.sum(1)
     evidence = evidence + (passage.log_volume(departures, precision) if relevance is None else relevance.log_volume)
@@ -226,8 +248,8 @@ def empirical_prior(statistics: ContextStatistics, fit: GeneFit, prior: ShiftPri
 
 def _rss(weights: Tensor, xx: Tensor, xy: Tensor, yy: Tensor) -> Tensor:
     """Residual sum of squares from normal equations, shape (B,)."""
-    quadratic = (weights * torch.bmm(xx, weights[:, :, None])[:, :, 0]).sum(1)
-    return (yy - 2 * (weights * xy).sum(1) + quadratic).clamp_min(_TINY)
+    gap = torch.baddbmm(xy[:, :, None], xx, weights[:, :, None], beta=-2)[:, :, 0]
+    return (yy + (weights * gap).sum(1)).clamp_min(_TINY)
 
 
 class _Relevance:
@@ -300,6 +322,14 @@ class _Scatter:
         w = weights[:, :-1]
         quadratic = torch.einsum("bp,bupq,bq->bu", w, self.xx, w)
         return (self.yy - 2 * torch.einsum("bp,bup->bu", w, self.xy) + quadratic).clamp_min(_TINY)
+
+    def log_ratio(self, weights, noise_var, residuals, y, v0, prior) -> Tensor:
+        """Log evidence of each perturbation's cells if the gene is its target less that if it is not, (B, U)."""
+        if self.hard:
+            off, on = self.group_evidence(weights, noise_var, residuals, y, v0, prior)
+            return on - off
+        share = prior.slab_var / (v0 + prior.slab_var)
+        return self._by_group(0.5 * (residuals.square() * share / v0 + torch.log1p(-share)))
 
     def group_evidence(self, weights, noise_var, residuals, y, v0, prior) -> tuple[Tensor, Tensor]:
         """Log evidence of each perturbation's cells if the gene is not, and if it is, its target; (B, U) each."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 _MIN_FREE = 1e-6  # of the curvature; a copy of a parent has none of its own
+_BLOCK_VALUES = 2**21  # 16 MB at a time: for memory
 _RIDGE, _TINY = 1e-8, 1e-9  # copies among the parents must be solved for, and nothing divided by zero
 
 
@@ -36,21 +37,46 @@ def score_test(
     precision = (1 - on) / v0 + on / (v0 + prior.slab_var)
     curvature = s.gram.diagonal()[:, None] / fit.noise_var + means.square().T @ precision.T  # (P, B)
     gain = torch.zeros_like(curvature)
-    for b, (gene, parents) in enumerate(pairs):
-        columns, noise_var = s.columns(torch.tensor(parents, dtype=torch.long)), fit.noise_var[b]
-        present = torch.cat([means[:, columns], torch.ones_like(means[:, :1])], 1)  # (K, q + 1)
-        shared = torch.nn.functional.pad(s.gram[:, columns] / noise_var, (0, 1))
-        shared += means.T @ (precision[b][:, None] * present)  # (P, q + 1)
-        own = torch.nn.functional.pad(s.gram[columns][:, columns] / noise_var, (0, 1, 0, 1))
-        own += present.T @ (precision[b][:, None] * present)
-        solved = torch.linalg.solve(own + _RIDGE * torch.eye(len(own), dtype=own.dtype), shared.T)  # (q + 1, P)
-        left = s.gram[:, gene] - s.gram[:, columns] @ fit.weights[b, : len(columns)]
-        weighted = precision[b] * fit.residuals[b]
-        slope = left / noise_var + means.T @ weighted
-        slope -= solved.T @ (torch.nn.functional.pad(left[columns] / noise_var, (0, 1)) + present.T @ weighted)
-        free = curvature[:, b] - (shared * solved.T).sum(1)
-        gain[:, b] = slope.square() / (2 * torch.maximum(free, _MIN_FREE * curvature[:, b]).clamp_min(_TINY))
+    width = max(len(parents) for _, parents in pairs)
+    for own in torch.arange(len(pairs)).split(max(1, _BLOCK_VALUES // (len(curvature) * (width * s.n_basis + 1)))):
+        gain[:, own] = _gain_beside_parents(s, fit, pairs, own, precision[own], curvature[:, own])
     return gain.reshape(s.n_basis, s.n_genes, len(pairs)).sum(0).numpy()
+
+
+def _gain_beside_parents(
+    s: ContextStatistics, fit: GeneFit, pairs: list, own: Tensor, precision: Tensor, curvature: Tensor
+) -> Tensor:
+    """Gain of each further column, weights of the present parents free, for some of the pairs, (P, b)."""
+    chosen = [pairs[b] for b in own.tolist()]
+    width = max(len(parents) for _, parents in chosen)
+    index = torch.tensor([[*parents, *[0] * (width - len(parents))] for _, parents in chosen], dtype=torch.long)
+    mask = torch.tensor([[1.0] * len(p) + [0.0] * (width - len(p)) for _, p in chosen], dtype=torch.float64)
+    columns, mask = s.columns(index), mask.repeat_interleave(s.n_basis, 1)  # (b, q)
+    genes = torch.tensor([gene for gene, _ in chosen])
+    noise_var, slopes = fit.noise_var[own], fit.weights[own][:, : columns.shape[1]] * mask
+    one = torch.ones(len(chosen), 1, s.n_contexts, dtype=mask.dtype)
+    present = torch.cat([s.means.T[columns] * mask[..., None], one], 1)  # (b, q + 1, K)
+    weighted = precision[:, None] * present
+    scatter = s.gram[columns] * mask[..., None]  # (b, q, P)
+    shared = weighted @ s.means  # (b, q + 1, P)
+    shared[:, :-1] += scatter / noise_var[:, None, None]
+    within = weighted @ present.mT
+    within[:, :-1, :-1] += (
+        scatter.gather(2, columns[:, None].expand(-1, columns.shape[1], -1))
+        * mask[:, None]
+        / (noise_var[:, None, None])
+    )
+    empty = torch.nn.functional.pad(1 - mask, (0, 1))
+    within += torch.diag_embed(empty + _RIDGE)
+    solved = torch.linalg.solve(within, shared)
+    left = s.gram[genes] - (slopes[:, None] @ scatter)[:, 0]  # (b, P)
+    moved = precision * fit.residuals[own]
+    slope = left / noise_var[:, None] + moved @ s.means
+    known = torch.nn.functional.pad(left.gather(1, columns) * mask / noise_var[:, None], (0, 1))
+    known = known + (present @ moved[..., None])[..., 0]
+    slope = slope - (known[:, None] @ solved)[:, 0]
+    free = curvature - (shared * solved).sum(1).T
+    return slope.T.square() / (2 * torch.maximum(free, _MIN_FREE * curvature).clamp_min(_TINY))
 
 
 def targets_explained(statistics: ContextStatistics, prior: ShiftPrior, fit: GeneFit) -> NDArray:

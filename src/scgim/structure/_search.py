@@ -1,8 +1,7 @@
 """Search for the directed acyclic graph with the best score.
 
-Greedy moves (:mod:`scgim.structure._climb`) end in a local optimum, often with a few edges reversed. Four kinds of larger moves
-lead out of it: turning all edges into a gene round, reversing an edge and choosing the parents of all genes concerned anew,
-taking a gene out of the graph and letting it back in, and reversing a few edges at random. Each is kept only if the score rises.
+Greedy moves (:mod:`scgim.structure._climb`) end in a local optimum, out of which larger ones lead (:mod:`scgim.structure._moves`). Where it is
+known which genes may regulate, these are searched by both, and the parents of the others are chosen for each alone (:mod:`scgim.structure._leaves`).
 """
 
 from __future__ import annotations
@@ -12,21 +11,24 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from scgim._departures import FIRST_DEPARTURE_VAR, FIRST_MISFIT
 from scgim._priors import EDGE_LOG_ODDS, ShiftPrior
-from scgim.structure._climb import TOLERANCE, HillClimb, Parents, toggle
-from scgim.structure._graph import descendants
+from scgim.structure._climb import evidence_for_misfit, fit_graph
+from scgim.structure._leaves import Leaves, odds_among
+from scgim.structure._moves import StructureSearch
+from scgim.structure._score import empirical_prior
+from scgim.structure._watch import FIRST_GRAPH, LARGER_MOVES, SearchWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
     from torch import Tensor
 
     from scgim.structure._statistics import ContextStatistics
 
-_MAX_OPTIONS = 10  # further parents tried where those of a gene are chosen anew: convention, for time
 # Of expectation-maximisation, in the climbs that the prior is fitted on: few, as these are crude; convention, for time.
 _FIRST_ITERATIONS = (3, 6)
 # Prior probability of a target in the first climb, after which it is fitted: this, or so many targets a drug where that
@@ -67,159 +69,127 @@ class StructureResult:
     trace: list[float]
 
 
-class StructureSearch(HillClimb):
-    """Hill climbing with larger moves that lead out of local optima.
+class GraphSearch:
+    """Search for a whole graph: among the genes that may regulate, and for the parents of the others.
 
     Parameters
     ----------
-    statistics, prior, intervention, edge_log_odds, regulators, seed, on_move
+    statistics, prior, intervention, edge_log_odds, regulators, seed
         As for :class:`~scgim.structure._climb.HillClimb`.
+    watch
+        Told how far the search is; may end it early.
     """
 
-    def select_parents(
+    def __init__(
         self,
-        gene: int,
-        allowed: NDArray[np.bool_],
-        start: Parents,
-        extra: Iterable[int] = (),
-        bonus: NDArray[np.float64] | None = None,
-    ) -> Parents:
-        """Forward-backward selection of the parents of a gene among those allowed.
+        statistics: ContextStatistics,
+        prior: ShiftPrior,
+        *,
+        intervention: str = "shift",
+        edge_log_odds: float | NDArray = EDGE_LOG_ODDS,
+        regulators: NDArray[np.bool_] | None = None,
+        seed: int = 0,
+        watch: SearchWatch | None = None,
+    ):
+        self.watch = watch or SearchWatch()
+        self.statistics, self.intervention = statistics, intervention
+        may_regulate = np.ones(statistics.n_genes, bool) if regulators is None else np.asarray(regulators, bool)
+        told, self.sources = not may_regulate.all(), np.flatnonzero(may_regulate)
+        columns = torch.as_tensor(self.sources)
+        self.network = StructureSearch(
+            statistics.of_genes(columns) if told else statistics,
+            prior,
+            intervention=intervention,
+            edge_log_odds=odds_among(edge_log_odds, self.sources),
+            seed=seed,
+            on_move=self.watch.moved,
+        )
+        self.leaves = None
+        if told:
+            self.leaves = Leaves(statistics, may_regulate, intervention=intervention, edge_log_odds=edge_log_odds)
+        self.prior = prior
 
-        `extra` are tried if ever they were worth it; `bonus` (d,) is what the prior of out-degrees adds for each parent.
-        """
-        bonus = np.zeros(self.n_genes) if bonus is None else bonus
-        allowed = allowed & self.candidates[:, gene]
-        parents = tuple(p for p in start if allowed[p])
-        # of the genes not yet parents, those that help most as things stand
-        likely = np.argsort(-np.where(allowed, self.gain[:, gene] + bonus, -np.inf))[:_MAX_OPTIONS]
-        options = [int(i) for i in {*likely.tolist(), *parents, *extra} if allowed[i]]
-        score = self.scores([(gene, parents)])[0] + bonus[list(parents)].sum()
-        while options:
-            trials = [toggle(parents, i) for i in options]
-            scores = np.array(self.scores([(gene, t) for t in trials])) + [bonus[list(t)].sum() for t in trials]
-            best = int(np.argmax(scores))
-            if scores[best] <= score + TOLERANCE:
-                break
-            parents, score = trials[best], scores[best]
-        return parents
+    @property
+    def prior(self) -> ShiftPrior:
+        return self._prior
 
-    def reverse_and_reselect(self, i: int, j: int) -> bool:
-        """Put gene i after gene j in the order and choose the parents of all genes concerned anew."""
-        if not self.regulators[j]:
-            return False
-        on_paths = descendants(self.adjacency, i) & descendants(self.adjacency.T, j)
-        between = [int(t) for t in np.flatnonzero(on_paths) if t != i]
-        trial = self.adjacency.copy()
-        children = [t for t in between if trial[i, t]]
-        trial[i, between] = False
-        steps = np.diff(self.bonus, append=-np.inf)
-        for gene in [*children, i]:
-            allowed = ~descendants(trial, gene)
-            start = self.parents(gene, trial)
-            if gene == i:
-                start = tuple(sorted({*start, j}))
-            else:
-                allowed[i] = False
-            trial[:, gene] = False
-            parents = self.select_parents(gene, allowed, start, between, steps[trial.sum(1)])
-            trial[list(parents), gene] = True
-        changed = [*children, i]
-        scores = self.scores([(gene, self.parents(gene, trial)) for gene in changed])
-        gain = sum(scores) - self.score_by_gene[changed].sum()
-        gain += self.degree_score(trial) - self.degree_score(self.adjacency)
-        if gain <= TOLERANCE:
-            return False
-        self.adjacency = trial
-        self.refresh(changed)
-        self.climb()
-        return True
+    @prior.setter
+    def prior(self, prior: ShiftPrior) -> None:
+        self._prior = prior
+        self.network.prior = prior.of_genes(torch.as_tensor(self.sources)) if self.leaves else prior
+        self.network._reset()
 
-    def _attempt(self, change: Callable[[NDArray[np.bool_]], None]) -> bool:
-        """Change the graph, climb, and keep the result if it is better."""
-        before, score, gain, by_gene = self.adjacency, self.score, self.gain.copy(), self.score_by_gene.copy()
-        self.adjacency = before.copy()
-        change(self.adjacency)
-        self.refresh(np.flatnonzero((self.adjacency != before).any(0)))
-        if self.climb() > score + TOLERANCE:
-            return True
-        self.adjacency, self.gain, self.score_by_gene = before, gain, by_gene
-        return False
+    @property
+    def adjacency(self) -> NDArray[np.bool_]:
+        """The graph as it stands, (d, d)."""
+        if self.leaves is None:
+            return self.network.adjacency.copy()
+        return self.put_together(self.network.adjacency, self.leaves.parents)
 
-    def turn_round(self, gene: int) -> bool:
-        """Make all parents of a gene its children and climb from there: one edge at a time, each would leave the others to explain it."""
+    @adjacency.setter
+    def adjacency(self, adjacency: NDArray[np.bool_]) -> None:
+        self.network.adjacency = adjacency[np.ix_(self.sources, self.sources)]
+        if self.leaves:
+            self.leaves.parents = adjacency[np.ix_(self.sources, self.leaves.genes)]
+            self.leaves.scores[:] = np.nan  # to be searched from there
 
-        def turn(adjacency: NDArray[np.bool_]) -> None:
-            adjacency[gene] |= adjacency[:, gene]  # the gene is a source then, so that no cycle is closed
-            adjacency[:, gene] = False
+    def put_together(self, network: NDArray, parents: NDArray) -> NDArray:
+        """What there is of pairs of regulators and of regulators and leaves, (d, d)."""
+        whole = np.zeros((self.statistics.n_genes,) * 2, dtype=network.dtype)
+        whole[np.ix_(self.sources, self.sources)] = network
+        if self.leaves:
+            whole[np.ix_(self.sources, self.leaves.genes)] = parents
+        return whole
 
-        return bool(self.regulators[gene] and self.adjacency[:, gene].any()) and self._attempt(turn)
+    @property
+    def score(self) -> float:
+        return self.network.score + (float(np.nansum(self.leaves.scores)) if self.leaves else 0.0)
 
-    def remove_and_return(self, gene: int) -> bool:
-        """Take a gene out of the graph and climb from there."""
-
-        def isolate(adjacency: NDArray[np.bool_]) -> None:
-            adjacency[gene] = False
-            adjacency[:, gene] = False
-
-        return self._attempt(isolate)
-
-    def reverse_at_random(self, n_edges: int) -> bool:
-        """Reverse a few edges that lie together and climb from there."""
-        edges = np.argwhere(self.adjacency)
-        if not len(edges):
-            return False
-        centre = edges[self.random.integers(len(edges))]
-        near = edges[np.isin(edges, centre).any(1)]
-        pool = near if len(near) >= n_edges else edges
-        chosen = pool[self.random.permutation(len(pool))[:n_edges]]
-
-        def reverse(adjacency: NDArray[np.bool_]) -> None:
-            for i, j in chosen:
-                adjacency[i, j] = False
-                if not descendants(adjacency, i)[j] and self.candidates[j, i]:
-                    adjacency[j, i] = True
-
-        return self._attempt(reverse)
-
-    def escape(self, n_perturbations: int, max_evaluations: int) -> list[float]:
-        """Try the larger moves until none of them helps; returns the score after each round."""
-        improved, trace = True, []
-        budget = self.n_evaluations + max_evaluations
-        while improved and self.n_evaluations < budget:
-            improved = False
-            for move in self._larger_moves(n_perturbations):
-                improved |= move()
-                if self.n_evaluations >= budget:
-                    break
-            # what may be a parent, and so is worth scoring, depends on the whole graph
-            self.refresh(range(self.n_genes))
-            trace.append(self.climb())
-        return trace
+    def climb(self, *, thorough: bool = False) -> float:
+        """Climb from the graph as it stands; returns the score."""
+        self.network.refresh(range(self.network.n_genes))
+        self.network.climb()
+        if self.leaves:
+            told = partial(self.watch.progress, FIRST_GRAPH)
+            self.leaves.climb(self.prior, self.network.n_iterations, thorough=thorough, on_progress=told)
+        return self.score
 
     def settle(self) -> list[float]:
         """Climb and fit the prior in turn; returns the score after each climb."""
         trace = []
         for n_iterations in _FIRST_ITERATIONS:
-            self.n_iterations = n_iterations
-            self._reset()
-            self.refresh(range(self.n_genes))
+            self.network.n_iterations = n_iterations
+            self.network._reset()
             trace.append(self.climb())
             self.update_prior()
         return trace
 
-    def _larger_moves(self, n_perturbations: int) -> Iterator[Callable[[], bool]]:
-        """Moves of one round. The order is random, so that a budget too small for all of them favours no gene."""
-        for gene in self.random.permutation(self.n_genes):
-            yield partial(self.turn_round, int(gene))
-        edges = np.argwhere(self.adjacency)
-        for i, j in edges[self.random.permutation(len(edges))]:
-            if self.adjacency[i, j]:
-                yield partial(self.reverse_and_reselect, int(i), int(j))
-        for gene in self.random.permutation(self.n_genes):
-            yield partial(self.remove_and_return, int(gene))
-        for k in range(n_perturbations):
-            yield partial(self.reverse_at_random, 2 + 2 * (k % 2))  # two edges or four
+    def update_prior(self) -> None:
+        """Fit the prior of the direct effects to the graph as it stands (empirical Bayes)."""
+        n = self.network.n_iterations
+        fit = fit_graph(self.statistics, self.prior, self.adjacency, self.intervention, n)
+        self.prior = empirical_prior(self.statistics, fit, self.prior)
+        if self.leaves is None:  # where regulators are told, independent edges are what is left to say
+            self.network.update_bonus()
+
+    def mechanisms_fail(self) -> bool:
+        """Whether the evidence of the graph is clearly for mechanisms that are wrong between contexts."""
+        return evidence_for_misfit(self.statistics, self.prior, self.adjacency, self.intervention)
+
+    def put_in_order(self) -> None:
+        """Score the graph as it stands where the search has ended early, after parents of leaves that have not had their turn."""
+        self.network.n_iterations = _FIRST_ITERATIONS[-1]
+        self.update_prior()
+        self.network.refresh(range(self.network.n_genes))
+        if self.leaves:
+            self.leaves.climb(self.prior, self.network.n_iterations, only_new=True)
+
+    def edge_probs(self) -> NDArray[np.float64]:
+        """Probability of each edge given the rest of the graph, (d, d)."""
+        if self.leaves is None:
+            return self.network.edge_probs()
+        of_leaves = self.leaves.edge_probs(self.prior, self.network.n_iterations)
+        return self.put_together(self.network.edge_probs(), of_leaves)
 
 
 def cells_a_gene(statistics: ContextStatistics) -> float:
@@ -247,6 +217,7 @@ def search_structure(
     max_evaluations: int | None = None,
     seed: int = 0,
     on_move: Callable[[float], None] | None = None,
+    watch: SearchWatch | None = None,
     start: StructureResult | None = None,
     departures: bool = True,
 ) -> StructureResult:
@@ -272,6 +243,8 @@ def search_structure(
         Seed of the random moves.
     on_move
         Called with the score after each move.
+    watch
+        Told how far the search is; may end it early, and the best graph so far is the result. None for one that knows `on_move` alone.
     start
         Result of a search of the same cells under another prior of targets, to go on from.
     departures
@@ -280,30 +253,51 @@ def search_structure(
     if max_evaluations is None:
         max_evaluations = usual_budget(statistics) // (1 if start is None else _SHARE_TO_GO_ON)
     prior = ShiftPrior(target_prob=min(_FIRST_TARGET_PROB, _FIRST_TARGETS / statistics.n_genes), known=known_targets)
-    search = StructureSearch(
+    watch = SearchWatch(on_move=on_move) if watch is None else watch
+    search = GraphSearch(
         statistics,
         prior,
         intervention=intervention,
         edge_log_odds=edge_log_odds,
         regulators=regulators,
         seed=seed,
-        on_move=on_move,
+        watch=watch,
     )
     trace: list[float] = []
+    with watch.may_end_early():
+        _search(search, trace, start, n_perturbations, max_evaluations, departures=departures)
+    if watch.is_stopped:
+        search.put_in_order()
+        trace.append(search.score)
+    return StructureResult(search.adjacency, search.edge_probs(), search.score, search.prior, trace)
+
+
+def _search(
+    search: GraphSearch,
+    trace: list[float],
+    start: StructureResult | None,
+    n_perturbations: int,
+    max_evaluations: int,
+    *,
+    departures: bool,
+) -> None:
+    """Search, and add the score after each round to the trace."""
+    network, first = search.network, search.prior
     if start is not None:
-        search.adjacency, search.prior = start.adjacency.copy(), replace(start.prior, known=known_targets)
-        search.candidates |= start.edge_probs > 0
-    if start is None:
+        search.adjacency, search.prior = start.adjacency, replace(start.prior, known=first.known)
+        network.candidates |= start.edge_probs[np.ix_(search.sources, search.sources)] > 0
+    else:
         trace += search.settle()
         # few wells say too little of mechanisms to tell in what they fail
-        if departures and cells_a_gene(statistics) >= CELLS_A_GENE and search.mechanisms_fail():
+        if departures and cells_a_gene(search.statistics) >= CELLS_A_GENE and search.mechanisms_fail():
             # from the beginning: a graph that was found for mechanisms that hold leads nowhere
-            search.adjacency[:], search.bonus[:] = False, 0.0
-            search.prior = replace(prior, misfit=FIRST_MISFIT, departure_var=FIRST_DEPARTURE_VAR)
+            search.adjacency = np.zeros_like(search.adjacency)
+            network.bonus[:] = 0.0
+            search.prior = replace(first, misfit=FIRST_MISFIT, departure_var=FIRST_DEPARTURE_VAR)
             trace += search.settle()
     if search.prior.departure_var:  # a regression takes several times as long with departures
         max_evaluations //= _SHARE_OF_DEPARTURES
-    search.refresh(range(search.n_genes))
-    trace.append(search.climb())
-    trace += search.escape(n_perturbations, max_evaluations)
-    return StructureResult(search.adjacency.copy(), search.edge_probs(), search.score, search.prior, trace)
+    trace.append(search.climb(thorough=True))
+    of_leaves = search.score - network.score
+    told = partial(search.watch.progress, LARGER_MOVES)
+    trace += [score + of_leaves for score in network.escape(n_perturbations, max_evaluations, told)]

@@ -83,6 +83,18 @@ class ContextStatistics:
             gram_by_group=None if by_group is None else by_group[:, :d, :d],
         )
 
+    def of_genes(self, genes: Tensor) -> ContextStatistics:
+        """Statistics of some of the genes, in the order given, shape (g,)."""
+        columns = (torch.arange(self.n_basis)[:, None] * self.n_genes + genes).flatten()
+        by_group = self.gram_by_group
+        return replace(
+            self,
+            gram=self.gram[columns[:, None], columns],
+            means=self.means[:, columns],
+            n_genes=len(genes),
+            gram_by_group=None if by_group is None else by_group[:, columns[:, None], columns],
+        )
+
     def columns(self, genes: Tensor) -> Tensor:
         """Columns of the given parents, shape (..., p) to (..., p * n_basis)."""
         offsets = torch.arange(self.n_basis) * self.n_genes

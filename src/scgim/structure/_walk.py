@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scgim.structure._graph import descendants
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -44,23 +42,28 @@ class ParentSets:
     scores: NDArray[np.float64]
 
     def weights(
-        self, forbidden: NDArray[np.bool_], steps: NDArray[np.float64], needed: int | None = None
+        self, forbidden: NDArray[np.bool_], steps: NDArray[np.float64] | None = None, needed: int | None = None
     ) -> tuple[NDArray[np.float64], float]:
         """Probability of each set given the rest of the graph, and the log of the sum before they were made to add up to 1.
 
         Parameters
         ----------
         forbidden
-            Genes that would close a cycle, boolean (d,).
+            Candidates that would close a cycle, boolean (c,).
         steps
-            What the prior of out-degrees adds for each parent, shape (d,).
+            What the prior of out-degrees adds for each candidate, shape (c,); None for nothing.
         needed
             A gene that must be in the set; None for none.
         """
-        out = self.members[:, forbidden[self.candidates]].any(1)
+        scores = self.scores if steps is None else self.scores + self.members @ steps
+        out = None
+        if forbidden.any():
+            out = self.members[:, forbidden].any(1)
         if needed is not None:
-            out |= ~self.members[:, self.candidates == needed].any(1)
-        scores = np.where(out, -np.inf, self.scores + self.members @ steps[self.candidates])
+            without = ~self.members[:, self.candidates == needed].any(1)
+            out = without if out is None else out | without
+        if out is not None:
+            scores = np.where(out, -np.inf, scores)
         top = scores.max()
         if top == -np.inf:
             return np.zeros(len(scores)), -np.inf
@@ -71,6 +74,8 @@ class ParentSets:
 
 class GraphWalk:
     """Metropolis walk over acyclic graphs.
+
+    The graph is kept as the parents and the children of each gene: most genes have few of either, and each step asks for descendants.
 
     Parameters
     ----------
@@ -91,47 +96,87 @@ class GraphWalk:
         rng: np.random.Generator,
         bonus: NDArray[np.float64] | None = None,
     ):
-        self.sets, self.rng, self.adjacency = sets, rng, np.array(adjacency, dtype=bool)
+        self.sets, self.rng = sets, rng
         self.steps = np.zeros(len(sets)) if bonus is None else np.diff(bonus, append=0.0)
+        self._has_steps = bool(self.steps.any())
+        self._parents: list[tuple[int, ...]] = [()] * len(sets)
+        self._children: list[set[int]] = [set() for _ in sets]
+        self._n_parents = np.zeros(len(sets), dtype=np.int64)
+        for gene, column in enumerate(np.asarray(adjacency, dtype=bool).T):
+            self._set_parents(gene, tuple(np.flatnonzero(column).tolist()))
+
+    @property
+    def adjacency(self) -> NDArray[np.bool_]:
+        """The graph as it stands, (d, d)."""
+        adjacency = np.zeros((len(self.sets),) * 2, dtype=bool)
+        for gene, parents in enumerate(self._parents):
+            adjacency[list(parents), gene] = True
+        return adjacency
 
     def redraw(self, gene: int) -> NDArray[np.float64]:
         """Draw the parents of a gene from all its sets that close no cycle; probabilities of its candidates to be among them."""
-        self.adjacency[:, gene] = False
-        weight = self._draw(self.adjacency, gene)[0]
+        self._set_parents(gene, ())
+        weight = self._draw(gene)[0]
         return weight @ self.sets[gene].members
 
     def reverse(self) -> None:
         """Reverse an edge, draw the parents of both genes anew, and accept or not."""
-        edges = np.argwhere(self.adjacency)
-        if not len(edges):
+        cumulated = np.cumsum(self._n_parents)
+        n_edges = int(cumulated[-1])
+        if not n_edges:
             return
-        i, j = (int(gene) for gene in edges[self.rng.integers(len(edges))])
-        without = self.adjacency.copy()
-        without[:, [i, j]] = False
-        trial, back = without.copy(), without.copy()
-        forward = self._draw(trial, i, j)[1]  # with j among the parents of i
-        if forward == -np.inf:
-            return
-        forward += self._draw(trial, j)[1]
-        backward = self._weights(back, j, i)[1]
-        back[:, j] = self.adjacency[:, j]
-        backward += self._weights(back, i)[1]
-        ratio = forward - backward + np.log(len(edges)) - np.log(trial.sum())
-        if np.log(self.rng.random()) < ratio:
-            self.adjacency = trial
+        k = int(self.rng.integers(n_edges))
+        j = int(np.searchsorted(cumulated, k, side="right"))
+        i = self._parents[j][k - int(cumulated[j])]  # counted from the last
+        before = {gene: self._parents[gene] for gene in (i, j)}
+        self._set_parents(i, ())
+        self._set_parents(j, ())
+        backward = self._weights(j, i)[1]
+        self._set_parents(j, before[j])
+        backward += self._weights(i)[1]
+        self._set_parents(j, ())
+        forward = self._draw(i, j)[1]  # with j among the parents of i
+        if forward > -np.inf:
+            forward += self._draw(j)[1]
+            ratio = forward - backward + np.log(n_edges) - np.log(self._n_parents.sum())
+            if np.log(self.rng.random()) < ratio:
+                return
+        for gene in (i, j):
+            self._set_parents(gene, ())
+        for gene, parents in before.items():
+            self._set_parents(gene, parents)
 
-    def _weights(self, adjacency: NDArray[np.bool_], gene: int, needed: int | None = None) -> tuple[NDArray, float]:
+    def _set_parents(self, gene: int, parents: tuple[int, ...]) -> None:
+        for i in self._parents[gene]:
+            self._children[i].discard(gene)
+        for i in parents:
+            self._children[i].add(gene)
+        self._parents[gene], self._n_parents[gene] = parents, len(parents)
+
+    def _descendants(self, gene: int) -> set[int]:
+        """Genes that a directed path from `gene` leads to, itself among them."""
+        found, frontier = {gene}, [gene]
+        while frontier:
+            new = self._children[frontier.pop()] - found
+            found |= new
+            frontier += new
+        return found
+
+    def _weights(self, gene: int, needed: int | None = None) -> tuple[NDArray, float]:
         """Weights of the sets of a gene that has no parents in the graph."""
-        steps = self.steps[adjacency.sum(1)] if self.steps.any() else self.steps
-        return self.sets[gene].weights(descendants(adjacency, gene), steps, needed)
+        own, downstream = self.sets[gene], self._descendants(gene)
+        candidates = own.candidates.tolist()
+        forbidden = np.array([i in downstream for i in candidates], dtype=bool)
+        steps = self.steps[[len(self._children[i]) for i in candidates]] if self._has_steps else None
+        return own.weights(forbidden, steps, needed)
 
-    def _draw(self, adjacency: NDArray[np.bool_], gene: int, needed: int | None = None) -> tuple[NDArray, float]:
+    def _draw(self, gene: int, needed: int | None = None) -> tuple[NDArray, float]:
         """Draw the parents of a gene that has none, and write them to the graph; weights and log sum that they were drawn from."""
-        weight, log_sum = self._weights(adjacency, gene, needed)
+        weight, log_sum = self._weights(gene, needed)
         if log_sum > -np.inf:
             own, cumulated = self.sets[gene], np.cumsum(weight)
             chosen = own.members[np.searchsorted(cumulated, self.rng.random() * cumulated[-1])]
-            adjacency[own.candidates[chosen], gene] = True
+            self._set_parents(gene, tuple(own.candidates[chosen].tolist()))
         return weight, log_sum
 
 

@@ -81,7 +81,8 @@ class KeepGoodState(pl.Callback):
         if not bool(torch.stack([torch.isfinite(p).all() for p in parameters]).all()):
             return False
         self.epoch = epoch
-        self._state = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        # what is known of edges and drugs is large, and no step changes it
+        self._state = {name: value.detach().clone() for name, value in module.named_parameters()}
         return True
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -96,8 +97,9 @@ class KeepGoodState(pl.Callback):
 
     def restore(self, module: torch.nn.Module) -> None:
         """Put the kept parameters back."""
-        if self._state:
-            module.load_state_dict(self._state)
+        with torch.no_grad():
+            for name, value in self._state.items():
+                module.get_parameter(name).copy_(value)
 
 
 @contextmanager
