@@ -130,10 +130,10 @@ class Fit:
         set_scales(self.module, self.loader)
         statistics = gather_statistics(self.module, self.loader)
         with _search_bar(self.progress) as show, threads_for(0):  # many small regressions
-            result = search_graph(
+            result, states = search_graph(
                 self.module, statistics, self.loader, seed=self.seed, on_move=show, features=self.features
             )
-            start_from(self.module, statistics, result)
+            start_from(self.module, statistics, result, states)
         self.course.edge_probs, self.course.trace = result.edge_probs, result.trace
 
     def _fit_on_graph(self) -> None:

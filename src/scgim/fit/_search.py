@@ -17,12 +17,14 @@ from scgim.nn._mechanism import parent_table
 from scgim.structure._functions import refine_structure
 from scgim.structure._over_graphs import with_probs_over_graphs
 from scgim.structure._search import StructureResult, StructureSearch, search_structure
+from scgim.structure._states import search_with_states
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from scgim.module import GIMModule
     from scgim.structure._score import GeneFit
+    from scgim.structure._states import HiddenStates
     from scgim.structure._statistics import ContextStatistics
     from scgim.train import BatchLoader
 
@@ -35,8 +37,8 @@ def search_graph(
     seed: int,
     on_move: Callable[[float], None] | None = None,
     features: Tensor | None = None,
-) -> StructureResult:
-    """Search for the graph; `features` (U, p) are those of the drugs. What they say of targets is written to the module."""
+) -> tuple[StructureResult, HiddenStates | None]:
+    """Search for the graph and for hidden states; `features` (U, p) are those of the drugs, and what they say of targets is written to the module."""
     module.knowledge.note_informed(None)
     options: dict[str, Any] = {
         "intervention": module.intervention,
@@ -46,7 +48,10 @@ def search_graph(
         "on_move": on_move,
     }
     known = module.knowledge.known_targets()
-    result = search_by_means(module, statistics, known_targets=known, **options)
+    result, states = search_by_means(module, statistics, known_targets=known, **options), None
+    if module.mechanism.is_linear and module.intervention == "shift":
+        result, states = search_with_states(statistics, result, known_targets=known, **options)
+        statistics = statistics if states is None else states.taken_out(statistics)
     if not module.mechanism.is_linear:
         # mechanisms may well be linear, and the search on more functions has more ways to go astray
         linear = search_structure(statistics.first_basis(), known_targets=known, **options)
@@ -56,7 +61,7 @@ def search_graph(
     if module.mechanism.is_linear:  # regressions on functions of any form take too long for many sets of parents
         options.pop("on_move")
         result = with_probs_over_graphs(statistics, result, **options)
-    return result
+    return result, states
 
 
 def search_by_means(module: GIMModule, statistics: ContextStatistics, **options: Any) -> StructureResult:
@@ -77,7 +82,7 @@ def search_by_means(module: GIMModule, statistics: ContextStatistics, **options:
     moved = (statistics.means - statistics.means[~treated].mean(0))[treated, : statistics.n_genes]
     found = estimate_interventions(
         (fit.residuals + fit.transported)[:, treated].T,
-        statistics.n_cells[treated][:, None] / fit.noise_var,
+        1 / statistics.variance_of_means(fit.noise_var).T[treated],
         torch.unique(statistics.group[treated], return_inverse=True)[1],
         module.knowledge.log_dosage.cpu()[statistics.observed][treated],
         module.knowledge.curve_grid(),
@@ -95,7 +100,9 @@ def _informed_search(
     treated = statistics.group >= 0
     measured, group = torch.unique(statistics.group[treated], return_inverse=True)
     log_dosage = module.knowledge.log_dosage.cpu()[statistics.observed][treated]
-    variance = fit.noise_var / statistics.n_cells[treated][:, None] + result.prior.misfit**2 * fit.passed[:, treated].T
+    variance = (
+        statistics.variance_of_means(fit.noise_var).T[treated] + result.prior.misfit**2 * fit.passed[:, treated].T
+    )
     given = module.knowledge.given_targets()
     prior = replace(result.prior, known=None if given is None else given[measured])
     screen = Screen(

@@ -113,7 +113,7 @@ def fit_genes(
         Family of each parent, 0, 1, ..., shape (p,); None for flat weights, whose number the caller has to pay for. Weights of a
         family have a common normal prior, whose precision is fitted, and are integrated out of the evidence.
     """
-    s, n = statistics, statistics.n_cells
+    s = statistics
     columns = s.columns(parents)  # (B, q)
     column_mask = mask.repeat_interleave(s.n_basis, dim=1)
     pairs = column_mask[:, :, None] * column_mask[:, None, :]
@@ -134,7 +134,7 @@ def fit_genes(
     log_odds = prior.target_log_odds(s.n_groups, genes).T
     target_probs = torch.sigmoid(log_odds)
     noise_var = (scatter.total_yy / scatter.dof).clamp_min(_MIN_NOISE)
-    v0 = noise_var[:, None] / n + prior.spike_var
+    v0 = s.variance_of_means(noise_var, genes) + prior.spike_var
     for _ in range(n_iterations):
         free = 1 - torch.nn.functional.pad(target_probs, (0, 1))  # controls are never targets
         free_context = free[:, scatter.group]  # (B, K)
@@ -153,7 +153,7 @@ def fit_genes(
         rss = _rss(weights[:, :-1], xx, xy, yy)
         noise_var = (rss / dof).clamp_min(_MIN_NOISE)
         passed = passage.passed(weights[:, :-1], departures) if may_be_wrong else torch.zeros_like(y)
-        v0 = noise_var[:, None] / n + prior.spike_var + prior.misfit**2 * passed
+        v0 = s.variance_of_means(noise_var, genes) + prior.spike_var + prior.misfit**2 * passed
         off, on = scatter.group_evidence(weights, noise_var, residuals, y, v0, prior)
         target_probs = torch.sigmoid(on - off + log_odds)
     moved = torch.nn.functional.softplus(on - off + log_odds) - torch.nn.functional.softplus(log_odds)
@@ -204,7 +204,7 @@ def empirical_prior(statistics: ContextStatistics, fit: GeneFit, prior: ShiftPri
     probs = fit.target_probs[:, statistics.group[treated]]  # (d, contexts)
     if not len(probs) or not probs.numel():
         return prior
-    error = fit.noise_var[:, None] / statistics.n_cells[treated]
+    error = statistics.variance_of_means(fit.noise_var)[:, treated]
     square = fit.residuals[:, treated].square() - error
     on, off = probs, 1 - probs
     passed = fit.passed[:, treated] * (prior.departure_var > 0)
