@@ -8,12 +8,18 @@ import numpy as np
 import pytest
 import torch
 
+from scgim.structure import _states
 from scgim.structure._search import search_structure
 from scgim.structure._states import HiddenStates, search_with_states
 from scgim.structure._statistics import ContextStatistics
 
 N_GENES, N_DRUGS, N_CELLS = 10, 40, 200
 EDGES = [(0, 1), (1, 2), (0, 3), (3, 4), (2, 5), (4, 6), (6, 7), (5, 8), (7, 9)]
+
+
+@pytest.fixture(autouse=True)
+def _few_states(monkeypatch):
+    monkeypatch.setattr(_states, "MAX_STATES", 2)  # for time
 
 
 def model(n_states: int, strength: float = 0.8) -> HiddenStates:

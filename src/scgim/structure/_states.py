@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,8 +29,9 @@ logger = logging.getLogger(__name__)
 
 MAX_STATES = 4  # that are looked for, for time
 _MAX_GENES = 60  # with more, searches under each number of states take too long
-# Shares of the cells whose scatter counts, from one search to the next: the less, the more the means of contexts say. Conventions.
-_COOLING = (0.003, 0.01, 0.03, 0.1)
+# Shares of the cells whose scatter counts, from one search to the next: the less, the more the means of contexts say. A fast way may
+# end in a better graph than a slow one, or the reverse, so both are tried. Conventions.
+_FIRST_SHARE, _WAYS = 0.003, ((0.03,), (0.01, 0.03, 0.1))
 # Nats that any states must bring over none: mechanisms of another form leave a little that states can explain. Convention.
 _MIN_EVIDENCE = 10.0
 _N_LAST = 3  # searches with all cells: convention
@@ -120,9 +122,9 @@ def search_with_states(
     if few_cells or not result.prior.departure_var or statistics.n_genes > _MAX_GENES:
         return result, None
     found, states, evidence = result, None, result.score
-    first = search_structure(_fewer_cells(statistics, _COOLING[0]), max_evaluations=0, **options)
-    for n_states in range(1, MAX_STATES + 1):
-        own, trial, with_states = _anneal(statistics, first, n_states, options)
+    first = search_structure(_fewer_cells(statistics, _FIRST_SHARE), max_evaluations=0, **options)
+    for n_states, shares in product(range(1, MAX_STATES + 1), _WAYS):
+        own, trial, with_states = _anneal(statistics, first, n_states, shares, options)
         logger.info("Log evidence of %d hidden states: %.1f; of the best so far: %.1f.", n_states, own, evidence)
         if own > evidence + (_MIN_EVIDENCE if states is None else 0.0):
             found, states, evidence = trial, with_states, own
@@ -135,11 +137,15 @@ def search_with_states(
 
 
 def _anneal(
-    statistics: ContextStatistics, first: StructureResult, n_states: int, options: dict[str, Any]
+    statistics: ContextStatistics,
+    first: StructureResult,
+    n_states: int,
+    shares: tuple[float, ...],
+    options: dict[str, Any],
 ) -> tuple[float, StructureResult, HiddenStates]:
     """Graph and states in turn, from means of contexts alone to all that cells say; the best of the last, by its evidence."""
-    states = _start(statistics, statistics, first, n_states, _COOLING[0])
-    for share in _COOLING[1:]:
+    states = _start(statistics, statistics, first, n_states, _FIRST_SHARE)
+    for share in shares:
         own = states.taken_out(statistics)
         result = search_structure(_fewer_cells(own, share), max_evaluations=0, **options)
         states = _start(statistics, own, result, n_states, share)
@@ -151,11 +157,17 @@ def _anneal(
     return max(found, key=lambda one: one[0])
 
 
+def _loaded(statistics: ContextStatistics, states: HiddenStates, noise_var: Tensor) -> Tensor:
+    """Whether states explain more of each gene than a parameter costs, (d,)."""
+    dof = statistics.residual_dof
+    return dof * torch.log1p(states.loadings.square().sum(1) / noise_var) > math.log(dof)
+
+
 def _start(
     statistics: ContextStatistics, own: ContextStatistics, result: StructureResult, n_states: int, share: float
 ) -> HiddenStates:
     """States of what a graph leaves, whose weights are those of means of contexts; `own` are the statistics that it was found on."""
-    weights = _weights(*_regressions(_fewer_cells(own, _COOLING[0]), result))
+    weights = _weights(*_regressions(_fewer_cells(own, _FIRST_SHARE), result))
     states = HiddenStates(weights, *_factors(_noise_covariance(statistics, weights), n_states))
     return _fit(statistics, result, states, share)
 
@@ -256,10 +268,8 @@ def _evidence(statistics: ContextStatistics, result: StructureResult, states: Hi
     seen = _minus_log_density(covariance, states.loadings, noise_var)
     completed = 0.5 * (noise_var.log() + _noise_covariance(taken_out, weights).diagonal() / noise_var).sum()
     score = result.score + dof * float(completed - seen)
-    explained = 0.5 * dof * torch.log1p(states.loadings.square().sum(1) / noise_var)
-    cost = 0.5 * math.log(dof)
-    q, loaded = states.n_states, int((explained > cost).sum())
-    return score - cost * (q * loaded - q * (q - 1) / 2)
+    q, loaded = states.n_states, int(_loaded(statistics, states, noise_var).sum())
+    return score - 0.5 * math.log(dof) * (q * loaded - q * (q - 1) / 2)
 
 
 def _precision(loadings: Tensor, noise_var: Tensor) -> Tensor:
