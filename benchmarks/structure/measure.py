@@ -23,6 +23,9 @@ def measure(job: Job, place: Place) -> list[dict[str, float]]:
     adata, data = open_world(job, place)
     model, cost = common.fit(job, adata, place)
     row = {"cpu": cost.cpu, "wall": cost.wall, "memory_mb": cost.memory_mb, **common.model_scores(model, adata)}
+    controls = model.control_check_
+    row["variance_ratio"] = float(np.median(controls["simulated_variance"] / controls["variance"]))
+    row["n_states"] = model.get_states().shape[1]
     if "predict" in job.labels:
         row |= _unseen_drugs(job, model, adata)
     if data is not None:

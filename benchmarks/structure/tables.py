@@ -16,6 +16,7 @@ EDGES = {"edge_auprc": "edge AUPRC", "edge_f1": "edge F1", "shd": "edge errors (
 TARGETS = {"target_auprc": "target AUPRC", "target_f1": "target F1"}
 COST = {"cpu": "CPU s"}
 CALIBRATION = {"edge_ece": "edge calibration error", "target_ece": "target calibration error"}
+STATES = {"n_states": "states found", "variance_ratio": "variance in simulated controls over that observed"}
 DECISIONS = {
     "edge_precision": "edge precision",
     "edge_recall": "edge recall",
@@ -130,6 +131,16 @@ def _joint_goals(frame: pd.DataFrame) -> list[dict]:
     ]
 
 
+def _states_goals(frame: pd.DataFrame) -> list[dict]:
+    means = frame.groupby("world")[["edge_auprc", "n_states"]].mean()
+    rows = [
+        goal(f"{world}: edge AUPRC", means.loc[world, "edge_auprc"], bound, at_least=True)
+        for world, bound in {"1 hidden cause": 0.95, "3 hidden causes": 0.85}.items()
+    ]
+    none = [world for world in means.index if world.startswith("none")]
+    return [*rows, goal("none: states found", means.loc[none, "n_states"].mean(), 0, at_least=False)]
+
+
 def _size_figure(frame: pd.DataFrame) -> str:
     scores = {"edge_auprc": "edge AUPRC", "target_auprc": "target AUPRC", "cpu": "CPU seconds"}
     return curves(frame, "genes", scores, "graph", "structure-size", log_y=("cpu",))
@@ -173,4 +184,5 @@ REPORTS = {
     "mlp": Report(("graph", "fitted"), EDGES | TARGETS | CALIBRATION | COST),
     "noise": Report(("mean count", "graph", "fitted"), EDGES | TARGETS | COST, _noise_goals, _noise_figure),
     "misspecification": Report(("world", "fitted"), EDGES | DECISIONS | TARGETS | CALIBRATION),
+    "states": Report(("world",), STATES | EDGES | DECISIONS | TARGETS | CALIBRATION | COST, _states_goals),
 }

@@ -43,24 +43,35 @@ def measure(job: Job, place: Place) -> list[dict[str, float | str]]:
     return rows
 
 
+def log_values(adata: AnnData) -> np.ndarray:
+    """log1p of counts over size factors, dense."""
+    return np.log1p(adata.X.toarray() / adata.obs["size_factor"].to_numpy()[:, None])
+
+
+def target_strength(adata: AnnData, x: np.ndarray, drugs: list[str]) -> np.ndarray:
+    """Largest t statistic of each drug and gene over doses, drugs x genes."""
+    control = x[(adata.obs["perturbation"] == "control").to_numpy()]
+    strength = np.zeros((len(drugs), adata.n_vars))
+    for (drug, _), cells in adata.obs.groupby(["perturbation", "dosage"], observed=True).indices.items():
+        if drug != "control":
+            t = np.abs(np.nan_to_num(stats.ttest_ind(x[cells], control, equal_var=False).statistic))
+            row = strength[drugs.index(drug)]
+            np.maximum(row, t, out=row)
+    return strength
+
+
 def simple_structure(adata: AnnData, values: np.ndarray | None = None) -> dict[str, float]:
     """Average precision of edges by absolute correlation in controls, and of targets by the largest t statistic over doses.
 
     `values` are those of the training cells to take in place of counts.
     """
     train = adata[adata.obs["split"] == "train"]
-    x = np.log1p(train.X.toarray() / train.obs["size_factor"].to_numpy()[:, None]) if values is None else values
+    x = log_values(train) if values is None else values
     control = x[(train.obs["perturbation"] == "control").to_numpy()]
     correlation = np.nan_to_num(np.abs(np.corrcoef(control.T)))
     drugs = [name for name in train.obs["perturbation"].cat.categories if (train.obs["perturbation"] == name).any()]
     drugs.remove("control")
-    groups = train.obs.groupby(["perturbation", "dosage"], observed=True).indices
-    strength = np.zeros((len(drugs), adata.n_vars))
-    for (drug, _), cells in groups.items():
-        if drug != "control":
-            t = np.abs(np.nan_to_num(stats.ttest_ind(x[cells], control, equal_var=False).statistic))
-            row = strength[drugs.index(drug)]
-            np.maximum(row, t, out=row)
+    strength = target_strength(train, x, drugs)
     truth = adata.varm["true_targets"][drugs].T.to_numpy()
     adjacency = adata.varp["true_adjacency"].toarray()
     told = correlation * adjacency.any(1)[:, None]  # as if the regulators were known

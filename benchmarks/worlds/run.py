@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import _records, _report  # noqa: E402
-from benchmarks.worlds import gnw, measure, screen  # noqa: E402
+from benchmarks.worlds import gnw, measure, planted, screen  # noqa: E402
 from benchmarks.worlds.suites import SUITES  # noqa: E402
 from benchmarks.worlds.tables import remarks, tables  # noqa: E402
 
@@ -31,7 +31,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--data",
         type=Path,
         default=ROOT.parent / "shared" / "data",
-        help="folder with the structures of sciPlex's drugs and the worlds of GeneNetWeaver",
+        help="folder with the structures of sciPlex's drugs, the worlds of GeneNetWeaver, and the screens that targets are planted in",
     )
     return parser.parse_args(arguments)
 
@@ -41,7 +41,7 @@ def run(suite: str, options: argparse.Namespace) -> int:
     jobs = SUITES[suite](options.seeds)
     records = _records.records_of(options, "worlds", suite)
     place = _records.place_of(options)
-    of_files = {"sciplex": screen.measure, "gnw": gnw.measure}
+    of_files = {"sciplex": screen.measure, "gnw": gnw.measure, "planted": planted.measure}
     work = (
         partial(of_files[suite], place=place, data=options.data)
         if suite in of_files

@@ -86,6 +86,13 @@ class Key:
         def hill(key: str) -> str:
             return f"{key}_hill"
 
+    class obsm:
+        """Cell by something data frames."""
+
+        @staticmethod
+        def states(key: str) -> str:
+            return f"{key}_states"
+
     class var:
         """Columns of genes."""
 

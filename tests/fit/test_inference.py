@@ -110,7 +110,7 @@ def told(score: float = 0.0, information: float = 0.0, evidence: float = 0.0) ->
     has_cells = torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0]).double()[:, None].expand(5, 4)
     nothing = torch.zeros(0)
     return FitInformation(
-        score * has_cells, information * has_cells, nothing, nothing, evidence * has_cells, 0 * has_cells
+        score * has_cells, information * has_cells, nothing, nothing, evidence * has_cells, 0 * has_cells, nothing
     )
 
 

@@ -47,7 +47,7 @@ def known_graph(make_module, make_cells, load, monkeypatch):
 
 def run(known_graph, features=FEATURES):
     module, statistics, loader, _ = known_graph
-    return search_graph(module, statistics, loader, seed=7, features=features)
+    return search_graph(module, statistics, loader, seed=7, features=features)[0]
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> None:
@@ -110,7 +110,8 @@ def test_networks_choose_between_two_searches(make_module, make_cells, load, mon
     statistics = gather_statistics(module, loader)
     monkeypatch.setattr(search, "search_structure", lambda s, **options: calls.append(s.n_basis) or s.n_basis)
     monkeypatch.setattr(search, "refine_structure", lambda cells, s, found, **options: (len(cells.x), s, found))
-    n, given, found = search_graph(module, statistics, loader, seed=0)
+    (n, given, found), states = search_graph(module, statistics, loader, seed=0)
+    assert states is None
     assert (n, found, calls) == (300, [3, 1], [3, 1])
     assert given is statistics
 

@@ -51,6 +51,8 @@ def match_baselines(module: GIMModule, loader: BatchLoader) -> None:
     shift, targets = draw_effects(module, context.cpu())
     base = module.intercept + covariates @ module.covariate_effect + shift
     h, rng = torch.zeros_like(shift), torch.Generator(module.device).manual_seed(0)
+    if module.states.n:
+        base = base + module.states.draw(len(base), rng)
     for layer in module.layers():
         genes = torch.tensor(layer, device=module.device)
         for _ in range(N_ROUNDS):

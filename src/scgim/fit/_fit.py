@@ -138,10 +138,10 @@ class Fit:
         set_scales(self.module, self.loader)
         statistics = gather_statistics(self.module, self.loader)
         with self._watched_search() as watch:
-            result = search_graph(
+            result, states = search_graph(
                 self.module, statistics, self.loader, seed=self.seed, watch=watch, features=self.features
             )
-            start_from(self.module, statistics, result)
+            start_from(self.module, statistics, result, states)
             settle_covariates(self.module, self.loader)
         self.course.edge_probs, self.course.trace = result.edge_probs, result.trace
 

@@ -79,6 +79,9 @@ def infer_targets(
     seen = treated & (information.information.amax(1) > NO_PRECISION)  # not those without training cells
     precision = information.information[seen].clamp_min(_MIN_PRECISION)
     shift = module.shift.detach().double().cpu()[seen] + information.score[seen] / precision
+    if module.states.n:  # cells of a context have other states by chance, which move its mean
+        moving = (module.states.variance - module.states.open_var).clamp_min(0.0).double().cpu()
+        precision = 1 / (1 / precision + moving / information.n_cells[seen][:, None])
     if module.likelihood != "normal":  # where a context tells nothing the step has no bound
         shift = shift.clamp(-_MAX_LOG_FOLD_CHANGE, _MAX_LOG_FOLD_CHANGE)
     level = module.knowledge.context_level()

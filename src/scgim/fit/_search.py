@@ -16,15 +16,20 @@ from scgim.interventions._passage import Passage
 from scgim.nn._mechanism import parent_table
 from scgim.structure._climb import fit_graph
 from scgim.structure._functions import refine_structure
+from scgim.structure._levels import pooled_over_levels
 from scgim.structure._over_graphs import with_probs_over_graphs
 from scgim.structure._search import StructureResult, search_structure
+from scgim.structure._states import search_with_states
 from scgim.structure._watch import SearchWatch
 
 if TYPE_CHECKING:
     from scgim.module import GIMModule
     from scgim.structure._score import GeneFit
+    from scgim.structure._states import HiddenStates
     from scgim.structure._statistics import ContextStatistics
     from scgim.train import BatchLoader
+
+_FEW_DRUGS = 10  # of which levels are kept apart in the search: convention
 
 
 def search_graph(
@@ -35,8 +40,8 @@ def search_graph(
     seed: int,
     watch: SearchWatch | None = None,
     features: Tensor | None = None,
-) -> StructureResult:
-    """Search for the graph; `features` (U, p) are those of the drugs. What they say of targets is written to the module."""
+) -> tuple[StructureResult, HiddenStates | None]:
+    """Search for the graph and for hidden states; `features` (U, p) are those of the drugs, and what they say of targets is written to the module."""
     module.knowledge.note_informed(None)
     watch = SearchWatch() if watch is None else watch
     options: dict[str, Any] = {
@@ -46,8 +51,12 @@ def search_graph(
         "seed": seed,
         "watch": watch,
     }
+    statistics = pooled(module, statistics)
     known = module.knowledge.known_targets()
-    result = search_by_means(module, statistics, known_targets=known, **options)
+    result, states = search_by_means(module, statistics, known_targets=known, **options), None
+    if module.mechanism.is_linear and module.intervention == "shift" and not module.knowledge.n_levels:
+        result, states = search_with_states(statistics, result, known_targets=known, **options)
+        statistics = statistics if states is None else states.taken_out(statistics)
     if not module.mechanism.is_linear:
         # mechanisms may well be linear, and the search on more functions has more ways to go astray
         linear = search_structure(statistics.first_basis(), known_targets=known, **options)
@@ -56,7 +65,25 @@ def search_graph(
         result = _informed_search(module, statistics, result, features, options)
     if module.mechanism.is_linear:  # regressions on functions of any form take too long for many sets of parents
         result = with_probs_over_graphs(statistics, result, **options)
-    return result
+    return result, states
+
+
+def pooled(module: GIMModule, statistics: ContextStatistics) -> ContextStatistics:
+    """Statistics in which the levels of the effect modifier are one, if drugs are many enough to tell the graph by themselves.
+
+    Effects that differ between levels have a mean, which goes through the network as any effect does. Of few drugs, levels are as many more
+    contrasts.
+    """
+    known = module.knowledge
+    if not known.n_levels or statistics.n_groups < _FEW_DRUGS:
+        return statistics
+    return pooled_over_levels(statistics, known.context_log_dosage().cpu())
+
+
+def _levels(module: GIMModule, statistics: ContextStatistics) -> Tensor | None:
+    """Level of each context as 0/1, (K, L); None without levels, or where they are pooled."""
+    member = module.knowledge.membership()
+    return None if member is None or statistics.is_pooled else member[statistics.observed]
 
 
 def search_by_means(module: GIMModule, statistics: ContextStatistics, **options: Any) -> StructureResult:
@@ -77,16 +104,16 @@ def search_by_means(module: GIMModule, statistics: ContextStatistics, **options:
         slopes[np.flatnonzero(own), j] = fit.weights[j, : int(own.sum())]
     treated = statistics.group >= 0
     moved = (statistics.means - statistics.means[~treated].mean(0))[treated, : statistics.n_genes]
-    member = module.knowledge.membership()
+    member = _levels(module, statistics)
     found = estimate_interventions(
         (fit.residuals + fit.transported)[:, treated].T,
-        statistics.n_cells[treated][:, None] / fit.noise_var,
+        1 / statistics.variance_of_means(fit.noise_var).T[treated],
         torch.unique(statistics.group[treated], return_inverse=True)[1],
         module.knowledge.log_dosage.cpu()[statistics.observed][treated],
         module.knowledge.curve_grid(),
         replace(result.prior, known=None),
         Passage(moved, slopes, parents, mask),
-        None if member is None else member[statistics.observed][treated],
+        None if member is None else member[treated],
     )
     return search_structure(statistics, departures=False, **options) if found.n_programmes else result
 
@@ -99,8 +126,10 @@ def _informed_search(
     treated = statistics.group >= 0
     measured, group = torch.unique(statistics.group[treated], return_inverse=True)
     log_dosage = module.knowledge.log_dosage.cpu()[statistics.observed][treated]
-    member = module.knowledge.membership()
-    variance = fit.noise_var / statistics.n_cells[treated][:, None] + result.prior.misfit**2 * fit.passed[:, treated].T
+    member = _levels(module, statistics)
+    variance = (
+        statistics.variance_of_means(fit.noise_var).T[treated] + result.prior.misfit**2 * fit.passed[:, treated].T
+    )
     given = module.knowledge.given_targets()
     prior = replace(result.prior, known=None if given is None else given[measured])
     screen = Screen(
@@ -111,7 +140,7 @@ def _informed_search(
         features[measured],
         module.knowledge.curve_grid(),
         module.knowledge.dosage_range(),
-        member=None if member is None else member[statistics.observed][treated],
+        member=None if member is None else member[treated],
     )
     found = estimate_jointly(screen, prior)
     if found.prior.known is prior.known:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from scgim.module import GIMModule
     from scgim.structure._search import StructureResult
+    from scgim.structure._states import HiddenStates
     from scgim.structure._statistics import ContextStatistics
 
 # Of weights from log1p to the log mean, for means from a quarter up: weights of rarer genes start smaller.
@@ -25,9 +26,14 @@ _SURE = 1e-3  # probabilities of targets to start from must not be 0 or 1, which
 
 
 @torch.no_grad()
-def start_from(module: GIMModule, statistics: ContextStatistics, result: StructureResult) -> None:
-    """Weights and direct effects of the linear Gaussian fit, carried to the scale of the log mean."""
+def start_from(
+    module: GIMModule, statistics: ContextStatistics, result: StructureResult, states: HiddenStates | None = None
+) -> None:
+    """Weights, direct effects and hidden states of the linear Gaussian fit, carried to the scale of the log mean."""
     module.mechanism.set_graph(result.adjacency)
+    observed = statistics
+    if states is not None:
+        statistics = states.taken_out(statistics)
     d, device = statistics.n_genes, module.device
     fit = regressions(statistics, result, module.intervention)
     if module.likelihood == "normal":
@@ -37,6 +43,7 @@ def start_from(module: GIMModule, statistics: ContextStatistics, result: Structu
         # log1p(x) moves by less than log(mean) does where counts are small
         mean = module.intercept_loc.double().exp().cpu()
         stretch = module.spread.double().cpu() * ((1 + mean) / mean.clamp_min(_MIN_MEAN)).clamp_max(_MAX_STRETCH)
+    module.states.write(states, observed, stretch)
     linear = linear_part(module.mechanism)
     weight = torch.zeros(d, d, dtype=torch.float64)
     n = statistics.n_basis

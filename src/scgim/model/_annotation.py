@@ -57,6 +57,7 @@ class AnnotationMixin(ScreenModel):
         where drugs have at most 4096 features, their importance (:meth:`get_feature_importance`). In names of columns "/" is stored as the
         division slash, since files use the former for groups; plots take both. `var["gim_controls_agree"]`
         marks genes in which simulated control cells are like the observed ones; `uns["gim"]["controls"]` says how they differ.
+        Hidden states, if any were found, are in `obsm["gim_states"]` (:meth:`get_states`), where the cells have the columns that the model was set up with.
         """
         self._check_if_trained(warn=False)
         if adata is None:
@@ -69,6 +70,8 @@ class AnnotationMixin(ScreenModel):
         if level is not None:
             (level,) = self._covariates.names_of_levels([level])
         self._store_graph(adata, key_added)
+        if self.module.states.n and self._has_cells(adata):
+            adata.obsm[Key.obsm.states(key_added)] = self._states(adata)
         self._store_drugs(adata, key_added, n_samples, level)
         params = self._stored_params()
         if level is not None:
@@ -88,6 +91,15 @@ class AnnotationMixin(ScreenModel):
             genes = [stored_name(gene) for gene in self.gene_names_]
             entries[Key.uns.FEATURE_IMPORTANCE] = pd.DataFrame(importance.numpy(), features.columns, genes)
         adata.uns[key_added] = entries
+
+    def _has_cells(self, adata: AnnData) -> bool:
+        """Whether the AnnData has all that the model reads of cells."""
+        setup, layer = self._setup_args, self._setup_args["layer"]
+        keys = [
+            setup[name] for name in ("perturbation_key", "dosage_key", "size_factor_key") if setup[name] is not None
+        ]
+        has_values = adata.X is not None if layer is None else layer in adata.layers
+        return has_values and all(key in adata.obs for key in [*keys, *self._covariates.keys])
 
     def _store_graph(self, adata: AnnData, key: str) -> None:
         weights = np.where(self.adjacency_, self.module.mean_slopes().numpy(), 0.0)

@@ -24,6 +24,7 @@ from scgim.model._fields import ScreenField, context_codes
 from scgim.predict._covariates import CovariateDesign, ScaledDesign
 from scgim.predict._drugs import Drugs
 from scgim.predict._sampler import Sampler, enough_samples
+from scgim.predict._states import cell_states
 from scgim.train import Cells
 
 if TYPE_CHECKING:
@@ -215,6 +216,14 @@ class ScreenModel(BaseModelClass):
             size = self._size_factors_of(adata, x)
         covariates = self._covariates.encode(adata.obs)
         return Cells(x, context, covariates, np.log(size).astype(np.float32))
+
+    def _states(self, adata: AnnData | None) -> pd.DataFrame:
+        """Hidden states of cells, cells x states."""
+        adata = self._validate_screen(adata)
+        cells = self._cells(adata)
+        cells = Cells(cells.x, cells.context, self._design.scaled(cells.covariates), cells.log_size)
+        names = [f"state_{i + 1}" for i in range(self.module.states.n)]
+        return pd.DataFrame(cell_states(self.module, cells), adata.obs_names, names)
 
     @property
     def _mean_total(self) -> float | None:

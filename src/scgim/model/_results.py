@@ -15,6 +15,7 @@ from scgim.predict._sampler import some_seed
 from scgim.predict._totals import total_effects
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from numpy.typing import ArrayLike
 
     from scgim.predict._drugs import Query
@@ -54,6 +55,25 @@ class ResultsMixin(ScreenModel):
             }
         )
         return frame.sort_values("weight", key=np.abs, ascending=False, ignore_index=True)
+
+    def get_states(self, adata: AnnData | None = None) -> pd.DataFrame:
+        """Hidden states of cells: what acts on many genes of a cell beside network, drugs and covariates, such as the cell cycle.
+
+        States are looked for where a network alone does not hold between contexts as it does within: with linear mechanisms, shifts,
+        `measurement="direct"` and at most 60 genes. Most screens have none that can be told, and the data frame then has no columns.
+
+        Parameters
+        ----------
+        adata
+            Cells of the same genes; None for the training data.
+
+        Returns
+        -------
+        Cells x states: posterior means, 0 on average in each context and with a variance of at most 1; NaN for cells in contexts that were not
+        measured in training. Sign, order and rotation of states are arbitrary.
+        """
+        self._check_if_trained(warn=False)
+        return self._states(adata)
 
     def get_targets(
         self,

@@ -18,6 +18,7 @@ from scgim.interventions._levels import of_new_drugs
 from scgim.interventions._stacking import DrugGenerator, Responses
 from scgim.module._knowledge import Knowledge
 from scgim.module._spike_and_slab import SpikeAndSlab
+from scgim.module._states import StatesOfCells
 from scgim.nn._likelihood import observation, parent_features, sample_observation
 from scgim.nn._mechanism import linear_part, make_mechanism, through_network
 from scgim.structure._graph import topological_layers
@@ -107,6 +108,7 @@ class GIMModule(PyroBaseModuleClass):
         doses = None if log_dosage is None else torch.as_tensor(np.asarray(log_dosage)).double()
         levels = None if level is None or not len(level) else torch.as_tensor(np.asarray(level), dtype=torch.long)
         self.knowledge = Knowledge(codes, doses, n_genes, levels)
+        self.states = StatesOfCells(n_genes, n_contexts, n_covariates)
 
     @property
     def device(self) -> torch.device:
@@ -207,9 +209,12 @@ class GIMModule(PyroBaseModuleClass):
         get = lambda name: values.get(name, getattr(self, name, None))
         of_mechanism = {n: values.get(f"mechanism.{n}", p) for n, p in self.mechanism.named_parameters()}
         base = get("intercept") + covariates @ get("covariate_effect")
+        h = self.parent_features(x, log_size)
+        if self.states.n:
+            base = base + self.states.offsets(h, context, covariates)
         shifted = base + (get("shift") * self.treated[:, None])[context]
         whole = base if self.intervention == "hard" else shifted
-        return whole + functional_call(self.mechanism, of_mechanism, (self.parent_features(x, log_size),)), shifted
+        return whole + functional_call(self.mechanism, of_mechanism, (h,)), shifted
 
     def _priors(self) -> dict[str, TorchDistribution]:
         """Prior of each parameter, by name."""
@@ -270,12 +275,17 @@ class GIMModule(PyroBaseModuleClass):
         return torch.distributions.kl_divergence(probs, prior).sum()
 
     def log_likelihood(self, x: Tensor, covariates: Tensor, log_size: Tensor, shift: Tensor, targets: Tensor) -> Tensor:
-        """Log-likelihood of cells under given direct effects, (B, d); `targets` (B, d) cut mechanisms if hard."""
+        """Log-likelihood of cells under given direct effects, (B, d); `targets` (B, d) cut mechanisms if hard.
+
+        Hidden states are taken for noise of each gene.
+        """
         base = self.intercept + covariates @ self.covariate_effect + shift
         parents = self.mechanism(self.parent_features(x, log_size))
         if self.intervention == "hard":
             parents = parents * ~targets
-        return observation(self.likelihood, base + parents, log_size, self.log_scale).log_prob(self.standardised(x))
+        every = torch.arange(len(self.centre), device=self.device)
+        scale = self.states.scale_beside(self.likelihood, self.log_scale, every, self.states.variance)
+        return observation(self.likelihood, base + parents, log_size, scale).log_prob(self.standardised(x))
 
     @torch.no_grad()
     def sample_cells(
@@ -315,6 +325,8 @@ class GIMModule(PyroBaseModuleClass):
         fixed = fixed or {}
         x, mean, h = (torch.zeros_like(shift) for _ in range(3))
         base = self.intercept + self.baseline_offset + covariates @ self.covariate_effect + shift
+        if self.states.n:
+            base = base + self.states.draw(len(base), rng)
         for layer in self.layers():
             genes = torch.tensor(layer, device=shift.device)
             value, m, hidden = self.draw_genes(genes, base[:, genes], h, targets, log_size, rng, coupled)
@@ -351,6 +363,7 @@ class GIMModule(PyroBaseModuleClass):
         if self.intervention == "hard":
             parents = parents * ~targets[:, genes]
         scale = self.log_scale[genes]
+        scale = self.states.scale_beside(self.likelihood, scale, genes, torch.zeros_like(scale))
         predictor = base + parents
         if self.measurement == "latent":
             noise = torch.randn(predictor.shape, generator=rng, device=predictor.device)

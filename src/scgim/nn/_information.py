@@ -27,6 +27,8 @@ class FitInformation:
         For hard interventions, log-likelihood of each context with the mechanism cut less that with it whole, (K, d).
     means
         Mean of the parent features in each context, (K, d); zero where there are no cells.
+    n_cells
+        Cells of each context, (K,).
     """
 
     score: Tensor
@@ -35,6 +37,7 @@ class FitInformation:
     cross_information: Tensor
     evidence: Tensor
     means: Tensor
+    n_cells: Tensor
 
     def edge_covariance(self, shift_precision: Tensor) -> Tensor:
         """Covariance of the weights of each gene's parents, direct effects summed out, (d, p, p).
@@ -88,5 +91,5 @@ class InformationAccumulator:
     def finalise(self) -> FitInformation:
         """All sums, in double precision on the CPU."""
         means = self.sums / self.n_cells.clamp_min(1)[:, None]
-        sums = (self.score, self.information, self.edges, self.cross, self.evidence, means)
+        sums = (self.score, self.information, self.edges, self.cross, self.evidence, means, self.n_cells)
         return FitInformation(*(t.double().cpu() for t in sums))

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from scgim.structure._statistics import ContextStatistics
 
 
 def control_means(means: Tensor, group: Tensor, level: Tensor | None) -> Tensor:
@@ -36,3 +42,35 @@ def relative_to_controls(means: Tensor, n_cells: Tensor, group: Tensor, level: T
     total = torch.zeros(int(level.max()) + 1, dtype=n_cells.dtype).index_add_(0, level[control], n_cells[control])
     worth = torch.where(control, n_cells, n_cells * total[level] / (n_cells + total[level]))
     return means - own + weight @ means[control], worth
+
+
+def pooled_over_levels(statistics: ContextStatistics, log_dosage: Tensor) -> ContextStatistics:
+    """Statistics in which a drug at a dose is one context, whatever the level; of each, `observed` marks the first.
+
+    Parameters
+    ----------
+    statistics
+        Contexts by level, each against the controls of its level.
+    log_dosage
+        Log dosage of all contexts, those without cells included.
+    """
+    s = statistics
+    observed = torch.nonzero(s.observed)[:, 0]
+    where = torch.stack([s.group.double(), torch.where(s.group < 0, 0.0, log_dosage[observed])], 1)
+    _, code = torch.unique(where, dim=0, return_inverse=True)
+    n = int(code.max()) + 1
+    first = torch.full((n,), len(code)).scatter_reduce(0, code, torch.arange(len(code)), "amin")
+    order = torch.argsort(first)  # contexts stay in order
+    n_cells = torch.zeros(n, dtype=s.n_cells.dtype).index_add_(0, code, s.n_cells)
+    sums = torch.zeros(n, s.means.shape[1], dtype=s.means.dtype).index_add_(0, code, s.n_cells[:, None] * s.means)
+    marked = torch.zeros_like(s.observed)
+    marked[observed[first]] = True
+    return replace(
+        s,
+        means=(sums / n_cells[:, None])[order],
+        n_cells=n_cells[order],
+        group=s.group[first[order]],
+        observed=marked,
+        dof=s.residual_dof,
+        is_pooled=True,
+    )

@@ -131,7 +131,7 @@ def fit_genes(
         Family of each parent, 0, 1, ..., shape (p,); None for flat weights, whose number the caller has to pay for. Weights of a
         family have a common normal prior, whose precision is fitted, and are integrated out of the evidence.
     """
-    s, n = statistics, statistics.n_cells
+    s = statistics
     columns = s.columns(parents)  # (B, q)
     column_mask = mask.repeat_interleave(s.n_basis, dim=1)
     pairs = column_mask[:, :, None] * column_mask[:, None, :]
@@ -152,7 +152,7 @@ def fit_genes(
     log_odds = prior.target_log_odds(s.n_groups, genes).T
     target_probs = torch.sigmoid(log_odds)
     noise_var = (scatter.total_yy / scatter.dof).clamp_min(_MIN_NOISE)
-    v0 = noise_var[:, None] / n + prior.spike_var
+    v0 = s.variance_of_means(noise_var, genes) + prior.spike_var
     hard, fill = intervention == "hard", torch.nn.functional.pad
     if not hard:  # departures and intercept have no scatter
         xx, xy, yy, dof = fill(scatter.xx, (0, width, 0, width)), fill(scatter.xy, (0, width)), scatter.yy, scatter.dof
@@ -172,7 +172,7 @@ def fit_genes(
         weights, departures = solved[:, :q], solved[:, q:]
         residuals = torch.baddbmm(y[:, None], solved[:, None], z, alpha=-1)[:, 0]
         noise_var = (_rss(solved, xx, xy, yy) / dof).clamp_min(_MIN_NOISE)
-        v0 = noise_var[:, None] / n + prior.spike_var
+        v0 = s.variance_of_means(noise_var, genes) + prior.spike_var
         if may_be_wrong:
             passed = passage.passed(weights[:, :-1], departures)
             v0 = v0 + prior.misfit**2 * passed
@@ -226,7 +226,7 @@ def empirical_prior(statistics: ContextStatistics, fit: GeneFit, prior: ShiftPri
     probs = fit.target_probs[:, statistics.group[treated]]  # (d, contexts)
     if not len(probs) or not probs.numel():
         return prior
-    error = fit.noise_var[:, None] / statistics.n_cells[treated]
+    error = statistics.variance_of_means(fit.noise_var)[:, treated]
     square = fit.residuals[:, treated].square() - error
     on, off = probs, 1 - probs
     passed = fit.passed[:, treated] * (prior.departure_var > 0)

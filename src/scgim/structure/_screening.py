@@ -102,4 +102,4 @@ def _targets(s: ContextStatistics, fit: GeneFit) -> Tensor:
 
 def _spike(s: ContextStatistics, prior: ShiftPrior, fit: GeneFit) -> Tensor:
     """Variance of the displacement of a gene that is none, (B, K)."""
-    return fit.noise_var[:, None] / s.n_cells + prior.spike_var + prior.misfit**2 * fit.passed
+    return s.variance_of_means(fit.noise_var) + prior.spike_var + prior.misfit**2 * fit.passed

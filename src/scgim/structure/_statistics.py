@@ -40,6 +40,12 @@ class ContextStatistics:
         Which of all contexts these are: those with cells, boolean.
     dof
         Degrees of freedom of the scatter; None for cells less one mean per context.
+    is_pooled
+        Whether a drug at a dose is one context in all levels of the effect modifier.
+    covariate_slopes, covariate_centre
+        Slopes of the columns on covariates within contexts, shape (Q, P), and the mean of covariates over cells, shape (Q,); None without.
+    state_var
+        Variance that hidden states add to each gene in a cell, beside what the scatter still has, shape (d,); None without.
     """
 
     gram: Tensor
@@ -50,6 +56,16 @@ class ContextStatistics:
     gram_by_group: Tensor | None = None
     observed: Tensor | None = None
     dof: float | None = None
+    is_pooled: bool = False
+    covariate_slopes: Tensor | None = None
+    covariate_centre: Tensor | None = None
+    state_var: Tensor | None = None
+
+    def variance_of_means(self, noise_var: Tensor, genes: Tensor | None = None) -> Tensor:
+        """Variance of the mean of each context, shape (B, K), where cells have `noise_var` (B,) given parents and hidden states."""
+        if self.state_var is not None:
+            noise_var = noise_var + (self.state_var if genes is None else self.state_var[genes])
+        return noise_var[:, None] / self.n_cells
 
     @property
     def n_contexts(self) -> int:
@@ -163,10 +179,11 @@ class StatisticsAccumulator:
             own = self.group % len(by_group) == g  # controls, -1, come last
             by_group[g] -= (self.n_cells[own, None] * means[own]).T @ means[own]
         gram = by_group.sum(0)
-        p = self.n_columns
+        p, slopes, centre = self.n_columns, None, None
         if gram.shape[0] > p:
-            projection = torch.cat([torch.eye(p, dtype=gram.dtype), -_regression(gram, p)])  # (P + Q, P)
-            covariate_means = means[:, p:] - self.sums[:, p:].sum(0) / self.n_cells.sum()
+            slopes, centre = _regression(gram, p), self.sums[:, p:].sum(0) / self.n_cells.sum()
+            projection = torch.cat([torch.eye(p, dtype=gram.dtype), -slopes])  # (P + Q, P)
+            covariate_means = means[:, p:] - centre
             means = torch.cat([means[:, :p], covariate_means], 1) @ projection
             by_group = projection.T @ by_group @ projection
             gram = projection.T @ gram @ projection
@@ -185,6 +202,8 @@ class StatisticsAccumulator:
             gram_by_group=by_group if self.by_group else None,
             observed=observed,
             dof=dof,
+            covariate_slopes=slopes,
+            covariate_centre=centre,
         )
 
 

@@ -1,0 +1,92 @@
+"""Targets planted in real control cells: all that is real of cells is there, and targets are known.
+
+Control cells of a screen are dealt at random to a control and to drugs. A drug lowers a target by binomial thinning of its counts, and raises it by
+Poisson counts in proportion to those there are, so that the mean changes by a known factor. Nothing is passed on to other genes, as if all
+drugs acted on transcripts alone: genes that follow a target in the cell stay where they are. Some drugs do nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from benchmarks import common
+from benchmarks.worlds.measure import log_values, target_strength
+from scipy import sparse
+
+import scgim
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from anndata import AnnData
+    from benchmarks._worlds import Job, Place
+
+
+class Source(NamedTuple):
+    """A file of counts, and the columns of `obs` that are covariates."""
+
+    file: str
+    covariates: list[str]
+
+
+SOURCES = {
+    "papalexi": Source("papalexi2021_eccite_crispr.h5ad", ["replicate"]),
+    "zhao": Source("zhao2021_gbm_panobinostat.h5ad", ["patient"]),
+}
+N_DRUGS, N_NULL, N_CELLS = 24, 8, 50  # of the drugs so many do nothing; cells of each
+_MAX_TARGETS, _EFFECT = 3, (0.5, 1.5)
+_N_FEATURES = 8
+_QUICK_GENES = 10
+
+
+def plant(source: AnnData, covariates: list[str], n_genes: int, kind: str, seed: int) -> AnnData:
+    """The world: genes of the largest mean, drugs with targets; `kind` is "planted", "random features" or "nothing to find"."""
+    rng = np.random.default_rng(seed)
+    cells = source[(source.obs["perturbation"] == "control").to_numpy()].copy()
+    totals = np.asarray(cells.X.sum(1), dtype=float).ravel()
+    genes = np.sort(np.argsort(-np.asarray(cells.X.mean(0)).ravel(), kind="stable")[:n_genes])
+    x = np.asarray(cells.X.todense() if sparse.issparse(cells.X) else cells.X)[:, genes].astype(int)
+    drugs = [f"drug_{k}" for k in range(N_DRUGS)]
+    label = np.full(len(x), "control", dtype=object)
+    label[rng.permutation(len(x))[: N_DRUGS * N_CELLS]] = np.repeat(drugs, N_CELLS)
+    effects = np.zeros((N_DRUGS, len(genes)))
+    for row in effects[: 0 if kind == "nothing to find" else N_DRUGS - N_NULL]:
+        hit = rng.choice(len(genes), rng.integers(1, _MAX_TARGETS + 1), replace=False)
+        row[hit] = rng.choice([-1, 1], len(hit)) * rng.uniform(*_EFFECT, len(hit))
+    for drug, row in zip(drugs, effects, strict=True):
+        own, fold = np.flatnonzero(label == drug), np.exp(row)
+        x[own] = rng.binomial(x[own], np.minimum(fold, 1)) + rng.poisson(x[own] * np.maximum(fold - 1, 0))
+    obs = pd.DataFrame({name: cells.obs[name].astype(str) for name in covariates}, cells.obs_names)
+    obs = obs.assign(perturbation=pd.Categorical(label), dosage=(label != "control").astype(float))
+    obs = obs.assign(split="train", size_factor=totals / totals.mean())
+    adata = ad.AnnData(sparse.csr_matrix(x.astype(np.float32)), obs, cells.var.iloc[genes][[]].copy())
+    adata.varm["true_targets"] = pd.DataFrame(effects.T != 0, adata.var_names, drugs)
+    features = rng.normal(size=(N_DRUGS, _N_FEATURES))
+    adata.uns["drug_embedding"] = pd.DataFrame(features, drugs, [f"feature_{i}" for i in range(_N_FEATURES)])
+    return adata
+
+
+def measure(job: Job, place: Place, data: Path) -> list[dict[str, float]]:
+    """Recovery of the targets, those of a t-test beside, and genes called for drugs that do nothing."""
+    source = SOURCES[str(job.world["source"])]
+    n_genes = _QUICK_GENES if place.quick else int(str(job.world["n_genes"]))
+    adata = plant(ad.read_h5ad(data / source.file), source.covariates, n_genes, str(job.world["kind"]), job.seed)
+    model, cost = common.fit(job, adata, place)
+    prob = model.get_targets().groupby(level="perturbation").first()
+    truth = adata.varm["true_targets"].T.loc[prob.index]
+    nothing = ~truth.any(axis=1)
+    row = {
+        "cpu": cost.cpu,
+        "called_of_nothing": float((prob[nothing] > 0.5).sum(axis=1).mean()),
+        "mean_prob": float(prob.to_numpy().mean()),
+        "true_share": float(truth.to_numpy().mean()),
+        "n_states": model.get_states().shape[1],
+    }
+    if truth.to_numpy().any():
+        row |= common.target_scores(truth.to_numpy(), prob.to_numpy(), prob.to_numpy() > 0.5)
+        strength = target_strength(adata, log_values(adata), prob.index.tolist())
+        row["target_auprc_ttest"] = scgim.metrics.target_metrics(truth.to_numpy(), strength)["auprc"]
+    return [row]
