@@ -24,7 +24,7 @@ N_ROUNDS = 6  # of correction a layer: steps of half, six times, bridge a factor
 MAX_STEP = 0.5  # of a log mean in a round, since drawn means are noisy
 _FEW_CONTROLS = 100  # fewer, as on a plate, are too noisy to be matched by themselves: convention
 _TOLERANCE = 0.04  # difference of log means that is let pass, or so many standard errors if that is less: conventions
-N_ERRORS = 2
+_N_ERRORS = 2
 HALF_A_COUNT = 0.5  # so that means of no counts have a logarithm
 
 
@@ -47,7 +47,7 @@ def match_baselines(module: GIMModule, loader: BatchLoader) -> None:
     depth = log_size.exp().double().sum()
     observed = torch.log(x.double().sum(0) / depth + enough)
     error = x.double().std(0) / (x.double().mean(0) + enough) / min(len(rows), n) ** 0.5
-    tolerance = (N_ERRORS * error).clamp_max(_TOLERANCE)
+    tolerance = (_N_ERRORS * error).clamp_max(_TOLERANCE)
     shift, targets = draw_effects(module, context.cpu())
     base = module.intercept + covariates @ module.covariate_effect + shift
     h, rng = torch.zeros_like(shift), torch.Generator(module.device).manual_seed(0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from scgim.fit._baselines import HALF_A_COUNT, MAX_STEP, N_ERRORS, N_ROUNDS, draw_effects
+from scgim.fit._baselines import HALF_A_COUNT, MAX_STEP, N_ROUNDS, draw_effects
 from scgim.fit._statistics import to_device
 from scgim.nn._likelihood import parent_features
 
@@ -51,7 +51,7 @@ def drifts(module: GIMModule) -> bool:
 def match_contexts(module: GIMModule, loader: BatchLoader) -> Drift:
     """Change of the log mean of each gene in each treated context by which drawn cells get the means of observed ones.
 
-    Differences are shrunk by what chance explains, to none within two standard errors (James and Stein's positive part). Nothing is
+    Differences are shrunk by their errors, as far as contexts differ by more than these explain, gene by gene (empirical Bayes). Nothing is
     changed, and errors are infinite, in contexts of controls and those without cells.
     """
     shape = (len(module.group), len(module.centre))
@@ -89,12 +89,12 @@ def _match_observed(module: GIMModule, loader: BatchLoader, rows: list[Tensor]) 
     error = ((variance + enough) / n_own).sqrt() / (mean + enough)
     # of the observed cells, and of those that are drawn
     n_drawn = torch.bincount(context).double()[:, None]
-    tolerance = N_ERRORS * error * (1 + n_own / n_drawn).sqrt()
+    noise = error.square() * (1 + n_own / n_drawn)
 
     def wanted(drawn: Tensor, genes: Tensor) -> Tensor:
-        off = observed[:, genes] - drawn
-        kept = (1 - (tolerance[:, genes] / off).square()).clamp_min(0.0).nan_to_num(0.0)
-        return drawn + kept * off
+        off, own = observed[:, genes] - drawn, noise[:, genes]
+        spread = ((off.square() / own - 1).sum(0) / (1 / own).sum(0)).clamp_min(0.0)
+        return drawn + spread / (spread + own) * off
 
     effects = draw_effects(module, cells["context"].cpu())
     drift, log_mean = match_means(module, cells, context, effects, wanted, enough)
