@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import anndata as ad
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -308,3 +309,19 @@ def test_baselines_are_compared_line_by_line():
     error = table.groupby("method")["mean_shift_error"].mean()
     assert error["model"] < 0.15 * error["control"]
     assert error["model"] < 0.7 * error["drugmean"]
+
+
+def test_plots_show_the_cells_of_the_line(model):
+    """Points of a dose response are changes in the cells of the line against its own controls."""
+    adata = model.adata.copy()
+    for line in ("a549", "k562"):
+        model.annotate(adata, level=line, key_added=line, n_samples=100)
+    heights = {}
+    for line in ("a549", "k562"):
+        axes = scgim.pl.dose_response(adata, [SELECTIVE], ["gene_6"], key=line, show=False)
+        panel = np.ravel(axes)[0]
+        points = [line_.get_ydata() for line_ in panel.lines if line_.get_marker() not in ("None", "", None)]
+        heights[line] = float(np.concatenate(points).min())
+        plt.close("all")
+    assert heights["a549"] < -0.4
+    assert heights["k562"] > -0.25

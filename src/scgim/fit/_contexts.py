@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from scgim.fit._baselines import HALF_A_COUNT, MAX_STEP, N_ROUNDS, draw_effects
+from scgim.fit._shrinkage import shrunken
 from scgim.fit._statistics import to_device
 from scgim.nn._likelihood import parent_features
 
@@ -51,8 +52,7 @@ def drifts(module: GIMModule) -> bool:
 def match_contexts(module: GIMModule, loader: BatchLoader) -> Drift:
     """Change of the log mean of each gene in each treated context by which drawn cells get the means of observed ones.
 
-    Differences are shrunk by their errors, as far as contexts differ by more than these explain, gene by gene (empirical Bayes). Nothing is
-    changed, and errors are infinite, in contexts of controls and those without cells.
+    Differences are shrunk by their errors (:func:`~scgim.fit._shrinkage.shrunken`). Nothing is changed, and errors are infinite, in contexts of controls and those without cells.
     """
     shape = (len(module.group), len(module.centre))
     found = [torch.zeros(shape, dtype=torch.float64) for _ in range(3)]
@@ -92,9 +92,7 @@ def _match_observed(module: GIMModule, loader: BatchLoader, rows: list[Tensor]) 
     noise = error.square() * (1 + n_own / n_drawn)
 
     def wanted(drawn: Tensor, genes: Tensor) -> Tensor:
-        off, own = observed[:, genes] - drawn, noise[:, genes]
-        spread = ((off.square() / own - 1).sum(0) / (1 / own).sum(0)).clamp_min(0.0)
-        return drawn + spread / (spread + own) * off
+        return drawn + shrunken(observed[:, genes] - drawn, noise[:, genes])
 
     effects = draw_effects(module, cells["context"].cpu())
     drift, log_mean = match_means(module, cells, context, effects, wanted, enough)

@@ -37,6 +37,14 @@ def has_cells(adata: AnnData, params: dict[str, Any]) -> bool:
     return bool(adata.n_obs) and has_matrix and all(key in adata.obs for key in keys)
 
 
+def of_level(adata: AnnData, params: dict[str, Any]) -> AnnData:
+    """Cells of the level of the effect modifier, such as one cell line, that results are of; all cells where they are of all."""
+    key = params.get("effect_modifier_key")
+    if key is None or key not in adata.obs:
+        return adata
+    return adata[(adata.obs[key].astype(str) == params["level"]).to_numpy()]
+
+
 def contexts(adata: AnnData, perturbation_key: str, dosage_key: str | None, control: str) -> pd.DataFrame:
     """Perturbation (string) and dosage (float; 0 where doses are not known or of controls) of each cell."""
     names = adata.obs[perturbation_key].astype(str).to_numpy()

@@ -15,7 +15,7 @@ from scipy.stats import norm
 from scgim._constants import Key
 from scgim._docs import d
 from scgim.pl._area import Area
-from scgim.pl._cells import has_cells, is_count_data
+from scgim.pl._cells import has_cells, is_count_data, of_level
 from scgim.pl._measured import measured_changes
 from scgim.pl._tones import OKABE_ITO, palette, tones
 from scgim.pl._utils import (
@@ -64,6 +64,7 @@ def _find_points(
 ) -> pd.DataFrame:
     """Measured changes, or an empty frame where `adata` has no cells to tell them from."""
     layer = layer or params.get("layer")
+    adata = of_level(adata, params)
     if not has_cells(adata, {**params, "layer": layer}):
         return pd.DataFrame()
     if params["likelihood"] != "normal" and not is_count_data(adata, layer):

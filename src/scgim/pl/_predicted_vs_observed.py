@@ -14,7 +14,7 @@ from scgim._constants import Key
 from scgim._docs import d
 from scgim._size_factors import known_size_factors
 from scgim.pl._area import Area
-from scgim.pl._cells import ControlScale, contexts, expression, has_cells, is_count_data, size_factors
+from scgim.pl._cells import ControlScale, contexts, expression, has_cells, is_count_data, of_level, size_factors
 from scgim.pl._labels import place_labels
 from scgim.pl._tones import OKABE_ITO, palette, tones
 from scgim.pl._utils import (
@@ -184,7 +184,7 @@ def predicted_vs_observed(
         raise ValueError(
             f"`predicted` and `adata` share no gene; they begin with {[*predicted.var_names[:3]]} and {[*adata.var_names[:3]]}."
         )
-    observed_cells = _observed_cells(adata, params, layer)
+    observed_cells = _observed_cells(of_level(adata, params), params, layer)
     predicted_cells = _predicted_cells(predicted, params, observed_cells.typical)
     measured = observed_cells.contexts["perturbation"]
     wanted = None if perturbations is None else pick(perturbations, measured.unique(), "perturbation")
