@@ -66,7 +66,8 @@ def test_scores_of_a_fit_are_those_of_the_other_scorer(place, tmp_path):
     mine = common.model_scores(model, adata)
     for name, other in {"edge_auprc": "e_auprc", "edge_f1": "e_f1", "shd": "shd", "target_auprc": "t_auprc"}.items():
         assert mine[name] == pytest.approx(theirs[other]), name
-    table = scgim.metrics.compare_baselines(adata, predicted={"scGIM": predicted}, methods=["trainmean"])
+    with pytest.warns(UserWarning, match="noise of 20 predicted cells"):
+        table = scgim.metrics.compare_baselines(adata, predicted={"scGIM": predicted}, methods=["trainmean"])
     energy = table.xs("scGIM", level="method")["energy_distance"]
     for name, split in splits.items():
         assert energy[split] == pytest.approx(theirs[f"{name}_energy"], rel=1e-3)

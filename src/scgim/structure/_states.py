@@ -143,15 +143,23 @@ def _anneal(
     shares: tuple[float, ...],
     options: dict[str, Any],
 ) -> tuple[float, StructureResult, HiddenStates]:
-    """Graph and states in turn, from means of contexts alone to all that cells say; the best of the last, by its evidence."""
+    """Graph and states in turn, from means of contexts alone to all that cells say; the best of the last, by its evidence.
+
+    Of states that cannot be told apart, as of many among few genes, the evidence is minus infinity.
+    """
     states = _start(statistics, statistics, first, n_states, _FIRST_SHARE)
     for share in shares:
         own = states.taken_out(statistics)
+        if not own.gram.isfinite().all():
+            return -math.inf, first, states
         result = search_structure(_fewer_cells(own, share), max_evaluations=0, **options)
         states = _start(statistics, own, result, n_states, share)
-    found = []
+    found = [(-math.inf, first, states)]
     for _ in range(_N_LAST):
-        result = search_structure(states.taken_out(statistics), max_evaluations=0, **options)
+        own = states.taken_out(statistics)
+        if not own.gram.isfinite().all():
+            break
+        result = search_structure(own, max_evaluations=0, **options)
         found.append((_evidence(statistics, result, states), result, states))
         states = _fit(statistics, result, states)
     return max(found, key=lambda one: one[0])
