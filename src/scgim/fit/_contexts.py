@@ -66,7 +66,7 @@ def match_contexts(module: GIMModule, loader: BatchLoader) -> Drift:
     step = max(1, _BLOCK_VALUES // (n * shape[1]))
     for start in range(0, len(known), step):
         codes, cells = zip(*known[start : start + step], strict=True)
-        for part, value in zip(found, _match_observed(module, loader, list(cells)), strict=True):
+        for part, value in zip(found, _match_observed(module, loader, list(cells), n), strict=True):
             part[list(codes)] = value
     return Drift(found[0], Means(*found[1:]))
 
@@ -76,27 +76,40 @@ def cells_each(n_genes: int, n_contexts: int) -> int:
     return int(min(max(_N_VALUES / (n_genes * max(1, n_contexts)), _N_CELLS[0]), _N_CELLS[1]))
 
 
-def _match_observed(module: GIMModule, loader: BatchLoader, rows: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Drift of contexts of which some cells are given, log means and their errors, each (G, d)."""
+def _match_observed(
+    module: GIMModule, loader: BatchLoader, rows: list[Tensor], n: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Drift of contexts of which some cells are given, log means and their errors, each (G, d); about n cells are drawn of each.
+
+    Means are compared by those of log1p, which a few large counts do not sway.
+    """
     n_own = torch.tensor([len(own) for own in rows], dtype=torch.float64)[:, None]
-    rows = [own.repeat(-(-_N_CELLS[0] // len(own))) for own in rows]  # of few cells each is drawn several times
+    rows = [own.repeat(-(-n // len(own))) for own in rows]  # of few cells each is drawn several times
     context = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(own) for own in rows]))
     cells = to_device(loader.take(torch.cat(rows)), module.device)
-    depth, mean = (means_of(values, context) for values in (cells["log_size"].exp(), cells["x"]))
-    variance = (means_of(cells["x"].square(), context) - mean.square()).clamp_min(0.0)
     enough = HALF_A_COUNT / n_own
-    observed = torch.log(mean / depth + enough)
-    error = ((variance + enough) / n_own).sqrt() / (mean + enough)
+    features = parent_features(cells["x"], cells["log_size"], module.likelihood)
+    mean, square = means_of(features, context), means_of(features.square(), context)
+    observed = _log_typical(mean, enough)
+    relative = (square - mean.square() + enough.square()).clamp_min(0.0).sqrt() * mean.exp() / (mean.expm1() + enough)
+    # few cells that lack the tail of a distribution have a small mean and a small spread at once
+    error = torch.maximum(relative, relative.median(0).values) / n_own.sqrt()
     # of the observed cells, and of those that are drawn
-    n_drawn = torch.bincount(context).double()[:, None]
-    noise = error.square() * (1 + n_own / n_drawn)
+    noise = error.square() * (1 + n_own / torch.bincount(context).double()[:, None])
 
-    def wanted(drawn: Tensor, genes: Tensor) -> Tensor:
-        return drawn + shrunken(observed[:, genes] - drawn, noise[:, genes])
+    def wanted(drawn: Tensor, genes: Tensor, values: Tensor) -> Tensor:
+        of_drawn = means_of(parent_features(values, cells["log_size"], module.likelihood), context)
+        off = observed[:, genes] - _log_typical(of_drawn, enough)
+        return drawn + shrunken(off, noise[:, genes])
 
     effects = draw_effects(module, cells["context"].cpu())
     drift, log_mean = match_means(module, cells, context, effects, wanted, enough)
     return drift, log_mean, error
+
+
+def _log_typical(mean: Tensor, enough: Tensor | float) -> Tensor:
+    """Log of the value whose log1p is the mean of log1p."""
+    return (mean.expm1() + enough).log()
 
 
 def means_of(values: Tensor, context: Tensor) -> Tensor:
@@ -119,7 +132,7 @@ def match_means(module, cells, context, effects, wanted, enough) -> tuple[Tensor
     effects
         Effects and targets of each cell, both (B, d).
     wanted
-        From the log means of the cells drawn, (G, g), and their genes (g,), those that are wanted.
+        From the log means of the cells drawn, (G, g), their genes (g,) and values (B, g), the log means that are wanted.
     enough
         What is added to means, (G, 1), so that those of no counts have a logarithm.
     """
@@ -138,7 +151,7 @@ def match_means(module, cells, context, effects, wanted, enough) -> tuple[Tensor
             features = parent_features(values, log_size, module.likelihood)
             h[:, genes] = (features - module.centre[genes]) / module.spread[genes]
             drawn = torch.log(means_of(expected, context) / depth + enough)
-            goal = wanted(drawn, genes) if goal is None else goal
+            goal = wanted(drawn, genes, values) if goal is None else goal
             step = goal - drawn
             if step.abs().max() < _NEAR:
                 break

@@ -82,5 +82,5 @@ def _match_carried(
     goal = torch.log(known.level_mean[level].cpu() * change.exp() + enough)
     effects = (shift[0].float(), targets[0])
     return match_means(
-        module, cells, torch.zeros(n, dtype=torch.long), effects, lambda _, genes: goal[:, genes], enough
+        module, cells, torch.zeros(n, dtype=torch.long), effects, lambda _, genes, __: goal[:, genes], enough
     )[0][0]
