@@ -325,3 +325,17 @@ def test_plots_show_the_cells_of_the_line(model):
         plt.close("all")
     assert heights["a549"] < -0.4
     assert heights["k562"] > -0.25
+
+
+def test_curves_and_ranks_are_those_of_the_line(model):
+    curves = [
+        model.get_dose_response(SELECTIVE, "gene_6", [4.0], covariates={"line": name}) for name in ("a549", "k562")
+    ]
+    assert curves[0]["effect"].iloc[0] < -0.5
+    assert abs(curves[1]["effect"].iloc[0]) < 0.1
+    options = {"dosage": 4.0, "n_draws": 20}
+    down = {"down": ["gene_6"]}
+    scores = [model.rank_drugs(DRUGS, down, covariates={"line": name}, **options)["score"] for name in ("a549", "k562")]
+    assert scores[0].idxmax() == SELECTIVE
+    assert scores[0][SELECTIVE] == pytest.approx(0.64, abs=0.15)
+    assert abs(scores[1][SELECTIVE]) < 0.15

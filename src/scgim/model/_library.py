@@ -40,6 +40,7 @@ class LibraryMixin(ScreenModel):
         level: float = 0.9,
         n_draws: int = 50,
         n_samples: int = 50,
+        covariates: pd.DataFrame | Mapping | None = None,
         seed: int | None = 0,
     ) -> pd.DataFrame:
         """Drugs of a library by how well what they do to the cells matches a wanted change.
@@ -64,7 +65,7 @@ class LibraryMixin(ScreenModel):
             is wanted is as bad as to do less.
         level
             Share of the draws within the intervals.
-        n_draws, n_samples, seed
+        n_draws, n_samples, covariates, seed
             See :meth:`predict_mean`.
 
         Returns
@@ -94,7 +95,9 @@ class LibraryMixin(ScreenModel):
         arms = self._drugs.arms(library, dosage)
         genes = torch.as_tensor(pd.Index(self.gene_names_).get_indexer(wanted.index))
         goal = torch.tensor(wanted.to_numpy())
-        draws = posterior_means(self._sampler, self._drugs, arms, Draws(n_draws, n_samples, some_seed(seed)))
+        draws = posterior_means(
+            self._sampler, self._drugs, arms, Draws(n_draws, n_samples, some_seed(seed), covariates)
+        )
         score = torch.cat(
             [
                 agreement(block.effect[..., genes], goal, metric, sized=wanted.attrs.get("sized", True))

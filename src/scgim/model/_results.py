@@ -206,6 +206,7 @@ class ResultsMixin(ScreenModel):
         dosage: ArrayLike | None = None,
         *,
         level: float = 0.9,
+        covariates: pd.DataFrame | Mapping | None = None,
     ) -> pd.DataFrame:
         """Dose-response curves of the direct effect, with intervals.
 
@@ -219,6 +220,8 @@ class ResultsMixin(ScreenModel):
             Dosages; None for 50 from a tenth of the smallest to ten times the largest measured.
         level
             Probability that the intervals hold.
+        covariates
+            Level of the effect modifier, such as `{"cell_line": "K562"}`; None for what levels have in common.
 
         Returns
         -------
@@ -228,6 +231,8 @@ class ResultsMixin(ScreenModel):
         self._check_if_trained(warn=False)
         asked = [perturbation] if isinstance(perturbation, str) else perturbation
         features, _, _, interventions = self._drugs.query(asked, 1.0)
+        of_level = self._covariates.level_named(covariates)
+        interventions = interventions if of_level is None else interventions.at_level(of_level)
         if len(features) != 1:
             raise ValueError(f"`perturbation` holds {len(features)} drugs. Give one.")
         if genes is None:

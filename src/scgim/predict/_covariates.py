@@ -108,6 +108,15 @@ class CovariateDesign:
     def n_columns(self) -> int:
         return sum(len(v) for v in self.categories.values()) + len(self.continuous)
 
+    def level_named(self, covariates: pd.DataFrame | Mapping | None) -> int | None:
+        """Level of the effect modifier that covariates name, as a number; None if they do not."""
+        key = self.modifier
+        if covariates is None or key is None or key not in covariates:
+            return None
+        name = str(np.ravel(np.asarray(covariates[key]))[0])
+        check_covariates(pd.DataFrame({key: [name]}), {key: self.levels})
+        return self.levels.index(name)
+
     def names_of_levels(self, asked: str | Sequence[str] | None) -> list[str]:
         """Levels of the effect modifier that are asked for, None for all; none of a model without one.
 
@@ -188,13 +197,8 @@ class ScaledDesign:
         return self._design.level(scaled * self._scale + self._centre)
 
     def level_named(self, covariates: pd.DataFrame | Mapping | None) -> int | None:
-        """Level of the effect modifier that covariates name, as a number; None if they do not."""
-        key = self._design.modifier
-        if covariates is None or key is None or key not in covariates:
-            return None
-        name = str(np.ravel(np.asarray(covariates[key]))[0])
-        check_covariates(pd.DataFrame({key: [name]}), {key: self.levels})
-        return self.levels.index(name)
+        """Level of the effect modifier that covariates name (:meth:`CovariateDesign.level_named`)."""
+        return self._design.level_named(covariates)
 
     def with_covariates(self, design: NDArray[np.float32], covariates: pd.DataFrame | Mapping) -> NDArray[np.float32]:
         """Scaled design matrix (n, Q) in which all cells have the given covariates, a mapping or a data frame of one row.
