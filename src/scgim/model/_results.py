@@ -15,6 +15,8 @@ from scgim.predict._sampler import some_seed
 from scgim.predict._totals import total_effects
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from anndata import AnnData
     from numpy.typing import ArrayLike
 
