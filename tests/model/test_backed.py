@@ -58,6 +58,7 @@ def test_small_file_gives_the_fit_of_memory(screen, kind, tmp_path):
 @pytest.mark.parametrize("kind", ["h5ad csr", "zarr dense"])
 def test_large_file_is_never_read_as_a_whole(screen, kind, tmp_path, monkeypatch):
     monkeypatch.setattr("scgim.fit._baselines._N_CELLS", 500)
+    monkeypatch.setattr("scgim.fit._contexts._BLOCK_VALUES", 1000 * screen.n_vars)
     reference = fitted(screen.copy())
     adata = from_file(screen, kind, tmp_path)
     monkeypatch.setattr("scgim.train._data._DENSE_BYTES", 0)

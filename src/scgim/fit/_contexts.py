@@ -84,9 +84,13 @@ def _match_observed(
     Means are compared by those of log1p, which a few large counts do not sway.
     """
     n_own = torch.tensor([len(own) for own in rows], dtype=torch.float64)[:, None]
-    rows = [own.repeat(-(-n // len(own))) for own in rows]  # of few cells each is drawn several times
-    context = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(own) for own in rows]))
-    cells = to_device(loader.take(torch.cat(rows)), module.device)
+    times = [-(-n // len(own)) for own in rows]  # of few cells each is drawn several times, and read once
+    own_cells = to_device(loader.take(torch.cat(rows)), module.device)
+    places = torch.arange(int(n_own.sum())).split([len(own) for own in rows])
+    again = torch.cat([place.repeat(k) for place, k in zip(places, times, strict=True)])
+    cells = {name: value[again.to(value.device)] for name, value in own_cells.items()}
+    n_drawn = torch.tensor([k * len(own) for k, own in zip(times, rows, strict=True)])
+    context = torch.repeat_interleave(torch.arange(len(rows)), n_drawn)
     enough = HALF_A_COUNT / n_own
     features = parent_features(cells["x"], cells["log_size"], module.likelihood)
     mean, square = means_of(features, context), means_of(features.square(), context)
@@ -95,7 +99,7 @@ def _match_observed(
     # few cells that lack the tail of a distribution have a small mean and a small spread at once
     error = torch.maximum(relative, relative.median(0).values) / n_own.sqrt()
     # of the observed cells, and of those that are drawn
-    noise = error.square() * (1 + n_own / torch.bincount(context).double()[:, None])
+    noise = error.square() * (1 + n_own / n_drawn[:, None])
 
     def wanted(drawn: Tensor, genes: Tensor, values: Tensor) -> Tensor:
         of_drawn = means_of(parent_features(values, cells["log_size"], module.likelihood), context)
