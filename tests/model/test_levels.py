@@ -339,3 +339,19 @@ def test_curves_and_ranks_are_those_of_the_line(model):
     assert scores[0].idxmax() == SELECTIVE
     assert scores[0][SELECTIVE] == pytest.approx(0.64, abs=0.15)
     assert abs(scores[1][SELECTIVE]) < 0.15
+
+
+def test_continuous_values_have_levels():
+    adata = world(n=40)
+    adata = adata[~((adata.obs["perturbation"] == "drug_2") & (adata.obs["line"] == "mcf7"))].copy()
+    adata.X = np.log1p(adata.X.toarray())
+    scvi.settings.seed = 0
+    GIM.setup_anndata(adata, **{**SETUP, "size_factor_key": None})
+    model = GIM(adata, likelihood="normal")
+    model.train(accelerator="cpu", enable_progress_bar=False)
+    effects = model.get_effects(["drug_2", SELECTIVE], 4.0)["gene_8"].droplevel("dosage")
+    assert effects["drug_2", "mcf7"] == pytest.approx(effects["drug_2"][["a549", "k562"]].mean(), rel=0.15)
+    assert effects["drug_2"].max() < -0.5
+    gene = model.get_effects([SELECTIVE], 4.0)["gene_6"].droplevel([0, 1])
+    assert gene["a549"] < -0.5
+    assert abs(gene["k562"]) < 0.15

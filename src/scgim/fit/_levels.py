@@ -31,13 +31,14 @@ def carry_to_levels(module: GIMModule, loader: BatchLoader, drift: Drift | None)
     if drift is None:
         found = known.interventions()
         heights, information = found.levels.at_top(found)  # type: ignore[union-attr]
-        known.note_transfer(transfer.chosen(heights, information, found.target_probs))
-        known.complete_levels()
+        transfer = transfer.chosen(heights, information, found.target_probs)
+        known.note_transfer(transfer)
+        known.complete_levels(transfer)
         return
     context, heights, information = _changes(module, drift)
     transfer = transfer.chosen(heights, information)
     known.note_transfer(transfer)
-    known.complete_levels()
+    known.complete_levels(transfer)
     measured = context >= 0
     carried = transfer.carried(heights, measured)
     n = cells_each(heights.shape[2], int((~measured).sum()))

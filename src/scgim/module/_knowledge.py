@@ -196,10 +196,10 @@ class Knowledge(nn.Module):
         self.level_background[drug, level, near] += added.to(self.background)
 
     @torch.no_grad()
-    def complete_levels(self) -> None:
-        """Write what drugs do in levels in which they were not measured, from what they do in others."""
+    def complete_levels(self, transfer: Transfer) -> None:
+        """Write what drugs do in levels in which they were not measured, carried from what they do in others."""
         found = self.interventions()
-        levels = completed(found.levels, found, self.transfer(counts=True), found.levels.known)  # type: ignore[union-attr, arg-type]
+        levels = completed(found.levels, found, transfer, found.levels.known)  # type: ignore[union-attr, arg-type]
         for name in LEVEL_FIELDS:
             getattr(self, f"level_{name}").copy_(getattr(levels, name))
 
