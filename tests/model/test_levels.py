@@ -333,12 +333,28 @@ def test_curves_and_ranks_are_those_of_the_line(model):
     ]
     assert curves[0]["effect"].iloc[0] < -0.5
     assert abs(curves[1]["effect"].iloc[0]) < 0.1
+    with pytest.raises(ValueError, match="by the effect modifier only: 'line'"):
+        model.get_dose_response(SELECTIVE, covariates={"lin": "k562"})
     options = {"dosage": 4.0, "n_draws": 20}
     down = {"down": ["gene_6"]}
     scores = [model.rank_drugs(DRUGS, down, covariates={"line": name}, **options)["score"] for name in ("a549", "k562")]
     assert scores[0].idxmax() == SELECTIVE
     assert scores[0][SELECTIVE] == pytest.approx(0.64, abs=0.15)
     assert abs(scores[1][SELECTIVE]) < 0.15
+
+
+def test_hard_interventions_have_levels():
+    """The probability of a target is that of the cells with its mechanism cut, in each line."""
+    adata = world(n=40)
+    scvi.settings.seed = 0
+    GIM.setup_anndata(adata, **SETUP)
+    model = GIM(adata, intervention="hard")
+    model.train(accelerator="cpu", enable_progress_bar=False)
+    probs = model.get_targets([SELECTIVE, "drug_2"], 4.0).droplevel("dosage")
+    assert probs.loc[(SELECTIVE, "a549"), "gene_6"] > 0.9
+    assert probs.loc[(SELECTIVE, "k562"), "gene_6"] < 0.5
+    common = model.module.knowledge.target_probs[DRUGS.index("drug_2")].numpy()
+    np.testing.assert_array_less(probs.loc["drug_2"].max(axis=0).to_numpy(), common + 1e-9)
 
 
 def test_continuous_values_have_levels():

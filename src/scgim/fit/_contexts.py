@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # Drawn in all, unless contexts are many, and at a time: for time and memory
 _N_VALUES, _BLOCK_VALUES = 40_000_000, 8_000_000
 _N_CELLS = (20, 400)  # of a context, at least and at most: conventions
+_MIN_DRAWN, _MAX_CONTROLS = 1000, 4000  # of control cells: conventions
 _NEAR = 0.02  # in log means, which ends it: convention
 _MAX_DRIFT = 5.0  # e-folds; what would need more is no drift
 
@@ -61,12 +62,13 @@ def match_contexts(module: GIMModule, loader: BatchLoader) -> Drift:
     treated = torch.nonzero(module.treated.cpu())[:, 0]
     n = cells_each(shape[1], len(treated))
     order = torch.randperm(len(context), generator=torch.Generator().manual_seed(0))
-    rows = [order[context[order] == k][:n] for k in treated.tolist()]
+    in_order = context[order]
+    rows = [order[in_order == k][:n] for k in treated.tolist()]
     known = [(k, own) for k, own in zip(treated.tolist(), rows, strict=True) if len(own)]
-    step = max(1, _BLOCK_VALUES // (n * shape[1]))
+    step, controls = max(1, _BLOCK_VALUES // (n * shape[1])), _controls(module, loader)
     for start in range(0, len(known), step):
         codes, cells = zip(*known[start : start + step], strict=True)
-        for part, value in zip(found, _match_observed(module, loader, list(cells), n), strict=True):
+        for part, value in zip(found, _match_observed(module, loader, list(cells), n, controls), strict=True):
             part[list(codes)] = value
     return Drift(found[0], Means(*found[1:]))
 
@@ -77,11 +79,12 @@ def cells_each(n_genes: int, n_contexts: int) -> int:
 
 
 def _match_observed(
-    module: GIMModule, loader: BatchLoader, rows: list[Tensor], n: int
+    module: GIMModule, loader: BatchLoader, rows: list[Tensor], n: int, controls: Controls
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Drift of contexts of which some cells are given, log means and their errors, each (G, d); about n cells are drawn of each.
 
-    Means are compared by those of log1p, which a few large counts do not sway.
+    Means are compared by those of log1p, which a few large counts do not sway, and beside what drawn and observed control cells differ by in
+    the same: a likelihood that is not quite that of the data is no effect of a drug.
     """
     n_own = torch.tensor([len(own) for own in rows], dtype=torch.float64)[:, None]
     times = [-(-n // len(own)) for own in rows]  # of few cells each is drawn several times, and read once
@@ -94,7 +97,9 @@ def _match_observed(
     enough = HALF_A_COUNT / n_own
     features = parent_features(cells["x"], cells["log_size"], module.likelihood)
     mean, square = means_of(features, context), means_of(features.square(), context)
-    observed = _log_typical(mean, enough)
+    level = module.knowledge.context_level()
+    own = slice(0, 1) if level is None else level[own_cells["context"].cpu()[torch.stack([p[0] for p in places])]]
+    observed = _log_typical((mean - (controls.observed - controls.drawn)[own]).clamp_min(0.0), enough)
     relative = (square - mean.square() + enough.square()).clamp_min(0.0).sqrt() * mean.exp() / (mean.expm1() + enough)
     # few cells that lack the tail of a distribution have a small mean and a small spread at once
     error = torch.maximum(relative, relative.median(0).values) / n_own.sqrt()
@@ -109,6 +114,33 @@ def _match_observed(
     effects = draw_effects(module, cells["context"].cpu())
     drift, log_mean = match_means(module, cells, context, effects, wanted, enough)
     return drift, log_mean, error
+
+
+class Controls(NamedTuple):
+    """Means of log1p of observed and of drawn control cells of each level of the effect modifier, both (L, d)."""
+
+    observed: Tensor
+    drawn: Tensor
+
+
+def _controls(module: GIMModule, loader: BatchLoader) -> Controls:
+    """Control cells beside as many drawn ones; a few cells are drawn several times."""
+    context, level = loader.context.cpu(), module.knowledge.context_level()
+    means = []
+    for k in range(max(1, module.knowledge.n_levels)):
+        own = ~module.treated.cpu()[context]
+        rows = torch.nonzero(own if level is None else own & (level[context] == k))[:, 0]
+        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:_MAX_CONTROLS]]
+        again = torch.arange(len(rows)).repeat(-(-_MIN_DRAWN // len(rows)))
+        cells = {
+            name: value[again.to(value.device)] for name, value in to_device(loader.take(rows), module.device).items()
+        }
+        nothing, rng = torch.zeros_like(cells["x"], dtype=torch.float32), torch.Generator(module.device).manual_seed(1)
+        drawn, _ = module.sample_cells(nothing, nothing.bool(), cells["covariates"], cells["log_size"], rng)
+        both = (parent_features(x, cells["log_size"], module.likelihood) for x in (cells["x"], drawn))
+        means.append([features.double().mean(0).cpu() for features in both])
+    observed, drawn = zip(*means, strict=True)
+    return Controls(torch.stack(observed), torch.stack(drawn))
 
 
 def _log_typical(mean: Tensor, enough: Tensor | float) -> Tensor:
@@ -143,10 +175,11 @@ def match_means(module, cells, context, effects, wanted, enough) -> tuple[Tensor
     log_size = cells["log_size"]
     shift, targets = (part.to(module.device) for part in effects)
     depth = means_of(log_size.exp(), context)
+    rng = torch.Generator(module.device).manual_seed(0)
     base = module.intercept + cells["covariates"] @ module.covariate_effect + module.baseline_offset + shift
+    base = base + module.states.draw(len(base), rng)
     drift = torch.zeros(len(depth), shift.shape[1], dtype=torch.float64)
     log_mean, h = torch.zeros_like(drift), torch.zeros_like(shift)
-    rng = torch.Generator(module.device).manual_seed(0)
     for layer in module.layers():
         genes, goal = torch.tensor(layer), None
         for _ in range(N_ROUNDS):

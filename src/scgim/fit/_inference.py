@@ -14,7 +14,7 @@ from scgim._departures import FIRST_DEPARTURE_VAR, FIRST_MISFIT
 from scgim.fit._statistics import to_device
 from scgim.interventions._effects import effects_left_out
 from scgim.interventions._joint import Screen, estimate_jointly
-from scgim.interventions._levels import with_programmes
+from scgim.interventions._levels import with_programmes, with_targets
 from scgim.interventions._passage import Passage
 from scgim.interventions._stacking import NO_PRECISION, measured_background
 from scgim.nn._information import FitInformation, InformationAccumulator
@@ -161,12 +161,15 @@ def write_interventions(
         per_context = evidence - 0.5 * torch.log1p(precision * prior.slab_var)
         total = torch.zeros_like(found.target_probs).index_add_(0, group, per_context)
         odds = prior.target_log_odds(len(total), torch.arange(total.shape[1]))
-        found = replace(found, target_probs=torch.sigmoid(total + odds))
+        found = with_targets(found, torch.sigmoid(total + odds))
     background = measured_background(module.responses().of(measured), found, beside, left_out, of_drugs)
     found = replace(found, background=background, grid=known.grid.cpu())
     if found.levels is not None and member is not None:
         found = replace(
-            found, levels=with_programmes(found.levels, found, beside, (group, member.argmax(1), log_dosage))
+            found,
+            levels=with_programmes(
+                found.levels, found, beside, (group, member.argmax(1), known.context_log_dosage().cpu()[seen])
+            ),
         )
     known.note_interventions(measured, found)
     known.prior.copy_(torch.tensor([prior.target_prob, prior.slab_var, prior.spike_var]))

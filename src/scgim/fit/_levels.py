@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgim.fit._contexts import Drift
+    from scgim.interventions._interventions import Interventions
     from scgim.module import GIMModule
     from scgim.train import BatchLoader
 
@@ -42,11 +43,15 @@ def carry_to_levels(module: GIMModule, loader: BatchLoader, drift: Drift | None)
     measured = context >= 0
     carried = transfer.carried(heights, measured)
     n = cells_each(heights.shape[2], int((~measured).sum()))
-    for q, level in torch.nonzero(~measured).tolist():
-        own = int(context[q].max())
-        drug, log_dosage = known.group.cpu()[own], known.context_log_dosage().cpu()[own]
-        added = _match_carried(module, loader, n, (int(drug), log_dosage, level), carried[q, level])
-        known.add_background(added, int(drug), log_dosage, level)
+    found, asked = known.interventions(), torch.nonzero(~measured)
+    arms = known.group.cpu()[context.amax(1)], known.context_log_dosage().cpu()[context.amax(1)]
+    added = [
+        _match_carried(module, loader, n, found.rows(arms[0][q : q + 1]), arms[1][q], int(level), carried[q, level])
+        for q, level in asked
+    ]
+    if added:
+        q, level = asked.T
+        known.add_background(torch.stack(added), arms[0][q], level, arms[1][q])
 
 
 def _changes(module: GIMModule, drift: Drift) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,21 +72,23 @@ def _changes(module: GIMModule, drift: Drift) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _match_carried(
-    module: GIMModule, loader: BatchLoader, n: int, arm: tuple[int, Tensor, int], change: Tensor
+    module: GIMModule,
+    loader: BatchLoader,
+    n: int,
+    drug: Interventions,
+    log_dosage: Tensor,
+    level: int,
+    change: Tensor,
 ) -> Tensor:
-    """What a drug and dose need in a level, beside its effects, so that means change as they should by `change` (d,); shape (d,)."""
-    drug, log_dosage, level = arm
+    """What a drug needs at a dose in a level, beside its effects, so that means change as they should by `change` (d,); shape (d,)."""
     known = module.knowledge
     context = loader.context.cpu()
     controls = torch.nonzero((~module.treated & (known.level == level)).cpu()[context])[:, 0]
     rng = torch.Generator().manual_seed(0)
     rows = controls[torch.randint(len(controls), (n,), generator=rng)]
     cells = to_device(loader.take(rows), module.device)
-    own = known.interventions().rows(torch.tensor([drug])).at_level(level)
-    shift, targets = own.sample(log_dosage[None], n, rng)
+    shift, targets = drug.at_level(level).sample(log_dosage[None], n, rng)
     enough = torch.tensor([[HALF_A_COUNT / len(controls)]], dtype=torch.float64)
-    goal = torch.log(known.level_mean[level].cpu() * change.exp() + enough)
-    effects = (shift[0].float(), targets[0])
-    return match_means(
-        module, cells, torch.zeros(n, dtype=torch.long), effects, lambda _, genes, __: goal[:, genes], enough
-    )[0][0]
+    goal = torch.log(known.level_mean[level].cpu() * change.exp() + enough)  # (1, d)
+    effects, context = (shift[0].float(), targets[0]), torch.zeros(n, dtype=torch.long)
+    return match_means(module, cells, context, effects, lambda _, genes, __: goal[:, genes], enough)[0][0]

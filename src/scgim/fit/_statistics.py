@@ -78,7 +78,8 @@ class _LevelSums:
         if self.level is not None:
             little = 0.0 if module.likelihood == "normal" else _HALF_A_COUNT  # so that all means have a logarithm
             mean = (self.sums[:, :-1] + little) / self.sums[:, -1:]
-            mean = (mean - module.centre) / module.spread if module.likelihood == "normal" else mean
+            if module.likelihood == "normal":
+                mean = (mean - module.centre.cpu()) / module.spread.cpu()
             module.knowledge.level_mean.copy_(mean)
 
 

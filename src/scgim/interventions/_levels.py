@@ -119,13 +119,6 @@ class Told(NamedTuple):
         own = (0.5 * self.weighted.square() * level_var / spread - 0.5 * spread.log()).sum(-1)
         return own + 0.5 * mean.square() * precision - 0.5 * (precision * slab_var).log(), mean, 1 / precision
 
-    def deviations(self, mean: Tensor, variance: Tensor, level_var: float) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the deviation of each level from the common height, whose mean and variance are given; (..., L)."""
-        spread = 1 + self.precision * level_var
-        drawn = self.precision * level_var / spread
-        deviation = level_var * (self.weighted - self.precision * mean[..., None]) / spread
-        return deviation, level_var / spread + variance[..., None] * drawn.square()
-
     def heights(self, mean: Tensor, variance: Tensor, level_var: float) -> tuple[Tensor, Tensor]:
         """Mean and variance of the height in each level, (..., L)."""
         spread = 1 + self.precision * level_var
@@ -211,6 +204,15 @@ def of_new_drugs(found: Interventions, deviation: Tensor | None, transfer: Trans
     doubt = (alike.emax_sd.square() + transfer.error / share_at_top(found)[:, None].square()).sqrt()
     known = measured.expand(len(found.emax), -1)
     return completed(replace(alike, emax_sd=doubt), found, transfer, known)
+
+
+def with_targets(found: Interventions, target_probs: Tensor) -> Interventions:
+    """Interventions with other probabilities of targets (Q, d); those of levels change in proportion."""
+    levels = found.levels
+    if levels is not None:
+        active = levels.target_probs / found.target_probs.clamp_min(_TINY)[:, None]
+        levels = replace(levels, target_probs=(target_probs[:, None] * active).clamp(0.0, 1.0))
+    return replace(found, target_probs=target_probs, levels=levels)
 
 
 def with_programmes(

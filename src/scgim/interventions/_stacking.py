@@ -337,8 +337,10 @@ def _programme_left_out(programme: Tensor, group: Tensor, log_dosage: Tensor) ->
     """Programmes in each context by the other doses of its drug, (K, d); those of drugs of one dose as they are."""
     out = programme.clone()
     for rows in groups_of(group):
-        for k in rows.tolist() if len(rows) > 1 else []:
-            others = rows[rows != k]
+        for k in rows.tolist():
+            others = rows[log_dosage[rows] != log_dosage[k]]
+            if not len(others):
+                continue
             zero = torch.zeros_like(others)
             out[k] = on_grid(programme[others], zero, log_dosage[others], log_dosage[k : k + 1], 1)[0, 0]
     return out

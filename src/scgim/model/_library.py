@@ -107,7 +107,9 @@ class LibraryMixin(ScreenModel):
         ).numpy()
         lower, upper = np.quantile(score, [0.5 - level / 2, 0.5 + level / 2], axis=0)
         frame = arms.table().astype({REGISTRY.PERTURBATION: str}).set_index(REGISTRY.PERTURBATION)
-        top_targets = named_targets(arms.expected()[1].numpy(), self.gene_names_)
+        top_targets = named_targets(
+            arms.expected(self._covariates.level_named(covariates))[1].numpy(), self.gene_names_
+        )
         frame = frame.assign(score=np.median(score, 0), lower=lower, upper=upper, top_targets=top_targets)
         frame["known_by"] = self._known_by(arms)
         frame.attrs.update(metric=metric, level=level)

@@ -233,6 +233,10 @@ class ResultsMixin(ScreenModel):
         self._check_if_trained(warn=False)
         asked = [perturbation] if isinstance(perturbation, str) else perturbation
         features, _, _, interventions = self._drugs.query(asked, 1.0)
+        if covariates is not None and list(covariates) != [self._covariates.modifier]:
+            raise ValueError(
+                f"`covariates` names {list(covariates)}. Curves differ by the effect modifier only: {self._covariates.modifier!r}."
+            )
         of_level = self._covariates.level_named(covariates)
         interventions = interventions if of_level is None else interventions.at_level(of_level)
         if len(features) != 1:

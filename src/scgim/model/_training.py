@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 # Convention: a validation set that is large enough to see the fit stop improving; minibatches that a processor works through at ease.
 _TRAIN_SIZE, _BATCH_SIZE = 0.95, 1024
+_MIN_OF_LEVEL = 100  # of these, of each level of the effect modifier: convention
 _MAX_CONTROL_POOL = 5000  # control cells whose depth and covariates are drawn from, kept in the model: for memory
 _FIRST_BATCH = 4096  # cells in a pass without gradients, or as many as the minibatches of the fit hold
 # Without progress, a third of the epochs and at least this many stop the fit: convention.
@@ -250,7 +251,14 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
         cells = Cells(cells.x, cells.context, self._design.scaled(cells.covariates), cells.log_size)
         pool = np.flatnonzero(control)
         if len(pool) > _MAX_CONTROL_POOL:
-            pool = np.random.default_rng(0).choice(pool, _MAX_CONTROL_POOL, replace=False)
+            order = np.random.default_rng(0).permutation(pool)
+            # of each level of the effect modifier, whose cells are drawn from its own controls, as many as there are
+            rank = pd.Series(order).groupby(cells.context[order]).cumcount().to_numpy()
+            pool = np.sort(
+                np.concatenate(
+                    [order[:_MAX_CONTROL_POOL], order[_MAX_CONTROL_POOL:][rank[_MAX_CONTROL_POOL:] < _MIN_OF_LEVEL]]
+                )
+            )
         self.control_pool_ = {"covariates": cells.covariates[pool], "log_size": cells.log_size[pool]}
         self.mean_total_ = float(cells.x.sum() / len(cells))
         return cells

@@ -190,10 +190,11 @@ class Knowledge(nn.Module):
             self.level_background += own.unflatten(0, (n_drugs, self.n_levels)).to(self.background)
 
     @torch.no_grad()
-    def add_background(self, added: Tensor, drug: int, log_dosage: Tensor, level: int) -> None:
-        """Add to what a drug does at one of the doses of the grid in a level in which it was not measured, (d,)."""
-        near = (self.grid.cpu() - log_dosage).abs().argmin()
-        self.level_background[drug, level, near] += added.to(self.background)
+    def add_background(self, added: Tensor, drug: Tensor, level: Tensor, log_dosage: Tensor) -> None:
+        """Add what drugs need at some doses (Q, d) to what they do in levels in which they were not measured; the others are (Q,)."""
+        n_drugs = len(self.emax)
+        own = on_grid(added, drug * self.n_levels + level, log_dosage, self.grid.cpu(), n_drugs * self.n_levels)
+        self.level_background += own.unflatten(0, (n_drugs, self.n_levels)).to(self.background)
 
     @torch.no_grad()
     def complete_levels(self, transfer: Transfer) -> None:

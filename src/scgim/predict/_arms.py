@@ -114,9 +114,10 @@ class Arms:
         levels = self.interventions.levels
         return 1 if levels is None else levels.emax.shape[1]
 
-    def expected(self) -> tuple[Tensor, Tensor]:
-        """Expected effects, and probability that a gene is a target of any of the drugs; both (arms, d)."""
-        chosen = self.interventions.rows(self.drug)
+    def expected(self, level: int | None = None) -> tuple[Tensor, Tensor]:
+        """Expected effects, and probability that a gene is a target of any of the drugs, in one level or in common; both (arms, d)."""
+        known = replace(self.interventions, levels=None) if level is None else self.interventions.at_level(level)
+        chosen = known.rows(self.drug)
         missed = torch.log1p(-chosen.target_probs.clamp_max(1 - _TINY))
         effects, missed = self._sum(chosen.mean(self.log_dosage)), self._sum(missed)
         return effects, -torch.expm1(missed)

@@ -11,6 +11,7 @@ from scipy.stats import chi2, false_discovery_control
 if TYPE_CHECKING:
     from scgim.interventions._interventions import Interventions
 
+_TINY = 1e-12  # where one level has all the precision, nothing is known of the spread
 _COLUMNS = ["n_levels", "n_targets", "spread", "statistic", "df", "p_value", "p_adjusted", "gene", "level"]
 
 
@@ -44,7 +45,7 @@ def _row(off: np.ndarray, precision: np.ndarray, measured: np.ndarray, chosen: n
     n, q = len(measured), off.sum(0)
     # of DerSimonian and Laird: what is left of the differences once chance is taken out
     scale = precision.sum(0) - (precision**2).sum(0) / precision.sum(0)
-    between = np.maximum(0.0, (q - (n - 1)) / scale)
+    between = np.maximum(0.0, (q - (n - 1)) / np.maximum(scale, _TINY))
     level, gene = np.unravel_index(off.argmax(), off.shape)
     df = (n - 1) * len(chosen)
     return {
