@@ -53,7 +53,8 @@ def drifts(module: GIMModule) -> bool:
 def match_contexts(module: GIMModule, loader: BatchLoader) -> Drift:
     """Change of the log mean of each gene in each treated context by which drawn cells get the means of observed ones.
 
-    Differences are shrunk by their errors (:func:`~scgim.fit._shrinkage.shrunken`). Nothing is changed, and errors are infinite, in contexts of controls and those without cells.
+    Differences are shrunk by their errors (:func:`~scgim.fit._shrinkage.shrunken`). Nothing is changed, and errors are
+    infinite, in contexts of controls and those without cells.
     """
     shape = (len(module.group), len(module.centre))
     found = [torch.zeros(shape, dtype=torch.float64) for _ in range(3)]

@@ -32,8 +32,7 @@ def settle_covariates(module: GIMModule, loader: BatchLoader) -> None:
             batch = to_device(raw, module.device)
             control = ~module.treated[batch["context"]]
             batch = {name: part[control] for name, part in batch.items()}
-            _, cut = module.predictors(**batch)
-            whole = module.mechanism(module.parent_features(batch["x"], batch["log_size"])) + cut
+            whole, _ = module.predictors(**batch)
             x = module.standardised(batch["x"])
             score, weight = score_and_information(module.likelihood, x, whole, batch["log_size"], module.log_scale)
             design = torch.nn.functional.pad(batch["covariates"], (0, 1), value=1.0)
