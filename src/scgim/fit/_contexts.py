@@ -101,16 +101,15 @@ def _match_observed(
     level = module.knowledge.context_level()
     own = slice(0, 1) if level is None else level[own_cells["context"].cpu()[torch.stack([p[0] for p in places])]]
     observed = _log_typical((mean - (controls.observed - controls.drawn)[own]).clamp_min(0.0), enough)
-    relative = (square - mean.square() + enough.square()).clamp_min(0.0).sqrt() * mean.exp() / (mean.expm1() + enough)
-    # few cells that lack the tail of a distribution have a small mean and a small spread at once
-    error = torch.maximum(relative, relative.median(0).values) / n_own.sqrt()
-    # of the observed cells, and of those that are drawn
-    noise = error.square() * (1 + n_own / n_drawn[:, None])
+    error = _error(mean, square, n_own, enough)
 
     def wanted(drawn: Tensor, genes: Tensor, values: Tensor) -> Tensor:
-        of_drawn = means_of(parent_features(values, cells["log_size"], module.likelihood), context)
-        off = observed[:, genes] - _log_typical(of_drawn, enough)
-        return drawn + shrunken(off, noise[:, genes])
+        of_drawn = parent_features(values, cells["log_size"], module.likelihood)
+        typical, spread = means_of(of_drawn, context), means_of(of_drawn.square(), context)
+        # few cells without a count of a rare gene look surer than they are: if there is no drift, they are as far apart as drawn ones
+        own = torch.maximum(error[:, genes], _error(typical, spread, n_own, enough)).square()
+        noise = own * (1 + n_own / n_drawn[:, None])  # of the observed cells, and of those that are drawn
+        return drawn + shrunken(observed[:, genes] - _log_typical(typical, enough), noise)
 
     effects = draw_effects(module, cells["context"].cpu())
     drift, log_mean = match_means(module, cells, context, effects, wanted, enough)
@@ -142,6 +141,15 @@ def _controls(module: GIMModule, loader: BatchLoader) -> Controls:
         means.append([features.double().mean(0).cpu() for features in both])
     observed, drawn = zip(*means, strict=True)
     return Controls(torch.stack(observed), torch.stack(drawn))
+
+
+def _error(mean: Tensor, square: Tensor, n: Tensor, enough: Tensor) -> Tensor:
+    """Standard error of the log of typical values of n cells (G, 1) whose log1p has means and mean squares (G, d); of few, no less than usual.
+
+    Few cells that lack the tail of a distribution have a small mean and a small spread at once.
+    """
+    relative = (square - mean.square() + enough.square()).clamp_min(0.0).sqrt() * mean.exp() / (mean.expm1() + enough)
+    return torch.maximum(relative, relative.median(0).values) / n.sqrt()
 
 
 def _log_typical(mean: Tensor, enough: Tensor | float) -> Tensor:

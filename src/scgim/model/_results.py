@@ -186,7 +186,7 @@ class ResultsMixin(ScreenModel):
         Returns
         -------
         One row a perturbation that was measured in two levels or more, indexed by name, the most different first: `n_levels`, `n_targets`
-        (direct targets with a probability above one half, or the likeliest gene), `spread` (standard deviation of the effects between
+        (direct targets with a probability above one half; without any there is nothing to test, and the p-value is 1), `spread` (standard deviation of the effects between
         levels beyond chance, root mean square over targets, natural logarithm), `statistic` (chi-squared), `df`, `p_value`, `p_adjusted`
         (Benjamini and Hochberg), and the `gene` and `level` that differ most.
 

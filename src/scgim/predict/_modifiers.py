@@ -26,9 +26,19 @@ def modifier_table(found: Interventions, names: list[str], genes: list[str], lev
         measured = information[u].max(1) > 0
         if measured.sum() < 2:
             continue
-        probs = found.target_probs[u].numpy()
-        chosen = np.flatnonzero(probs > 0.5)
-        chosen = chosen if len(chosen) else np.array([probs.argmax()])
+        chosen = np.flatnonzero(found.target_probs[u].numpy() > 0.5)
+        if not len(
+            chosen
+        ):  # no effect that could differ; the gene that looks most like a target would be a choice by chance
+            rows[name] = {
+                "n_levels": int(measured.sum()),
+                "n_targets": 0,
+                "spread": 0.0,
+                "statistic": 0.0,
+                "df": 0,
+                "p_value": 1.0,
+            }
+            continue
         effect, precision = (part[u][np.ix_(measured, chosen)] for part in (heights, information))
         mean = (precision * effect).sum(0) / precision.sum(0)
         off = precision * (effect - mean) ** 2
@@ -37,7 +47,8 @@ def modifier_table(found: Interventions, names: list[str], genes: list[str], lev
     if table.empty:
         return pd.DataFrame(columns=_COLUMNS).rename_axis("perturbation")
     table["p_adjusted"] = false_discovery_control(table["p_value"])
-    return table.sort_values(["p_value", "statistic"], ascending=[True, False])[_COLUMNS]
+    table = table.sort_values(["p_value", "statistic"], ascending=[True, False])
+    return table.reindex(columns=_COLUMNS)
 
 
 def _row(off: np.ndarray, precision: np.ndarray, measured: np.ndarray, chosen: np.ndarray, genes, levels) -> dict:

@@ -1,0 +1,42 @@
+"""Drawn cells of measured contexts have the means of the observed ones, and nothing is made of chance."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import scvi
+from anndata import AnnData
+
+from scgim.model import GIM
+
+
+def fit(change: np.ndarray, mean: float, n: int) -> GIM:
+    """A model of independent genes of a mean; changes of log means are those of each drug (drugs, genes), n cells of each."""
+    rng = np.random.default_rng(0)
+    n_drugs, n_genes = change.shape
+    label = np.repeat(["control", *(f"drug_{u:02d}" for u in range(n_drugs))], [20 * n, *[n] * n_drugs])
+    every = np.concatenate([np.zeros((20 * n, n_genes)), np.repeat(change, n, axis=0)])
+    x = rng.poisson(mean * np.exp(every)).astype(np.float32)
+    adata = AnnData(
+        x, obs=pd.DataFrame({"perturbation": label, "size": 1.0}, index=[f"cell_{i}" for i in range(len(x))])
+    )
+    scvi.settings.seed = 0
+    GIM.setup_anndata(adata, dosage_key=None, drug_embedding_key=None, size_factor_key="size")
+    model = GIM(adata)
+    model.train(accelerator="cpu", enable_progress_bar=False)
+    return model
+
+
+def test_rare_genes_without_effect_have_none():
+    """In ten cells a gene of a tenth of a count is often not seen: that is no change, though all ten cells agree."""
+    model = fit(np.zeros((12, 30)), mean=0.1, n=10)
+    background = model.module.knowledge.background
+    assert background.square().mean().sqrt() < 0.12
+
+
+def test_changes_of_most_genes_are_in_drawn_cells():
+    """Small changes everywhere, too small and too many for targets."""
+    change = np.random.default_rng(1).normal(0, 0.3, (12, 30))
+    model = fit(change, mean=5.0, n=80)
+    found = model.get_total_effects(n_samples=2000).to_numpy()
+    assert ((found - change) ** 2).mean() < 0.1 * (change**2).mean()
