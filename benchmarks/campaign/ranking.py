@@ -40,7 +40,7 @@ def rows(seed: int) -> Iterator[dict]:
             "place": ranked.index.get_loc(answer.idxmax()) + 1,
             "spearman": ranked["score"].corr(answer, method="spearman"),
             "score_within": float(ranked["score"].between(ranked["lower"], ranked["upper"]).mean()),
-            "truth_within": float(answer[ranked.index].between(ranked["lower"], ranked["upper"]).mean()),
+            "truth_within": truth_within(answer, ranked),
         }
 
 
@@ -54,6 +54,12 @@ def true_score(effects: pd.DataFrame, wanted: pd.Series, metric: str) -> pd.Seri
     if metric == "correlation":
         effects, wanted = effects.sub(effects.mean(axis=1), axis=0), wanted - wanted.mean()
     return effects @ wanted / np.sqrt(np.square(effects).sum(axis=1) * np.square(wanted).sum())
+
+
+def truth_within(answer: pd.Series, ranked: pd.DataFrame) -> float:
+    """Share of the drugs whose true score lies in its interval; what does nothing to these genes has no true direction."""
+    answer = answer[ranked.index]
+    return float(answer.between(ranked["lower"], ranked["upper"])[answer.notna()].mean())
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
