@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from scgim._priors import ShiftPrior
 from scgim.structure import _states
-from scgim.structure._search import search_structure
+from scgim.structure._screening import score_test
+from scgim.structure._search import StructureSearch, search_structure
 from scgim.structure._states import HiddenStates, search_with_states
 from scgim.structure._statistics import ContextStatistics
 
@@ -109,6 +111,26 @@ def test_states_and_the_graph_are_found(n_states):
     added = truth.loadings @ truth.loadings.T
     np.testing.assert_allclose(found.loadings @ found.loadings.T, added, atol=0.05)
     np.testing.assert_allclose(found.noise_var, truth.noise_var, atol=0.05)
+
+
+def test_states_are_found_among_genes_whose_parents_are_screened(monkeypatch):
+    """As of 42 genes or more; here of ten, so that the search is short."""
+    monkeypatch.setattr("scgim.structure._climb._FEW_GENES", 0)
+    cells = statistics(model(1))
+    result, found = search_with_states(cells, search_structure(cells))
+    assert found is not None
+    assert set(map(tuple, np.argwhere(result.adjacency).tolist())) == set(EDGES)
+
+
+def test_each_gene_is_screened_with_its_own_variance_of_states():
+    """One gene at a time is told the same as all at once."""
+    truth = model(1)
+    left = truth.taken_out(statistics(truth))
+    search = StructureSearch(left, ShiftPrior(0.1))
+    pairs = [(j, ()) for j in range(N_GENES)]
+    together = score_test(left, search.prior, search.fit(pairs), pairs)
+    alone = [score_test(left, search.prior, search.fit([pair]), [pair])[:, 0] for pair in pairs]
+    np.testing.assert_allclose(np.stack(alone, 1), together, rtol=1e-9)
 
 
 def test_none_are_looked_for_where_the_network_holds():
