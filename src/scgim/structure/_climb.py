@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from scgim._departures import FIRST_DEPARTURE_VAR, FIRST_MISFIT, MIN_GAIN
+from scgim._departures import FIRST_DEPARTURE_VAR, FIRST_MISFIT, MIN_GAIN, N_BENDS
 from scgim._priors import EDGE_LOG_ODDS
 from scgim.structure._graph import descendants, reachability
 from scgim.structure._out_degree import OutDegreePrior
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from scgim.structure._statistics import ContextStatistics
 
 TOLERANCE = 1e-6  # nats; what rounding may feign, so that moves do not go round in circles
-_BATCH_ELEMENTS = 2_000_000  # numbers of a batch of regressions, 16 MB: for memory, results do not depend on it
-_ELEMENTS_OF_BASIS = 4  # of a regression, for each context and function: for the size of batches only
+# Numbers in the design and the normal equations of a batch of regressions, 1 MB, so that it stays in a core's cache: for time alone
+_BATCH_ELEMENTS = 2**17
 # Up to this number of genes all are scored as parents of each. With more, these many further parents are; others have
 # edge probability 0. Conventions, for time; what they do to results is in the tables `sensitivity-kinetic` and
 # `-nonlinear` of docs/benchmarks.md.
@@ -128,14 +128,14 @@ class HillClimb:
 
     def scores(self, pairs: list[tuple[int, Parents]]) -> list[float]:
         """Score of each pair, from the cache where it is known."""
-        new = sorted((q for q in dict.fromkeys(pairs) if q not in self._cache), key=lambda q: len(q[1]))
-        for _ in self.fits(new):
+        for _ in self.fits([q for q in dict.fromkeys(pairs) if q not in self._cache]):
             pass
         return [self._cache[q] for q in pairs]
 
     def fits(self, pairs: list[tuple[int, Parents]]) -> Iterator[tuple[list[tuple[int, Parents]], GeneFit]]:
-        """Fits in batches; their scores are kept."""
-        for batch in batches(self.statistics, pairs):
+        """Fits in batches, those of few parents first; their scores are kept."""
+        in_order = sorted(pairs, key=lambda pair: len(pair[1]))
+        for batch in batches(self.statistics, in_order, bool(self.prior.departure_var)):
             fit = self.fit(batch)
             self.n_evaluations += len(batch)
             for (gene, parents), evidence in zip(batch, fit.log_evidence.tolist(), strict=True):
@@ -310,15 +310,24 @@ def fit_graph(
 ) -> GeneFit:
     """Fit all genes on their parents in a graph, boolean (d, d)."""
     pairs = [(j, tuple(np.flatnonzero(column).tolist())) for j, column in enumerate(np.asarray(adjacency, bool).T)]
-    fits = [fit_pairs(statistics, prior, b, intervention, n_iterations) for b in batches(statistics, pairs)]
+    departures = bool(prior.departure_var)
+    fits = [fit_pairs(statistics, prior, b, intervention, n_iterations) for b in batches(statistics, pairs, departures)]
     return GeneFit.joined(fits, statistics.n_basis)
 
 
-def batches(statistics: ContextStatistics, pairs: list) -> Iterator[list]:
-    """Pairs in batches whose regressions fit into little memory."""
-    step = max(1, _BATCH_ELEMENTS // (statistics.n_contexts * (statistics.n_basis + 1) * _ELEMENTS_OF_BASIS))
-    for start in range(0, len(pairs), step):
-        yield pairs[start : start + step]
+def batches(
+    statistics: ContextStatistics, pairs: list[tuple[int, Parents]], departures: bool
+) -> Iterator[list[tuple[int, Parents]]]:
+    """Pairs in batches whose regressions fit into little memory; those of a batch are padded to the most parents among them."""
+    start, widest = 0, 0
+    for k, (_, parents) in enumerate(pairs):
+        widest = max(widest, len(parents))
+        n_columns = 1 + widest * (statistics.n_basis + N_BENDS * departures)
+        if k > start and (k + 1 - start) * n_columns * (n_columns + statistics.n_contexts) > _BATCH_ELEMENTS:
+            yield pairs[start:k]
+            start, widest = k, len(parents)
+    if pairs:
+        yield pairs[start:]
 
 
 def evidence_for_misfit(

@@ -159,12 +159,14 @@ def near_sets(search: HillClimb, gene: int) -> list[Parents]:
 
 def score_sets(search: HillClimb, pairs: list[tuple[int, Parents]]) -> Resampled:
     """Scores of (gene, parents) pairs, by perturbation."""
-    fixed, by = [], []
+    fixed, by = np.empty(len(pairs)), np.empty((len(pairs), search.statistics.n_groups))
+    place = {pair: k for k, pair in enumerate(pairs)}
     for batch, fit in search.fits(pairs):
+        own = [place[pair] for pair in batch]
         cost = [float(search.edge_cost[list(parents), gene].sum()) for gene, parents in batch]
-        by.append(fit.by_perturbation.numpy())
-        fixed.append((fit.log_evidence - fit.by_perturbation.sum(1)).numpy() - cost)
-    return Resampled(np.concatenate(fixed), np.concatenate(by))
+        by[own] = fit.by_perturbation.numpy()
+        fixed[own] = (fit.log_evidence - fit.by_perturbation.sum(1)).numpy() - cost
+    return Resampled(fixed, by)
 
 
 def _table(sets: list[Parents]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
