@@ -322,7 +322,7 @@ def batches(
     start, widest = 0, 0
     for k, (_, parents) in enumerate(pairs):
         widest = max(widest, len(parents))
-        n_columns = 1 + widest * (statistics.n_basis + N_BENDS * departures)
+        n_columns = 1 + widest * statistics.n_basis + departures * min(N_BENDS * widest, statistics.n_contexts)
         if k > start and (k + 1 - start) * n_columns * (n_columns + statistics.n_contexts) > _BATCH_ELEMENTS:
             yield pairs[start:k]
             start, widest = k, len(parents)
