@@ -319,13 +319,19 @@ def batches(
     statistics: ContextStatistics, pairs: list[tuple[int, Parents]], departures: bool
 ) -> Iterator[list[tuple[int, Parents]]]:
     """Pairs in batches whose regressions fit into little memory; those of a batch are padded to the most parents among them."""
-    start, widest = 0, 0
+    n_contexts, n_basis = statistics.n_contexts, statistics.n_basis
+
+    def elements(n_parents: int) -> int:
+        n_columns = 1 + n_parents * n_basis + departures * min(N_BENDS * n_parents, n_contexts)
+        return n_columns * (n_columns + n_contexts)
+
+    start, widest, each = 0, 0, elements(0)
     for k, (_, parents) in enumerate(pairs):
-        widest = max(widest, len(parents))
-        n_columns = 1 + widest * statistics.n_basis + departures * min(N_BENDS * widest, statistics.n_contexts)
-        if k > start and (k + 1 - start) * n_columns * (n_columns + statistics.n_contexts) > _BATCH_ELEMENTS:
+        if len(parents) > widest:
+            widest, each = len(parents), elements(len(parents))
+        if k > start and (k + 1 - start) * each > _BATCH_ELEMENTS:
             yield pairs[start:k]
-            start, widest = k, len(parents)
+            start, widest, each = k, len(parents), elements(len(parents))
     if pairs:
         yield pairs[start:]
 

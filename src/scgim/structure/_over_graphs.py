@@ -171,6 +171,9 @@ def score_sets(search: HillClimb, pairs: list[tuple[int, Parents]]) -> Resampled
 
 def _table(sets: list[Parents]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Genes that any of the sets has (c,), and which of them are in each, (n, c)."""
-    candidates = np.array(sorted({i for own in sets for i in own}), dtype=np.int64)
-    members = np.array([np.isin(candidates, own) for own in sets], dtype=bool)
-    return candidates, members.reshape(len(sets), len(candidates))
+    candidates = sorted({i for own in sets for i in own})
+    column = {i: c for c, i in enumerate(candidates)}
+    members = np.zeros((len(sets), len(candidates)), dtype=bool)
+    for row, own in zip(members, sets, strict=True):
+        row[[column[i] for i in own]] = True
+    return np.array(candidates, dtype=np.int64), members
