@@ -40,6 +40,9 @@ _N_NEAR = 10
 _MIN_HELP = -7.0  # an edge that falls shorter has a probability of about 0.001 at most: exp(-7)
 _N_ITERATIONS = 6  # of expectation-maximisation in a regression: convention, for time
 _PRIOR_ROUNDS = 4  # of fits and priors, in which both hardly change any more: convention, for time
+# Genes that are scored at once, up to which fits of the best toggles are kept, and of how many: a fit by itself takes as long as
+# some twenty at once. For time.
+_FEW_AT_ONCE, _N_LIKELY = 8, 3
 _EDGES_AT_ONCE = 64  # asked whether they may be reversed: for time
 _MANY_GENES = 20  # with fewer the numbers of their edges say too little of how many regulate
 
@@ -99,6 +102,7 @@ class HillClimb:
     def _reset(self) -> None:
         self._cache: dict[tuple[int, Parents], float] = {}
         self._ranked: dict[tuple[int, Parents], NDArray[np.int32]] = {}
+        self._likely: dict[int, dict[tuple[int, Parents], GeneFit]] = {}  # fits of parents that each gene may have next
         self.gain = np.full((self.n_genes, self.n_genes), -np.inf)
         self.score_by_gene = np.zeros(self.n_genes)
         self._options = [np.zeros(0, dtype=np.int64)] * self.n_genes  # parents of each gene whose toggle was scored
@@ -149,14 +153,28 @@ class HillClimb:
         self.candidates[:, genes] |= near
         own = [(j, self.parents(j)) for j in genes]
         toggled = [(j, toggle(p, int(i))) for b, (j, p) in enumerate(own) for i in np.flatnonzero(near[:, b])]
-        scores = dict(zip(own + toggled, self.scores(own + toggled), strict=True))
+        fits = list(self.fits([q for q in dict.fromkeys(own + toggled) if q not in self._cache]))
         for b, (j, parents) in enumerate(own):
             options = np.flatnonzero(near[:, b])
             if self._replaced is not None and j not in self._replaced:
                 self._replaced[j] = self.score_by_gene[j], self._options[j], self.gain[self._options[j], j]
             self.gain[self._options[j], j] = -np.inf
-            self.score_by_gene[j], self._options[j] = scores[j, parents], options
-            self.gain[options, j] = [scores[j, toggle(parents, i)] - scores[j, parents] for i in options.tolist()]
+            self.score_by_gene[j], self._options[j] = self._cache[j, parents], options
+            with_toggle = [self._cache[j, toggle(parents, i)] for i in options.tolist()]
+            self.gain[options, j] = np.array(with_toggle) - self._cache[j, parents]
+        if len(genes) <= _FEW_AT_ONCE:
+            self._keep_likely(own, fits)
+
+    def _keep_likely(
+        self, pairs: list[tuple[int, Parents]], fits: list[tuple[list[tuple[int, Parents]], GeneFit]]
+    ) -> None:
+        """Keep the fits of the best toggles of each gene, as one of them will be its parents soon."""
+        place = {pair: (fit, k) for batch, fit in fits for k, pair in enumerate(batch)}
+        for j, parents in pairs:
+            options = self._options[j]
+            best = options[np.argsort(-self.gain[options, j], kind="stable")[:_N_LIKELY]].tolist()
+            likely = [(j, toggle(parents, i)) for i in best if self.gain[i, j] > TOLERANCE]
+            self._likely[j] = {pair: place[pair][0].row(place[pair][1]) for pair in likely if pair in place}
 
     def undo(self, replaced: dict[int, tuple]) -> None:
         """Put back what `refresh` has overwritten."""
@@ -183,7 +201,9 @@ class HillClimb:
     def _rank_parents(self, genes: list[int]) -> None:
         """Note which further parents could help each of the genes, the best first."""
         new = [(j, self.parents(j)) for j in genes if (j, self.parents(j)) not in self._ranked]
-        for batch, fit in self.fits(new):
+        kept = [([pair], self._likely[pair[0]][pair]) for pair in new if pair in self._likely.get(pair[0], ())]
+        known = {batch[0] for batch, _ in kept}
+        for batch, fit in [*kept, *self.fits([pair for pair in new if pair not in known])]:
             own = [j for j, _ in batch]
             help_ = score_test(self.statistics, self.prior, fit, batch)
             if self.prior.departure_var:  # a parent may show between contexts alone

@@ -81,6 +81,10 @@ class GeneFit:
     transported: Tensor
     by_perturbation: Tensor
 
+    def row(self, k: int) -> GeneFit:
+        """The fit of one pair, by itself."""
+        return GeneFit(*(getattr(self, name)[k : k + 1].clone() for name in self.__dataclass_fields__))
+
     @classmethod
     def joined(cls, fits: Sequence[GeneFit], n_basis: int = 1) -> GeneFit:
         """Fits of several batches, those of fewer parents filled up with zeros; weights are of `n_basis` functions a parent."""
@@ -143,7 +147,9 @@ def fit_genes(
         prior = replace(prior, misfit=0.0, departure_var=0.0)
     may_be_wrong = prior.misfit > 0 or prior.departure_var > 0
     passage = _Passage(x[:, :-1], s, 1 if relevance else parents.shape[1], prior.departure_var, may_be_wrong)
-    z = torch.cat([x, passage.columns], 1) if prior.departure_var else x  # weights of the mechanism, intercept, departures
+    z = (
+        torch.cat([x, passage.columns], 1) if prior.departure_var else x
+    )  # weights of the mechanism, intercept, departures
     ridge = torch.diag_embed(
         torch.cat([1 - column_mask + _RIDGE, _RIDGE + 0 * y[:, :1], 1 + 0 * passage.columns[:, :, 0]], 1)
     )
