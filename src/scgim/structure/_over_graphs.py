@@ -80,7 +80,7 @@ def with_probs_over_graphs(
 def _probs_over_graphs(
     statistics: ContextStatistics, result: StructureResult, watch: SearchWatch, seed: int, options: dict[str, Any]
 ) -> NDArray[np.float64]:
-    search = GraphSearch(statistics, result.prior, seed=seed, **options)
+    search = GraphSearch(statistics, result.prior, seed=seed, watch=watch, **options)
     search.adjacency = result.adjacency
     network, leaves, rng = search.network, search.leaves, np.random.default_rng(seed)
     if leaves is None:
