@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import combinations
 
 import joblib
@@ -136,3 +138,41 @@ def test_threads_are_as_they_were(simulate):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+_SHARED = """
+import sys
+from unittest import mock
+import numpy as np
+import torch
+from scgim.structure import _leaves, learn_graph
+
+rank, folder = int(sys.argv[1]), sys.argv[2]
+torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+screen, n_tasks = np.load(f"{folder}/screen.npz"), []
+task_of = _leaves.Leaves._task
+count = lambda self, own, *args: n_tasks.append(own.start) or task_of(self, own, *args)
+with mock.patch.object(_leaves, "LEAVES_A_BATCH", 3), mock.patch.object(_leaves.Leaves, "_task", count):
+    found = learn_graph(**screen)
+np.savez(f"{folder}/{rank}.npz", probs=found.edge_probs, adjacency=found.adjacency, score=found.score, tasks=n_tasks)
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_processes_of_a_group_share_the_leaves(simulate, tmp_path, monkeypatch):
+    """Each looks at its share, and all get the graph that one process finds, bit for bit."""
+    screen = simulate(two_layers(0), np.eye(12)[:6])
+    arrays = {"x": screen.x, "context": screen.context, "group": screen.statistics.group.numpy()}
+    np.savez(tmp_path / "screen.npz", **arrays, regulators=REGULATORS)
+    monkeypatch.setattr("scgim.structure._leaves.LEAVES_A_BATCH", 3)
+    alone = learn_graph(**arrays, regulators=REGULATORS)
+    commands = [[sys.executable, "-c", _SHARED, str(rank), str(tmp_path)] for rank in range(2)]
+    running = [subprocess.Popen(command) for command in commands]
+    assert [process.wait(timeout=300) for process in running] == [0, 0]
+    shared = [np.load(tmp_path / f"{rank}.npz") for rank in range(2)]
+    for found in shared:
+        np.testing.assert_array_equal(found["adjacency"], alone.adjacency)
+        np.testing.assert_array_equal(found["probs"], alone.edge_probs)
+        assert found["score"] == alone.score
+    # three batches of leaves, those of 0 to 2 and of 6 to 7 for the first process
+    assert [set(found["tasks"].tolist()) for found in shared] == [{0, 6}, {3}]

@@ -150,7 +150,8 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
         -----
         Ctrl-C in the search for the graph ends the search, and the fit goes on with the best graph so far; after it, Ctrl-C stops training and
         keeps what was learned. The model can be used in both cases. Where :meth:`setup_anndata` was told which genes may regulate, the parents of
-        the other genes are chosen in parallel as :func:`joblib.parallel_config` says.
+        the other genes are chosen in parallel as :func:`joblib.parallel_config` says. Processes that `torchrun` starts share these genes if the script
+        has called :func:`torch.distributed.init_process_group` before, unless there is a `max_search_seconds`; without it each does the whole search.
 
         Raises
         ------

@@ -32,7 +32,7 @@ def context_effects(
 
     Interventions and log dosages are those of the contexts that are `treated` (positions); None where no context is.
     """
-    shift, targets = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
+    shift, targets = torch.zeros(shape, dtype=torch.float32), torch.zeros(shape, dtype=torch.bool)
     if interventions is not None and log_dosage is not None:
         drawn, on = interventions.sample(log_dosage, shape[0], torch.Generator().manual_seed(seed))
         shift[:, treated], targets[:, treated] = drawn.transpose(0, 1).float(), on.transpose(0, 1)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from scgim._departures import FIRST_DEPARTURE_VAR, FIRST_MISFIT, MIN_GAIN
+from scgim._departures import FIRST_DEPARTURE_VAR, FIRST_MISFIT, MIN_GAIN, N_BENDS
 from scgim._priors import EDGE_LOG_ODDS
 from scgim.structure._graph import descendants, reachability
 from scgim.structure._out_degree import OutDegreePrior
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from scgim.structure._statistics import ContextStatistics
 
 TOLERANCE = 1e-6  # nats; what rounding may feign, so that moves do not go round in circles
-_BATCH_ELEMENTS = 2_000_000  # numbers of a batch of regressions, 16 MB: for memory, results do not depend on it
-_ELEMENTS_OF_BASIS = 4  # of a regression, for each context and function: for the size of batches only
+# Numbers in the design and the normal equations of a batch of regressions, 1 MB, so that it stays in a core's cache: for time alone
+_BATCH_ELEMENTS = 2**17
 # Up to this number of genes all are scored as parents of each. With more, these many further parents are; others have
 # edge probability 0. Conventions, for time; what they do to results is in the tables `sensitivity-kinetic` and
 # `-nonlinear` of docs/benchmarks.md.
@@ -40,6 +40,9 @@ _N_NEAR = 10
 _MIN_HELP = -7.0  # an edge that falls shorter has a probability of about 0.001 at most: exp(-7)
 _N_ITERATIONS = 6  # of expectation-maximisation in a regression: convention, for time
 _PRIOR_ROUNDS = 4  # of fits and priors, in which both hardly change any more: convention, for time
+# Genes that are scored at once, up to which fits of the best toggles are kept, and of how many: a fit by itself takes as long as
+# some twenty at once. For time.
+_FEW_AT_ONCE, _N_LIKELY = 8, 3
 _EDGES_AT_ONCE = 64  # asked whether they may be reversed: for time
 _MANY_GENES = 20  # with fewer the numbers of their edges say too little of how many regulate
 
@@ -99,6 +102,7 @@ class HillClimb:
     def _reset(self) -> None:
         self._cache: dict[tuple[int, Parents], float] = {}
         self._ranked: dict[tuple[int, Parents], NDArray[np.int32]] = {}
+        self._likely: dict[int, dict[tuple[int, Parents], GeneFit]] = {}  # fits of parents that each gene may have next
         self.gain = np.full((self.n_genes, self.n_genes), -np.inf)
         self.score_by_gene = np.zeros(self.n_genes)
         self._options = [np.zeros(0, dtype=np.int64)] * self.n_genes  # parents of each gene whose toggle was scored
@@ -128,14 +132,14 @@ class HillClimb:
 
     def scores(self, pairs: list[tuple[int, Parents]]) -> list[float]:
         """Score of each pair, from the cache where it is known."""
-        new = sorted((q for q in dict.fromkeys(pairs) if q not in self._cache), key=lambda q: len(q[1]))
-        for _ in self.fits(new):
+        for _ in self.fits([q for q in dict.fromkeys(pairs) if q not in self._cache]):
             pass
         return [self._cache[q] for q in pairs]
 
     def fits(self, pairs: list[tuple[int, Parents]]) -> Iterator[tuple[list[tuple[int, Parents]], GeneFit]]:
-        """Fits in batches; their scores are kept."""
-        for batch in batches(self.statistics, pairs):
+        """Fits in batches, those of few parents first; their scores are kept."""
+        in_order = sorted(pairs, key=lambda pair: len(pair[1]))
+        for batch in batches(self.statistics, in_order, bool(self.prior.departure_var)):
             fit = self.fit(batch)
             self.n_evaluations += len(batch)
             for (gene, parents), evidence in zip(batch, fit.log_evidence.tolist(), strict=True):
@@ -149,14 +153,28 @@ class HillClimb:
         self.candidates[:, genes] |= near
         own = [(j, self.parents(j)) for j in genes]
         toggled = [(j, toggle(p, int(i))) for b, (j, p) in enumerate(own) for i in np.flatnonzero(near[:, b])]
-        scores = dict(zip(own + toggled, self.scores(own + toggled), strict=True))
+        fits = list(self.fits([q for q in dict.fromkeys(own + toggled) if q not in self._cache]))
         for b, (j, parents) in enumerate(own):
             options = np.flatnonzero(near[:, b])
             if self._replaced is not None and j not in self._replaced:
                 self._replaced[j] = self.score_by_gene[j], self._options[j], self.gain[self._options[j], j]
             self.gain[self._options[j], j] = -np.inf
-            self.score_by_gene[j], self._options[j] = scores[j, parents], options
-            self.gain[options, j] = [scores[j, toggle(parents, i)] - scores[j, parents] for i in options.tolist()]
+            self.score_by_gene[j], self._options[j] = self._cache[j, parents], options
+            with_toggle = [self._cache[j, toggle(parents, i)] for i in options.tolist()]
+            self.gain[options, j] = np.array(with_toggle) - self._cache[j, parents]
+        if len(genes) <= _FEW_AT_ONCE:
+            self._keep_likely(own, fits)
+
+    def _keep_likely(
+        self, pairs: list[tuple[int, Parents]], fits: list[tuple[list[tuple[int, Parents]], GeneFit]]
+    ) -> None:
+        """Keep the fits of the best toggles of each gene, as one of them will be its parents soon."""
+        place = {pair: (fit, k) for batch, fit in fits for k, pair in enumerate(batch)}
+        for j, parents in pairs:
+            options = self._options[j]
+            best = options[np.argsort(-self.gain[options, j], kind="stable")[:_N_LIKELY]].tolist()
+            likely = [(j, toggle(parents, i)) for i in best if self.gain[i, j] > TOLERANCE]
+            self._likely[j] = {pair: place[pair][0].row(place[pair][1]) for pair in likely if pair in place}
 
     def undo(self, replaced: dict[int, tuple]) -> None:
         """Put back what `refresh` has overwritten."""
@@ -183,7 +201,9 @@ class HillClimb:
     def _rank_parents(self, genes: list[int]) -> None:
         """Note which further parents could help each of the genes, the best first."""
         new = [(j, self.parents(j)) for j in genes if (j, self.parents(j)) not in self._ranked]
-        for batch, fit in self.fits(new):
+        kept = [([pair], self._likely[pair[0]][pair]) for pair in new if pair in self._likely.get(pair[0], ())]
+        known = {batch[0] for batch, _ in kept}
+        for batch, fit in [*kept, *self.fits([pair for pair in new if pair not in known])]:
             own = [j for j, _ in batch]
             help_ = score_test(self.statistics, self.prior, fit, batch)
             if self.prior.departure_var:  # a parent may show between contexts alone
@@ -310,15 +330,30 @@ def fit_graph(
 ) -> GeneFit:
     """Fit all genes on their parents in a graph, boolean (d, d)."""
     pairs = [(j, tuple(np.flatnonzero(column).tolist())) for j, column in enumerate(np.asarray(adjacency, bool).T)]
-    fits = [fit_pairs(statistics, prior, b, intervention, n_iterations) for b in batches(statistics, pairs)]
+    departures = bool(prior.departure_var)
+    fits = [fit_pairs(statistics, prior, b, intervention, n_iterations) for b in batches(statistics, pairs, departures)]
     return GeneFit.joined(fits, statistics.n_basis)
 
 
-def batches(statistics: ContextStatistics, pairs: list) -> Iterator[list]:
-    """Pairs in batches whose regressions fit into little memory."""
-    step = max(1, _BATCH_ELEMENTS // (statistics.n_contexts * (statistics.n_basis + 1) * _ELEMENTS_OF_BASIS))
-    for start in range(0, len(pairs), step):
-        yield pairs[start : start + step]
+def batches(
+    statistics: ContextStatistics, pairs: list[tuple[int, Parents]], departures: bool
+) -> Iterator[list[tuple[int, Parents]]]:
+    """Pairs in batches whose regressions fit into little memory; those of a batch are padded to the most parents among them."""
+    n_contexts, n_basis = statistics.n_contexts, statistics.n_basis
+
+    def elements(n_parents: int) -> int:
+        n_columns = 1 + n_parents * n_basis + departures * min(N_BENDS * n_parents, n_contexts)
+        return n_columns * (n_columns + n_contexts)
+
+    start, widest, each = 0, 0, elements(0)
+    for k, (_, parents) in enumerate(pairs):
+        if len(parents) > widest:
+            widest, each = len(parents), elements(len(parents))
+        if k > start and (k + 1 - start) * each > _BATCH_ELEMENTS:
+            yield pairs[start:k]
+            start, widest, each = k, len(parents), elements(len(parents))
+    if pairs:
+        yield pairs[start:]
 
 
 def evidence_for_misfit(

@@ -70,7 +70,7 @@ def learn_graph(
     Notes
     -----
     Ctrl-C ends the search early: the result is the best graph so far. Where regulators are told, the parents of the other variables are chosen
-    in parallel as :func:`joblib.parallel_config` says.
+    in parallel as :func:`joblib.parallel_config` says; processes of one group of :mod:`torch.distributed` share them, unless there is a limit of time.
 
     Raises
     ------

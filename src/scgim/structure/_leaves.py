@@ -2,7 +2,8 @@
 
 No cycle goes through a leaf, so that its parents are chosen without regard to the rest of the graph: in batches of leaves that
 know nothing of each other, by statistics of the regulators and of these leaves alone. Batches go through :class:`joblib.Parallel`, which runs them
-where :func:`joblib.parallel_config` says, one after the other if it says nothing. What they give does not depend on where they run.
+where :func:`joblib.parallel_config` says, one after the other if it says nothing. Processes of one group of :mod:`torch.distributed` share them.
+What they give does not depend on where they run.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import joblib
 import numpy as np
 import torch
+import torch.distributed
 
 from scgim.structure._climb import TOLERANCE, HillClimb
 
@@ -127,6 +129,8 @@ class Leaves:
         Genes that may be parents, boolean (d,); the others are leaves.
     intervention, edge_log_odds
         As for :class:`~scgim.structure._climb.HillClimb`.
+    share
+        Whether the processes of a group of :mod:`torch.distributed` share the leaves, all of which must then do the same search to its end.
     """
 
     def __init__(
@@ -136,12 +140,14 @@ class Leaves:
         *,
         intervention: str,
         edge_log_odds: float | NDArray,
+        share: bool = True,
     ):
         self.statistics, self.intervention, self.edge_log_odds = statistics, intervention, edge_log_odds
         self.sources, self.genes = np.flatnonzero(regulators), np.flatnonzero(~regulators)
         self.parents = np.zeros((len(self.sources), len(self.genes)), dtype=bool)
         self.scores = np.full(len(self.genes), np.nan)  # until they are searched
         self.n_evaluations = 0
+        self.rank, self.n_processes = process_of_group() if share else (0, 1)
 
     def climb(
         self,
@@ -185,16 +191,24 @@ class Leaves:
             slices = [own for own in slices if not skip[own].all()]
         with joblib.Parallel() as parallel:
             n_jobs = joblib.effective_n_jobs(parallel.n_jobs)
-            at_once = 1 if n_jobs == 1 else _BATCHES_A_WORKER * n_jobs
+            at_once = self.n_processes * (1 if n_jobs == 1 else _BATCHES_A_WORKER * n_jobs)
             for k in range(0, len(slices), at_once):
                 some = slices[k : k + at_once]
-                tasks = (self._task(own, prior, n_iterations) for own in some)
+                tasks = (self._task(own, prior, n_iterations) for own in some[self.rank :: self.n_processes])
                 n_threads = torch.get_num_threads()
                 try:
                     found = parallel(joblib.delayed(_on_one_thread)(function, task, *args) for task in tasks)
                 finally:
                     torch.set_num_threads(n_threads)
-                yield from zip(some, found, strict=True)
+                yield from zip(some, self._gather(found, len(some)), strict=True)
+
+    def _gather(self, found: list, n: int) -> list:
+        """What all processes have found, in the order of n tasks that they took in turn."""
+        if self.n_processes == 1:
+            return found
+        by_process: list[list] = [[] for _ in range(self.n_processes)]
+        torch.distributed.all_gather_object(by_process, found)
+        return [by_process[k % self.n_processes][k // self.n_processes] for k in range(n)]
 
     def _task(self, own: slice, prior: ShiftPrior, n_iterations: int) -> LeafTask:
         genes = np.concatenate([self.sources, self.genes[own]])
@@ -207,6 +221,13 @@ class Leaves:
             n_iterations,
             self.parents[:, own],
         )
+
+
+def process_of_group() -> tuple[int, int]:
+    """Rank of this process in the group of :mod:`torch.distributed`, and how many there are; 0 and 1 without a group."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
 def _on_one_thread(function: Callable, *args: Any) -> Any:

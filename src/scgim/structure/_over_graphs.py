@@ -80,7 +80,7 @@ def with_probs_over_graphs(
 def _probs_over_graphs(
     statistics: ContextStatistics, result: StructureResult, watch: SearchWatch, seed: int, options: dict[str, Any]
 ) -> NDArray[np.float64]:
-    search = GraphSearch(statistics, result.prior, seed=seed, **options)
+    search = GraphSearch(statistics, result.prior, seed=seed, watch=watch, **options)
     search.adjacency = result.adjacency
     network, leaves, rng = search.network, search.leaves, np.random.default_rng(seed)
     if leaves is None:
@@ -159,16 +159,21 @@ def near_sets(search: HillClimb, gene: int) -> list[Parents]:
 
 def score_sets(search: HillClimb, pairs: list[tuple[int, Parents]]) -> Resampled:
     """Scores of (gene, parents) pairs, by perturbation."""
-    fixed, by = [], []
+    fixed, by = np.empty(len(pairs)), np.empty((len(pairs), search.statistics.n_groups))
+    place = {pair: k for k, pair in enumerate(pairs)}
     for batch, fit in search.fits(pairs):
+        own = [place[pair] for pair in batch]
         cost = [float(search.edge_cost[list(parents), gene].sum()) for gene, parents in batch]
-        by.append(fit.by_perturbation.numpy())
-        fixed.append((fit.log_evidence - fit.by_perturbation.sum(1)).numpy() - cost)
-    return Resampled(np.concatenate(fixed), np.concatenate(by))
+        by[own] = fit.by_perturbation.numpy()
+        fixed[own] = (fit.log_evidence - fit.by_perturbation.sum(1)).numpy() - cost
+    return Resampled(fixed, by)
 
 
 def _table(sets: list[Parents]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Genes that any of the sets has (c,), and which of them are in each, (n, c)."""
-    candidates = np.array(sorted({i for own in sets for i in own}), dtype=np.int64)
-    members = np.array([np.isin(candidates, own) for own in sets], dtype=bool)
-    return candidates, members.reshape(len(sets), len(candidates))
+    candidates = sorted({i for own in sets for i in own})
+    column = {i: c for c, i in enumerate(candidates)}
+    members = np.zeros((len(sets), len(candidates)), dtype=bool)
+    for row, own in zip(members, sets, strict=True):
+        row[[column[i] for i in own]] = True
+    return np.array(candidates, dtype=np.int64), members

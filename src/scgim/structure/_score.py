@@ -63,7 +63,7 @@ class GeneFit:
     departures
         What slopes between contexts add to those within, shape (B, 3, p).
     determined
-        Share of these that the data say, not their prior, same shape.
+        How many of these the data say, not their prior, shape (B,).
     transported
         What departures add in each context, shape (B, K).
     by_perturbation
@@ -81,6 +81,10 @@ class GeneFit:
     transported: Tensor
     by_perturbation: Tensor
 
+    def row(self, k: int) -> GeneFit:
+        """The fit of one pair, by itself."""
+        return GeneFit(*(getattr(self, name)[k : k + 1].clone() for name in self.__dataclass_fields__))
+
     @classmethod
     def joined(cls, fits: Sequence[GeneFit], n_basis: int = 1) -> GeneFit:
         """Fits of several batches, those of fewer parents filled up with zeros; weights are of `n_basis` functions a parent."""
@@ -88,7 +92,7 @@ class GeneFit:
 
         def filled(fit: GeneFit, name: str) -> Tensor:
             value, missing = getattr(fit, name), width - fit.departures.shape[-1]
-            if name in ("departures", "determined"):
+            if name == "departures":
                 return torch.nn.functional.pad(value, (0, missing))
             if name == "weights":  # the intercept stays last
                 slopes = torch.nn.functional.pad(value[:, :-1], (0, missing * n_basis))
@@ -143,9 +147,11 @@ def fit_genes(
         prior = replace(prior, misfit=0.0, departure_var=0.0)
     may_be_wrong = prior.misfit > 0 or prior.departure_var > 0
     passage = _Passage(x[:, :-1], s, 1 if relevance else parents.shape[1], prior.departure_var, may_be_wrong)
-    z = torch.cat([x, passage.bent], 1) if prior.departure_var else x  # weights of the mechanism, intercept, departures
+    z = (
+        torch.cat([x, passage.columns], 1) if prior.departure_var else x
+    )  # weights of the mechanism, intercept, departures
     ridge = torch.diag_embed(
-        torch.cat([1 - column_mask + _RIDGE, _RIDGE + 0 * y[:, :1], 1 + 0 * passage.bent[:, :, 0]], 1)
+        torch.cat([1 - column_mask + _RIDGE, _RIDGE + 0 * y[:, :1], 1 + 0 * passage.columns[:, :, 0]], 1)
     )
     q, width = x.shape[1], z.shape[1] - x.shape[1] + 1
 
@@ -156,7 +162,7 @@ def fit_genes(
     hard, fill = intervention == "hard", torch.nn.functional.pad
     if not hard:  # departures and intercept have no scatter
         xx, xy, yy, dof = fill(scatter.xx, (0, width, 0, width)), fill(scatter.xy, (0, width)), scatter.yy, scatter.dof
-    passed = torch.zeros_like(y)
+    passed, departures = torch.zeros_like(y), passage.bent[:, :, 0]
     for _ in range(n_iterations):
         free = 1 - fill(target_probs, (0, 1))  # controls are never targets
         if hard:
@@ -169,30 +175,40 @@ def fit_genes(
         a = torch.baddbmm(xx / noise_var[:, None, None] + ridge, weighted, z.mT)
         b = torch.baddbmm((xy / noise_var[:, None])[:, :, None], weighted, y[:, :, None])[:, :, 0]
         solved = torch.linalg.solve(a, b) if relevance is None else relevance.solve(a, b)
-        weights, departures = solved[:, :q], solved[:, q:]
+        weights = solved[:, :q]
         residuals = torch.baddbmm(y[:, None], solved[:, None], z, alpha=-1)[:, 0]
         noise_var = (_rss(solved, xx, xy, yy) / dof).clamp_min(_MIN_NOISE)
         v0 = s.variance_of_means(noise_var, genes) + prior.spike_var
         if may_be_wrong:
+            departures = passage.departures(solved[:, q:], precision * residuals)
             passed = passage.passed(weights[:, :-1], departures)
             v0 = v0 + prior.misfit**2 * passed
         target_probs = torch.sigmoid(scatter.log_ratio(weights, noise_var, residuals, y, v0, prior) + log_odds)
     off, on = scatter.group_evidence(weights, noise_var, residuals, y, v0, prior)
     moved = torch.nn.functional.softplus(on - off + log_odds) - torch.nn.functional.softplus(log_odds)
     evidence = scatter.baseline(weights, noise_var, residuals, v0) + moved.sum(1)
-    evidence = evidence + (passage.log_volume(departures, precision) if relevance is None else relevance.log_volume)
+    evidence = evidence + (passage.log_volume(solved[:, q:], precision) if relevance is None else relevance.log_volume)
     found = passage.found(departures, a)
     return GeneFit(evidence, weights, target_probs, noise_var, residuals, passed, *found, off + moved)
 
 
 class _Passage:
-    """What reaches genes through their parents between contexts; departures are in units of their prior's standard deviation."""
+    """What reaches genes through their parents between contexts; departures are in units of their prior's standard deviation.
+
+    Contexts may be fewer than departures. What these do to them together is then that of as many columns as there are contexts.
+    """
 
     def __init__(self, x: Tensor, s: ContextStatistics, n_parents: int, departure_var: float, may_be_wrong: bool):
         self.moved = x - x[:, :, s.group < 0].mean(2, keepdim=True) if may_be_wrong else x[:, :0]  # (B, q, K)
         self.n_parents, self.sd = n_parents, departure_var**0.5
         own = self.moved.unflatten(1, (n_parents, -1))[:, :, 0] if departure_var else self.moved[:, :0]
         self.bent = self.sd * torch.cat([*bends(own)], 1)  # (B, 3 p, K)
+        self.is_wide = self.bent.shape[1] > s.n_contexts
+        self.columns = torch.linalg.qr(self.bent, mode="r").R if self.is_wide else self.bent
+
+    def departures(self, of_columns: Tensor, pull: Tensor) -> Tensor:
+        """Departures (B, 3 p) at the mode; `pull` (B, K) are the residuals there times their precision."""
+        return (self.bent @ pull[:, :, None])[:, :, 0] if self.is_wide else of_columns
 
     def passed(self, weights: Tensor, departures: Tensor) -> Tensor:
         """Square of what is passed on, summed over parents, shape (B, K)."""
@@ -201,23 +217,22 @@ class _Passage:
             by_parent = by_parent + (departures[:, :, None] * self.bent).unflatten(1, (N_BENDS, -1)).sum(1)
         return by_parent.square().sum(1)
 
-    def log_volume(self, departures: Tensor, precision: Tensor) -> Tensor:
+    def log_volume(self, of_columns: Tensor, precision: Tensor) -> Tensor:
         """What integrating over the departures adds to the evidence at their mode, shape (B,)."""
         if not self.sd:
             return torch.zeros(len(self.moved), dtype=precision.dtype)
-        own = torch.bmm(self.bent * precision[:, None, :], self.bent.transpose(1, 2))
+        own = torch.bmm(self.columns * precision[:, None, :], self.columns.transpose(1, 2))
         factor = torch.linalg.cholesky(own + torch.eye(own.shape[1], dtype=own.dtype))
-        return -factor.diagonal(dim1=1, dim2=2).log().sum(1) - 0.5 * departures.square().sum(1)
+        return -factor.diagonal(dim1=1, dim2=2).log().sum(1) - 0.5 * of_columns.square().sum(1)
 
     def found(self, departures: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Departures on the scale of the slopes and how far they are determined, both (B, 3, p), and what they add in each context (B, K)."""
+        """Departures on the scale of the slopes (B, 3, p), how many are determined (B,), and what they add in each context (B, K)."""
         transported = (departures[:, :, None] * self.bent).sum(1)
         if not self.sd:
             nothing = self.moved.new_zeros(len(self.moved), N_BENDS, self.n_parents)
-            return nothing, nothing, transported
-        variance = torch.linalg.inv(a).diagonal(dim1=1, dim2=2)[:, -departures.shape[1] :]
-        shape = (N_BENDS, -1)
-        return self.sd * departures.unflatten(1, shape), (1 - variance).unflatten(1, shape), transported
+            return nothing, nothing[:, 0, 0], transported
+        variance = torch.linalg.inv(a).diagonal(dim1=1, dim2=2)[:, -self.columns.shape[1] :]
+        return self.sd * departures.unflatten(1, (N_BENDS, -1)), (1 - variance).sum(1), transported
 
 
 def empirical_prior(statistics: ContextStatistics, fit: GeneFit, prior: ShiftPrior) -> ShiftPrior:

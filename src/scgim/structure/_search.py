@@ -106,7 +106,14 @@ class GraphSearch:
         )
         self.leaves = None
         if told:
-            self.leaves = Leaves(statistics, may_regulate, intervention=intervention, edge_log_odds=edge_log_odds)
+            self.leaves = Leaves(
+                statistics,
+                may_regulate,
+                intervention=intervention,
+                edge_log_odds=edge_log_odds,
+                share=self.watch.deadline
+                is None,  # processes whose time is over at different leaves would wait for each other
+            )
         self.prior = prior
 
     @property

@@ -11,6 +11,7 @@ of both its ends are others. The walk knows the scores of a choice of parent set
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+_NEVER = 1e12  # nats; beyond any score, so that nothing is left of what costs them
 _BURN_IN = 5  # a fifth of the rounds is left out: convention
 
 
@@ -41,6 +43,11 @@ class ParentSets:
     members: NDArray[np.bool_]
     scores: NDArray[np.float64]
 
+    @cached_property
+    def counts(self) -> NDArray[np.float64]:
+        """Members as 0 and 1, as the linear algebra wants them, (n, c)."""
+        return self.members.astype(np.float64)
+
     def weights(
         self, forbidden: NDArray[np.bool_], steps: NDArray[np.float64] | None = None, needed: int | None = None
     ) -> tuple[NDArray[np.float64], float]:
@@ -55,17 +62,12 @@ class ParentSets:
         needed
             A gene that must be in the set; None for none.
         """
-        scores = self.scores if steps is None else self.scores + self.members @ steps
-        out = None
-        if forbidden.any():
-            out = self.members[:, forbidden].any(1)
+        each = forbidden * -_NEVER if steps is None else np.where(forbidden, -_NEVER, steps)
+        scores = self.scores + self.counts @ each
         if needed is not None:
-            without = ~self.members[:, self.candidates == needed].any(1)
-            out = without if out is None else out | without
-        if out is not None:
-            scores = np.where(out, -np.inf, scores)
+            scores = scores + (self.counts[:, self.candidates == needed].sum(1) - 1.0) * _NEVER
         top = scores.max()
-        if top == -np.inf:
+        if top < -_NEVER / 2:
             return np.zeros(len(scores)), -np.inf
         weight = np.exp(scores - top)
         total = weight.sum()
@@ -100,7 +102,7 @@ class GraphWalk:
         self.steps = np.zeros(len(sets)) if bonus is None else np.diff(bonus, append=0.0)
         self._has_steps = bool(self.steps.any())
         self._parents: list[tuple[int, ...]] = [()] * len(sets)
-        self._children: list[set[int]] = [set() for _ in sets]
+        self._children = [0] * len(sets)  # sets of genes as bits of integers
         self._n_parents = np.zeros(len(sets), dtype=np.int64)
         for gene, column in enumerate(np.asarray(adjacency, dtype=bool).T):
             self._set_parents(gene, tuple(np.flatnonzero(column).tolist()))
@@ -117,7 +119,7 @@ class GraphWalk:
         """Draw the parents of a gene from all its sets that close no cycle; probabilities of its candidates to be among them."""
         self._set_parents(gene, ())
         weight = self._draw(gene)[0]
-        return weight @ self.sets[gene].members
+        return weight @ self.sets[gene].counts
 
     def reverse(self) -> None:
         """Reverse an edge, draw the parents of both genes anew, and accept or not."""
@@ -147,27 +149,28 @@ class GraphWalk:
             self._set_parents(gene, parents)
 
     def _set_parents(self, gene: int, parents: tuple[int, ...]) -> None:
+        bit = 1 << gene
         for i in self._parents[gene]:
-            self._children[i].discard(gene)
+            self._children[i] &= ~bit
         for i in parents:
-            self._children[i].add(gene)
+            self._children[i] |= bit
         self._parents[gene], self._n_parents[gene] = parents, len(parents)
 
-    def _descendants(self, gene: int) -> set[int]:
-        """Genes that a directed path from `gene` leads to, itself among them."""
-        found, frontier = {gene}, [gene]
+    def _descendants(self, gene: int) -> int:
+        """Genes that a directed path from `gene` leads to, itself among them, as bits."""
+        found, frontier = 1 << gene, self._children[gene]
         while frontier:
-            new = self._children[frontier.pop()] - found
-            found |= new
-            frontier += new
+            child = frontier.bit_length() - 1
+            found |= 1 << child
+            frontier = (frontier | self._children[child]) & ~found
         return found
 
     def _weights(self, gene: int, needed: int | None = None) -> tuple[NDArray, float]:
         """Weights of the sets of a gene that has no parents in the graph."""
         own, downstream = self.sets[gene], self._descendants(gene)
         candidates = own.candidates.tolist()
-        forbidden = np.array([i in downstream for i in candidates], dtype=bool)
-        steps = self.steps[[len(self._children[i]) for i in candidates]] if self._has_steps else None
+        forbidden = np.array([downstream >> i & 1 for i in candidates], dtype=bool)
+        steps = self.steps[[self._children[i].bit_count() for i in candidates]] if self._has_steps else None
         return own.weights(forbidden, steps, needed)
 
     def _draw(self, gene: int, needed: int | None = None) -> tuple[NDArray, float]:
