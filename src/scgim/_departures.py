@@ -6,7 +6,12 @@ by much more, and a line no longer holds. Between contexts the parents i of a ge
 .. math:: \sum_i m_i (w_i + \delta_{i1} + \delta_{i2} |u_i| + \delta_{i3} u_i^4), \qquad \delta \sim N(0, \tau^2),
 
 with the movement m of a parent's mean against the control and u the same in units of the largest: a line of another slope, one that
-bends, for saturation, and a threshold. What is left beside has a variance that grows with what has passed, by the square of the misfit
+bends, for saturation, and a threshold. Or each departure is a share of the slope,
+
+.. math:: \sum_i m_i w_i (1 + \delta_{i1} + \delta_{i2} |u_i| + \delta_{i3} u_i^4),
+
+so that nothing passes along an edge that cells of a context show nothing of: many weak parents can then not explain together why a gene
+moves that is a target. Evidence chooses between the two. What is left beside has a variance that grows with what has passed, by the square of the misfit
 rho: a mechanism that is wrong is wrong in proportion.
 """
 

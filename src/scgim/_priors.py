@@ -35,6 +35,8 @@ class ShiftPrior:
         Standard deviation of what is left on other genes, as a share of what their parents pass on.
     departure_var
         Variance of the departures of slopes between contexts from those within (:mod:`scgim._departures`).
+    proportional
+        Whether departures are shares of the slopes within contexts.
     level_share
         Variance of the deviations of levels of the effect modifier from the common effect, as a share of the slab
         (:mod:`scgim.interventions._levels`).
@@ -46,6 +48,7 @@ class ShiftPrior:
     known: Tensor | None = None
     misfit: float = 0.0
     departure_var: float = 0.0
+    proportional: bool = False
     level_share: float = 0.0
 
     @property

@@ -92,19 +92,24 @@ def test_shift_evidence_and_target_probabilities_by_enumeration(shift_screen, mi
     assert k == 7
 
 
-def test_departures_are_integrated_out(shift_screen):
+@pytest.mark.parametrize("proportional", [False, True])
+def test_departures_are_integrated_out(shift_screen, proportional):
     """Without targets the means of contexts are jointly normal, of a covariance that departures give a low rank."""
-    statistics, prior = shift_screen.statistics, ShiftPrior(1e-12, 1e-9, 0.02, misfit=0.3, departure_var=0.2)
+    statistics = shift_screen.statistics
+    prior = ShiftPrior(1e-12, 1e-9, 0.02, misfit=0.3, departure_var=0.2, proportional=proportional)
     found = fit(statistics, {3: (0, 2)}, n_iterations=100, prior=prior)
     means, noise = statistics.means, float(found.noise_var[0])
     moved = (means - means[statistics.group < 0])[:, [0, 2]].T
     spread = noise / statistics.n_cells + prior.spike_var + prior.misfit**2 * found.passed[0]
+    gram, cross = statistics.gram[[0, 2]][:, [0, 2]], statistics.gram[[0, 2], 3]
+    within = torch.linalg.solve(gram, cross)
+    if proportional:
+        moved = moved * within.abs()[:, None]
     z = bends(moved).flatten(0, 1)
     covariance = torch.diag(spread) + prior.departure_var * z.T @ z
     left = means[:, 3] - means[:, [0, 2]] @ found.weights[0, :2] - found.weights[0, 2]
     of_means = multivariate_normal(np.zeros(len(left)), covariance.numpy()).logpdf(left.numpy())
     w = found.weights[0, :2]
-    gram, cross = statistics.gram[[0, 2]][:, [0, 2]], statistics.gram[[0, 2], 3]
     rss = float(statistics.gram[3, 3] - 2 * w @ cross + w @ gram @ w)
     of_cells = -0.5 * (rss / noise + statistics.residual_dof * np.log(noise))
     expected = of_means + 0.5 * len(left) * np.log(2 * np.pi) + of_cells

@@ -101,7 +101,11 @@ def infer_targets(
     )
     loose = Looseness(torch.zeros_like(information.information), torch.zeros_like(module.knowledge.edge_probs.cpu()))
     if passage is not None:
-        loose.variance[seen] = found.variance - 1 / precision + found.prior.departure_var * passage.reach
+        loose.variance[seen] = (
+            found.variance
+            - 1 / precision
+            + found.prior.departure_var * passage.reach(proportional=found.prior.proportional)
+        )
         if found.support is not None:
             loose.support.copy_(found.support)
     return loose

@@ -122,9 +122,10 @@ def estimate_interventions(
         if best.evidence > fit.evidence + MIN_LEVEL_GAIN:
             fit, prior = best, replace(prior, level_share=best.prior.level_share)
     if passage is not None:
-        loose = cast("_Fit", _fit(data, prior, 0))
+        kinds = [cast("_Fit", _fit(data, replace(prior, proportional=kind), 0)) for kind in (False, True)]
+        loose = max(kinds, key=lambda kind: kind.evidence)
         if loose.evidence > fit.evidence + MIN_GAIN:
-            fit = loose
+            fit, prior = loose, replace(prior, proportional=loose.prior.proportional)
         else:
             data = data._replace(passage=None)
     while n_programmes < _MAX_PROGRAMMES:
@@ -249,7 +250,7 @@ def _fit(data: _Data, prior: ShiftPrior, n_programmes: int) -> _Fit | None:
         if loadings is not None:
             programme = programme_of(shift - transported, noise, loadings)
         if passage is not None:
-            departures = passage.fit(shift - programme, precision, prior.departure_var)
+            departures = passage.fit(shift - programme, precision, prior.departure_var, proportional=prior.proportional)
             transported, passed_var = departures.transported, prior.misfit**2 * departures.passed
         left = shift - programme - transported
         probs, prior, evidence = _fit_prior(data, left, variance + passed_var, prior, 1)

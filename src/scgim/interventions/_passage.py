@@ -44,13 +44,14 @@ class Passage:
         own = torch.arange(len(parents))[:, None]
         self.slopes = slopes[parents, own] * self.mask
 
-    @property
-    def reach(self) -> Tensor:
-        """Square of the movements of each gene's parents, summed, (K, d)."""
-        return torch.einsum("jpk,jp->kj", self.moved.square()[self.parents], self.mask)
+    def reach(self, *, proportional: bool) -> Tensor:
+        """Square of the movements of each gene's parents, or of these times slopes, summed, (K, d)."""
+        return torch.einsum(
+            "jpk,jp->kj", self.moved.square()[self.parents], self.slopes.square() if proportional else self.mask
+        )
 
-    def fit(self, left: Tensor, precision: Tensor, departure_var: float) -> Departures:
-        """Departures that explain what is `left` (K, d), known to the `precision` (K, d)."""
+    def fit(self, left: Tensor, precision: Tensor, departure_var: float, *, proportional: bool = False) -> Departures:
+        """Departures, or shares of the slopes, that explain what is `left` (K, d), known to the `precision` (K, d)."""
         n_genes, width = self.parents.shape
         transported, passed = torch.zeros_like(left), torch.zeros_like(left)
         support = left.new_zeros(n_genes, n_genes)
@@ -58,7 +59,8 @@ class Passage:
         step = max(1, _BLOCK_VALUES // (N_BENDS * width * len(left)))
         for genes in torch.arange(n_genes).split(step):
             moved = self.moved[self.parents[genes]] * self.mask[genes, :, None]  # (g, p, K)
-            z = departure_var**0.5 * bends(moved).transpose(0, 1).flatten(1, 2)  # (g, 3 p, K)
+            own = moved * self.slopes[genes, :, None].abs() if proportional else moved
+            z = departure_var**0.5 * bends(own).transpose(0, 1).flatten(1, 2)  # (g, 3 p, K)
             weight = precision[:, genes].T
             a = (z * weight[:, None]) @ z.mT + torch.eye(z.shape[1], dtype=z.dtype)
             factor = torch.linalg.cholesky(a)

@@ -358,14 +358,16 @@ def batches(
 
 def evidence_for_misfit(
     statistics: ContextStatistics, prior: ShiftPrior, adjacency: NDArray[np.bool_], intervention: str = "shift"
-) -> bool:
-    """Whether the evidence of a graph is clearly for mechanisms that are wrong between contexts."""
-    evidence = []
-    for trial in (prior, replace(prior, misfit=FIRST_MISFIT, departure_var=FIRST_DEPARTURE_VAR)):
+) -> ShiftPrior | None:
+    """Prior to start from where the evidence of a graph is clearly for mechanisms that are wrong between contexts; else None."""
+    wrong = replace(prior, misfit=FIRST_MISFIT, departure_var=FIRST_DEPARTURE_VAR)
+    evidence, kinds = [], [prior, wrong, replace(wrong, proportional=True)]
+    for trial in kinds:
         for _ in range(_PRIOR_ROUNDS):
             trial = empirical_prior(statistics, fit_graph(statistics, trial, adjacency, intervention), trial)
         evidence.append(float(fit_graph(statistics, trial, adjacency, intervention).log_evidence.sum()))
-    return evidence[1] > evidence[0] + MIN_GAIN
+    best = max(evidence[1:])
+    return kinds[evidence.index(best)] if best > evidence[0] + MIN_GAIN else None
 
 
 def toggle(parents: Parents, gene: int) -> Parents:

@@ -61,7 +61,7 @@ class GeneFit:
     passed
         Square of what each context's parents pass on, summed over parents, shape (B, K).
     departures
-        What slopes between contexts add to those within, shape (B, 3, p).
+        What slopes between contexts add to those within, or by what share of them, shape (B, 3, p).
     determined
         How many of these the data say, not their prior, shape (B,).
     transported
@@ -146,7 +146,8 @@ def fit_genes(
     if relevance:  # functions of any form have nothing to depart from
         prior = replace(prior, misfit=0.0, departure_var=0.0)
     may_be_wrong = prior.misfit > 0 or prior.departure_var > 0
-    passage = _Passage(x[:, :-1], s, 1 if relevance else parents.shape[1], prior.departure_var, may_be_wrong)
+    slopes = scatter.slopes(column_mask) if prior.proportional and prior.departure_var else None
+    passage = _Passage(x[:, :-1], s, 1 if relevance else parents.shape[1], prior.departure_var, may_be_wrong, slopes)
     z = (
         torch.cat([x, passage.columns], 1) if prior.departure_var else x
     )  # weights of the mechanism, intercept, departures
@@ -198,10 +199,19 @@ class _Passage:
     Contexts may be fewer than departures. What these do to them together is then that of as many columns as there are contexts.
     """
 
-    def __init__(self, x: Tensor, s: ContextStatistics, n_parents: int, departure_var: float, may_be_wrong: bool):
+    def __init__(
+        self,
+        x: Tensor,
+        s: ContextStatistics,
+        n_parents: int,
+        departure_var: float,
+        may_be_wrong: bool,
+        slopes: Tensor | None,
+    ):
         self.moved = x - x[:, :, s.group < 0].mean(2, keepdim=True) if may_be_wrong else x[:, :0]  # (B, q, K)
         self.n_parents, self.sd = n_parents, departure_var**0.5
-        own = self.moved.unflatten(1, (n_parents, -1))[:, :, 0] if departure_var else self.moved[:, :0]
+        own = self.moved if slopes is None else self.moved * slopes.abs()[:, :, None]  # (B, q, K)
+        own = own.unflatten(1, (n_parents, -1))[:, :, 0] if departure_var else self.moved[:, :0]
         self.bent = self.sd * torch.cat([*bends(own)], 1)  # (B, 3 p, K)
         self.is_wide = self.bent.shape[1] > s.n_contexts
         self.columns = torch.linalg.qr(self.bent, mode="r").R if self.is_wide else self.bent
@@ -226,7 +236,7 @@ class _Passage:
         return -factor.diagonal(dim1=1, dim2=2).log().sum(1) - 0.5 * of_columns.square().sum(1)
 
     def found(self, departures: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Departures on the scale of the slopes (B, 3, p), how many are determined (B,), and what they add in each context (B, K)."""
+        """Departures (B, 3, p), how many are determined (B,), and what they add in each context (B, K)."""
         transported = (departures[:, :, None] * self.bent).sum(1)
         if not self.sd:
             nothing = self.moved.new_zeros(len(self.moved), N_BENDS, self.n_parents)
@@ -323,6 +333,11 @@ class _Scatter:
             self.xy = s.gram[columns, genes[:, None]] * mask
             self.total_yy = self.yy = s.gram[genes, genes]
             self.dof = s.residual_dof
+
+    def slopes(self, mask: Tensor) -> Tensor:
+        """Slopes within contexts, whether the gene is a target there or not; 1 in `mask` (B, q) are parents. Shape (B, q)."""
+        xx, xy, _, _ = self.weighted(torch.ones(len(mask), self.s.n_groups + 1, dtype=mask.dtype))
+        return torch.linalg.solve(xx + torch.diag_embed(1 - mask + _RIDGE), xy)
 
     def weighted(self, free: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:
         """Scatter of the cells that follow the mechanism; `free` (B, U + 1) is the probability that they do."""

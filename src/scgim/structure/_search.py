@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from scgim._departures import FIRST_DEPARTURE_VAR, FIRST_MISFIT
 from scgim._priors import EDGE_LOG_ODDS, ShiftPrior
 from scgim.structure._climb import evidence_for_misfit, fit_graph
 from scgim.structure._leaves import Leaves, odds_among
@@ -179,8 +178,8 @@ class GraphSearch:
         if self.leaves is None:  # where regulators are told, independent edges are what is left to say
             self.network.update_bonus()
 
-    def mechanisms_fail(self) -> bool:
-        """Whether the evidence of the graph is clearly for mechanisms that are wrong between contexts."""
+    def failing_mechanisms(self) -> ShiftPrior | None:
+        """Prior to start from where the evidence of the graph is clearly for mechanisms that are wrong between contexts; else None."""
         return evidence_for_misfit(self.statistics, self.prior, self.adjacency, self.intervention)
 
     def put_in_order(self) -> None:
@@ -296,11 +295,15 @@ def _search(
     else:
         trace += search.settle()
         # few wells say too little of mechanisms to tell in what they fail
-        if departures and cells_a_gene(search.statistics) >= CELLS_A_GENE and search.mechanisms_fail():
+        tell = departures and cells_a_gene(search.statistics) >= CELLS_A_GENE
+        wrong = search.failing_mechanisms() if tell else None
+        if wrong is not None:
             # from the beginning: a graph that was found for mechanisms that hold leads nowhere
             search.adjacency = np.zeros_like(search.adjacency)
             network.bonus[:] = 0.0
-            search.prior = replace(first, misfit=FIRST_MISFIT, departure_var=FIRST_DEPARTURE_VAR)
+            search.prior = replace(
+                first, misfit=wrong.misfit, departure_var=wrong.departure_var, proportional=wrong.proportional
+            )
             trace += search.settle()
     if search.prior.departure_var:  # a regression takes several times as long with departures
         max_evaluations //= _SHARE_OF_DEPARTURES
