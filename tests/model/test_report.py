@@ -19,7 +19,7 @@ def test_numbers_are_those_of_the_model(model):
     report, targets = model.report(), model.get_targets().groupby(level="perturbation").first()
     assert report.values["edges"] == len(model.get_graph())
     assert report.values["targets"] == (targets > 0.5).to_numpy().sum()
-    assert report.values["treated_cells"] == model.n_cells_.sum()
+    assert report.values["treated_cells_trained_on"] == model.n_cells_.sum()
     off = model.control_check_.index[~model.control_check_["agree"]]
     assert report["controls"].index.tolist() == off.tolist()
     assert list(report.tables) == ["controls", "cut", "features", "usual_targets"]

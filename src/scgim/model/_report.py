@@ -78,7 +78,7 @@ class ReportMixin(ScreenModel):
             "genes": called.shape[1],
             "perturbations": len(called),
             "contexts": len(self.contexts),
-            "treated_cells": int(self.n_cells_.sum()),
+            "treated_cells_trained_on": int(self.n_cells_.sum()),
             "edges": int(self.adjacency_.sum()),
             "targets": int(called.to_numpy().sum()),
             "perturbations_without_target": int((~called.any(axis=1)).sum()),

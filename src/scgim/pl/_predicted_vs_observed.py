@@ -13,6 +13,7 @@ from scipy.stats import gaussian_kde, pearsonr
 from scgim._constants import Key
 from scgim._docs import d
 from scgim._size_factors import known_size_factors
+from scgim._validation import match_doses
 from scgim.pl._area import Area
 from scgim.pl._cells import ControlScale, contexts, expression, has_cells, is_count_data, of_level, size_factors
 from scgim.pl._labels import place_labels
@@ -97,10 +98,9 @@ def _predicted_cells(predicted: AnnData, params: dict[str, Any], typical: float)
 
 def _match(observed: _Cells, predicted: _Cells, control: str, wanted: list[str] | None) -> pd.DataFrame:
     """Contexts that both sides have: perturbation, dosage, and the rows of their cells on either side."""
-    rows = [
-        cells.contexts.fillna({"dosage": NO_DOSE}).round(9).groupby(["perturbation", "dosage"]).indices
-        for cells in (observed, predicted)
-    ]
+    tables = [cells.contexts.fillna({"dosage": NO_DOSE}) for cells in (observed, predicted)]
+    tables[1]["dosage"] = match_doses(tables[1]["dosage"].to_numpy(), tables[0]["dosage"].to_numpy())
+    rows = [table.groupby(["perturbation", "dosage"]).indices for table in tables]
     both = pd.DataFrame(
         [(*context, rows[0][context], rows[1][context]) for context in sorted(rows[0].keys() & rows[1].keys())],
         columns=["perturbation", "dosage", "observed", "predicted"],

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
 from scgim._constants import Key, read_name
+from scgim._report import number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -36,12 +37,6 @@ class EditableFigure(Figure):
     def savefig(self, fname: Any, *, transparent: bool | None = None, **kwargs: Any) -> None:
         with mpl.rc_context({"pdf.fonttype": 42, "ps.fonttype": 42}):
             super().savefig(fname, transparent=transparent, **kwargs)
-
-
-def number(value: float, digits: int = 4) -> str:
-    """A positive number to so many digits, without an exponent where it can be read so: 320, not 3.2e+02."""
-    text = f"{value:.{digits}g}"
-    return np.format_float_positional(float(text), trim="-") if 1e-4 <= abs(value) < 1e7 else text
 
 
 def dosage_unit(adata: AnnData) -> str | None:
@@ -226,8 +221,8 @@ def shorten(names: Iterable[str], longest: int) -> list[str]:
         for i in alike.index:
             short[i] = cut(names[i][:3] + ELLIPSIS + names[i][common:], longest)
     for _, alike in short[short.duplicated(keep=False)].groupby(short):
-        for number, i in enumerate(alike.index):
-            mark = f"~{number + 1}"
+        for n, i in enumerate(alike.index, start=1):
+            mark = f"~{n}"
             short[i] = cut(names[i], longest - len(mark)) + mark
     return short.tolist()
 
