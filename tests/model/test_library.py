@@ -121,6 +121,7 @@ def test_blocks_do_not_matter(gim, effects, monkeypatch):
         ({"a": np.nan}, {}, "`toward` must give each gene once, a finite value"),
         ({"up": ["a"], "down": ["a"]}, {}, "`toward` must give each gene once"),
         ({"a": 0.0}, {}, "`toward` wants no change of any gene"),
+        ({"a": 1.0}, {"level": 95}, "`level`, the share that intervals hold, between 0 and 1 .*found 95"),
         (
             {"a": 1.0},
             {"metric": "euclid"},

@@ -12,7 +12,7 @@ from anndata import AnnData
 from scvi import settings
 
 from scgim._constants import REGISTRY, Key
-from scgim._validation import check_continuous, check_counts, check_gene_names, matrix_name
+from scgim._validation import check_continuous, check_counts, check_gene_names, check_interval, matrix_name
 from scgim.interventions._sensitivity import feature_sensitivity
 from scgim.model._base import ScreenModel
 from scgim.predict._means import Draws, posterior_means
@@ -89,6 +89,7 @@ class LibraryMixin(ScreenModel):
         self._check_if_trained(warn=False)
         if metric not in METRICS:
             raise ValueError(f"`metric` must be one of {list(METRICS)}, found {metric!r}.")
+        check_interval(level)
         wanted = self._wanted(toward)
         if metric != "distance" and not wanted.to_numpy().any():
             raise ValueError(f"`toward` wants no change of any gene, which has no direction for {metric!r}.")

@@ -11,7 +11,7 @@ import torch
 from anndata import AnnData
 from scvi import settings
 
-from scgim._validation import check_query_embedding, quote_some, resolve_embedding
+from scgim._validation import check_interval, check_query_embedding, quote_some, resolve_embedding
 from scgim.model._base import ScreenModel
 from scgim.predict._likelihood import cell_log_likelihoods, context_effects
 from scgim.predict._means import Draws, posterior_means
@@ -162,8 +162,7 @@ class PredictionMixin(ScreenModel):
         >>> means.to_df("log_fold_change_lower")
         """
         self._check_if_trained(warn=False)
-        if not 0 < level < 1:
-            raise ValueError(f"`level` must lie between 0 and 1, found {level}.")
+        check_interval(level)
         arms = self._drugs.arms(drug_embedding, dosage)
         bounds = torch.tensor([0.5 - level / 2, 0.5 + level / 2], dtype=torch.float64)
         blocks = []

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scgim._validation import check_query_dosage
+from scgim._validation import check_interval, check_query_dosage
 from scgim.model._base import ScreenModel
 from scgim.predict._curves import curve_table, usual_log_dosages
 from scgim.predict._modifiers import modifier_table
@@ -231,6 +231,7 @@ class ResultsMixin(ScreenModel):
         `upper`, `target_prob`, `emax`, `ec50`, `hill`.
         """
         self._check_if_trained(warn=False)
+        check_interval(level)
         asked = [perturbation] if isinstance(perturbation, str) else perturbation
         features, _, _, interventions = self._drugs.query(asked, 1.0)
         if covariates is not None and list(covariates) != [self._covariates.modifier]:

@@ -11,12 +11,12 @@ from scipy.stats import norm
 
 from scgim._constants import Key
 from scgim._docs import d
+from scgim._validation import check_interval
 from scgim.pl._area import LEAST_LINE, Area
 from scgim.pl._tones import NEGATIVE, POSITIVE, tones
 from scgim.pl._utils import (
     LEAST_EFFECT,
     axes_inches,
-    check_level,
     despine,
     finish,
     font_size,
@@ -95,7 +95,7 @@ def effects(
     """
     if n_top < 1:
         raise ValueError(f"Expected `n_top` to be at least 1, found {n_top}.")
-    check_level(level)
+    check_interval(level)
     frames = [stored(adata, "varm", name(key)) for name in (Key.varm.shifts, Key.varm.shift_sds, Key.varm.targets)]
     perturbation = pick_one(perturbation, frames[0].columns)
     direct, sd, prob = (frame[perturbation] for frame in frames)

@@ -103,12 +103,6 @@ def pick_one(perturbation: str | None, available: Sequence[str]) -> str:
     return pick(perturbation, available, "perturbation")[0]
 
 
-def check_level(level: float) -> None:
-    """Check the probability of an interval."""
-    if not 0 < level < 1:
-        raise ValueError(f"Expected `level` between 0 and 1 (such as 0.95), found {level}.")
-
-
 def new_axes(ax: Axes | None, figsize: tuple[float, float]) -> tuple[Axes, bool]:
     """`ax`, or the axes of a new figure; and whether `ax` was given."""
     if ax is not None:
