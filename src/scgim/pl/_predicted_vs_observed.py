@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 OBSERVED, PREDICTED = OKABE_ITO[0], OKABE_ITO[1]
 MAX_LABELS, MAX_CELLS = 8, 2000
 FEWEST_CELLS = 20  # that a density is drawn of; fewer are drawn as points
-LEAST_WIDTH = 1.7  # inches of a panel in axes of the user's
+LEAST_WIDTH = 2.6  # inches of a panel in axes of the user's that has room for its labels
 NO_DOSE = -1.0
 
 
@@ -214,11 +214,6 @@ def predicted_vs_observed(
         ax, figsize or size, (1, n_panels), n_panels, width_ratios=ratios[:n_panels], title=title
     )
     _draw_means(panels[0], shifts[0], shifts[1], pairs, colored)
-    if names:
-        handles = [
-            Line2D([], [], ls="", marker="o", ms=5, color=points.get_facecolor()[0]) for points in panels[0].collections
-        ]
-        legend_below(ax or panels[0], handles, names, given=given)
     if n_panels == 2:
         columns = [shared.index(gene) for gene in shown]
         sides = [
@@ -227,6 +222,11 @@ def predicted_vs_observed(
         ]
         _draw_distributions(panels[1], sides[0], sides[1], shown)
         panels[1].set_title(_context_name(pairs.loc[strongest], dosage_unit(adata)), fontsize="small", pad=18)
+    if names:
+        handles = [
+            Line2D([], [], ls="", marker="o", ms=5, color=points.get_facecolor()[0]) for points in panels[0].collections
+        ]
+        legend_below(ax or panels[0], handles, names, given=given, below=panels[-1])
     if area is not None:
         area.keep_within()
     if len(pairs) == 1:

@@ -181,8 +181,13 @@ def legend_height(width: float, labels: Sequence[str]) -> float:
     return 0.2 + 0.2 * -(-len(labels) // legend_columns(width, labels))
 
 
-def legend_below(ax: Axes, handles: Sequence[Any], labels: Sequence[str], *, given: bool) -> None:
-    """A legend under all panels of a figure of ours; under the labels of `ax` where the figure is the user's."""
+def legend_below(
+    ax: Axes, handles: Sequence[Any], labels: Sequence[str], *, given: bool, below: Axes | None = None
+) -> None:
+    """A legend under all panels of a figure of ours; under the labels of `ax` where the figure is the user's.
+
+    There, `below` is a panel whose names of groups may be longer than a number and the name of an axis.
+    """
     style: dict[str, Any] = {"frameon": False, "fontsize": "small", "handlelength": 1.6, "columnspacing": 1.2}
     figure = ax.figure.figure
     if given:
@@ -190,12 +195,20 @@ def legend_below(ax: Axes, handles: Sequence[Any], labels: Sequence[str], *, giv
         size = min(8.3, text_size(width))
         style |= {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "borderaxespad": 0.0, "fontsize": size}
         # under tick labels and the name of the axis
-        under = ScaledTranslation(0, -(3.6 * size + 2) / 72, figure.dpi_scale_trans)  # type: ignore[union-attr]
+        depth = max(3.6 * size + 2, 0.0 if below is None else _depth(below) + 0.5 * size)
+        under = ScaledTranslation(0, -depth / 72, figure.dpi_scale_trans)  # type: ignore[union-attr]
         ncols = legend_columns(1.2 * width * 8.3 / size, labels)
         ax.legend(handles, labels, ncols=ncols, bbox_transform=ax.transAxes + under, **style)
         return
     ncols = legend_columns(figure.get_figwidth(), labels)
     figure.legend(handles, labels, loc="outside lower center", ncols=ncols, **style)
+
+
+def _depth(ax: Axes) -> float:
+    """Points from the lower edge of axes to the end of what is written under them."""
+    axes_inches(ax)
+    box = ax.xaxis.get_tightbbox()
+    return 0.0 if box is None else float(ax.get_window_extent().y0 - box.y0) * 72 / ax.figure.figure.dpi
 
 
 def despine(ax: Axes) -> None:
