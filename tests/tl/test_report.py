@@ -63,7 +63,7 @@ def test_targets_and_what_follows(adata):
     follows = report["follows"]
     assert follows.index.tolist() == ["b", "c", "e"]
     assert follows["by_way_of"].tolist() == ["a → b", "a → b → c", ""]
-    assert report.values["cells"] == 40
+    assert report.values["cells_trained_on"] == 40
     assert report.values["doses"] == "1 to 10 (2)"
     assert report.values["undecided_genes"] == 1
     assert report.values["change_reached_from_targets"] == pytest.approx(2.9 / 3.1)

@@ -42,7 +42,8 @@ class ResultsMixin(ScreenModel):
         Returns
         -------
         One row an edge, strongest first: `source`, `target`, `weight` (change of the target's log mean for one control
-        standard deviation of the source's log expression), `weight_sd` and `probability`. decoupler reads it as a net.
+        standard deviation of the source's log expression), `weight_sd` and `probability`. decoupler reads it as a net. A strong edge can be
+        improbable, where other graphs hold it the other way round or lead there by another way: keep those of a `probability` above one half.
         """
         self._check_if_trained(warn=False)
         i, j = np.nonzero(self.adjacency_)

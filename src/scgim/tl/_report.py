@@ -192,7 +192,7 @@ def _follows(drug: _Drug, targets: pd.Index, paths: dict[str, list[str]], min_ef
 
 def _values(drug: _Drug, called: pd.DataFrame, paths: dict[str, list[str]]) -> dict[str, Any]:
     change = drug.genes["total_effect"].abs()
-    out: dict[str, Any] = {"cells": int(drug.row["n_cells"])}
+    out: dict[str, Any] = {"cells_trained_on": int(drug.row["n_cells"])}
     if drug.has_doses:
         low, high = drug.doses
         span = f"{number(low) if low else 'up'} to {number(high)} {drug.unit}".rstrip()
