@@ -63,6 +63,16 @@ def test_one_key_as_text_is_explained():
         check_columns(obs, None, "line", None)
 
 
+@pytest.mark.parametrize("argument", ["batch_key", "categorical_covariate_keys", "effect_modifier_key"])
+def test_text_and_numbers_in_one_column_are_named(adata, argument):
+    adata.obs["mixed"] = [("a" if i % 2 else 1) for i in range(adata.n_obs)]
+    keys = ["mixed"] if argument == "categorical_covariate_keys" else "mixed"
+    with pytest.raises(
+        ValueError, match=r"`adata.obs\['mixed'\]` holds text beside other values: '1', 'a'.*astype\(str\)"
+    ):
+        GIM.setup_anndata(adata, **{argument: keys})
+
+
 def test_some_covariates_are_given_and_the_rest_are_those_of_the_cells(design):
     covariates, obs = design
     encoded = covariates.encode(obs)
