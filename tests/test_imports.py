@@ -122,7 +122,6 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
 # Private names of other packages that have no public equal.
 ALLOWED_PRIVATE = {
     # the base classes of scvi-tools: what its developer documentation has subclasses call and define
-    "_check_if_trained",
     "_get_init_params",
     "_get_setup_method_args",
     "_validate_anndata",

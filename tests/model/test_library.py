@@ -61,7 +61,7 @@ def test_the_drug_that_does_what_is_wanted_comes_first(gim, effects, metric):
     assert ranked["score"].iloc[0] == pytest.approx(best, abs=0.1)
     assert ((ranked["lower"] <= ranked["score"]) & (ranked["score"] <= ranked["upper"])).all()
     assert set(ranked["known_by"]) == {"cells"}
-    assert ranked.attrs == {"metric": metric, "level": 0.9}
+    assert ranked.attrs == {"metric": metric, "level": 0.9, "effect_unit": "log fold change"}
     assert set(ranked["dosage"]) == {3.0}
     assert set(ranked["top_targets"]) == {"a, d"}
     assert len(ranked) == 12

@@ -18,6 +18,7 @@ from scgim.pl._utils import (
     LEAST_EFFECT,
     axes_inches,
     despine,
+    effect_unit,
     finish,
     font_size,
     legend_below,
@@ -117,7 +118,8 @@ def effects(
     default = (3.2 + 0.08 * max(map(len, names)), height + 1.0)
     ax, given = new_axes(ax, figsize or default)
     _draw(ax, direct[shown].to_numpy(dtype=float), total[shown].to_numpy(dtype=float), margin, is_target, given=given)
-    ax.set_xlabel("Log fold change")
+    unit = effect_unit(adata, key)
+    ax.set_xlabel("Log fold change" if unit == "log fold change" else f"Effect ({unit})")
     ax.set_title(shorten([perturbation], 30)[0] if title is None else title, fontsize="medium")
     ax.set_yticks(range(len(shown)), names, fontsize=6)
     if area is not None:

@@ -77,6 +77,11 @@ def stored_params(adata: AnnData, key: str) -> dict[str, Any]:
     return dict(stored_entry(adata, key, Key.uns.PARAMS))
 
 
+def effect_unit(adata: AnnData, key: str) -> str:
+    """The unit of effects: that of counts, or of continuous values."""
+    return "control s.d." if stored_params(adata, key).get("likelihood") == "normal" else "log fold change"
+
+
 def pick(names: str | Iterable[str] | None, available: Iterable[str], what: str) -> list[str]:
     """`names` (one, several, or `None` for all) as a list without repeats, each checked to be among `available`."""
     known = [str(name) for name in available]

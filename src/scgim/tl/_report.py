@@ -264,7 +264,7 @@ def _cautions(drug: _Drug, targets: pd.DataFrame, values: dict[str, Any]) -> lis
         )
     if drug.row["n_cells"] < _FEW_CELLS * drug.row["n_doses"]:
         out.append(
-            f"{drug.row['n_cells'] / drug.row['n_doses']:.3g} cells a dose: weak effects are not seen in so few."
+            f"{drug.row['n_cells'] / drug.row['n_doses']:.3g} cells{' a dose' if drug.has_doses else ''}: weak effects are not seen in so few."
         )
     off = targets.index[~targets["controls_agree"]]
     if len(off):
