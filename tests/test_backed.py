@@ -11,7 +11,7 @@ import zarr
 from anndata.io import sparse_dataset, write_elem
 from scipy import sparse
 
-from scgim._backed import StoredMatrix, is_stored
+from scgim._backed import StoredMatrix, is_stored, readable
 
 N, D = 60, 5
 
@@ -82,3 +82,13 @@ def test_only_what_lies_near_is_read_beside(counts):
 def test_arrays_in_memory_are_not_stored(counts):
     assert not is_stored(counts)
     assert not is_stored(sparse.csr_matrix(counts))
+
+
+def test_sums_of_16_bits_do_not_overflow():
+    """Float16 ends at 65,504, which the counts of a well exceed."""
+    values = np.full((2, 50), 2000, dtype=np.float16)
+    assert readable(values).sum() == 200_000
+    assert readable(values).sum(axis=1).tolist() == [100_000, 100_000]
+    with h5py.File("x", "w", driver="core", backing_store=False) as stored:
+        write_elem(stored, "X", values)
+        assert readable(stored["X"]).sum(axis=1).tolist() == [100_000, 100_000]

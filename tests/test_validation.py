@@ -508,6 +508,24 @@ def test_measured_perturbations_by_name():
     assert query(np.array(["b", "a"])).shape == (2, 0)
     with pytest.raises(ValueError, match=r"'new' not among the measured perturbations \('a', 'b'\)"):
         query(["a", "new"])
+    with pytest.raises(ValueError, match="Did you mean 'drug_007'"):
+        validation.check_query_embedding(["drug_07"], None, ["drug_007", "other"])
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 95, np.nan, "A549"])
+def test_intervals_hold_a_share(level):
+    validation.check_interval(0.9)
+    with pytest.raises(ValueError, match="Expected `level`.*between 0 and 1") as error:
+        validation.check_interval(level)
+    assert ("`covariates`" in str(error.value)) == isinstance(level, str)
+
+
+def test_keys_that_may_be_none_say_so():
+    with pytest.raises(KeyError, match="`dosage_key=None` if each perturbation has one dose"):
+        validation.check_key("dosage", ["dose"], where="adata.obs", argument="dosage_key")
+    with pytest.raises(KeyError) as error:
+        validation.check_key("perturbation", ["drug"], where="adata.obs", argument="perturbation_key")
+    assert "None" not in str(error.value)
 
 
 def test_model_without_embeddings(features):

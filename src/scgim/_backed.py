@@ -31,8 +31,12 @@ def _zarr_arrays() -> tuple[type, ...]:
 
 
 def readable(matrix: Any) -> Any:
-    """A matrix as it is, or one in a file as :class:`StoredMatrix`."""
-    return StoredMatrix(matrix) if is_stored(matrix) else matrix
+    """A matrix as it is, or one in a file as :class:`StoredMatrix`; sums of float16, which ends at 65,504, are not to overflow."""
+    return StoredMatrix(matrix) if is_stored(matrix) else _wide(matrix)
+
+
+def _wide(values: Any) -> Any:
+    return values.astype(np.float32) if getattr(values, "dtype", None) == np.float16 else values
 
 
 class StoredMatrix:
@@ -69,7 +73,7 @@ class StoredMatrix:
             return np.zeros(self.shape)
         back = np.argsort(order, kind="stable")
         whole = sparse.vstack(parts, format="csr") if sparse.issparse(parts[0]) else np.concatenate(parts)
-        return whole[back]
+        return _wide(whole[back])
 
     def _runs(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         """Sorted rows that are read in one go: near each other, and few enough to hold what lies between."""

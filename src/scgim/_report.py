@@ -6,9 +6,16 @@ import html
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 _N_SHOWN = 12  # rows of a table; all of them are in the frame
+
+
+def number(value: float, digits: int = 4) -> str:
+    """A number to so many digits, without an exponent where it can be read so: 320, not 3.2e+02."""
+    text = f"{value:.{digits}g}"
+    return np.format_float_positional(float(text), trim="-") if 1e-4 <= abs(value) < 1e7 else text
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,7 +76,7 @@ def _words(name: str) -> str:
 
 
 def _text(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return number(value, 3) if isinstance(value, float) else str(value)
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:

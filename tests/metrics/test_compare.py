@@ -66,6 +66,16 @@ def test_ridge_is_best_where_features_tell_all(table):
     assert test.loc["control", "mean_shift_correlation"] == 0
 
 
+def test_doses_in_any_unit_are_told_apart(adata):
+    """Predictions that are the measured cells: each is compared with the dose that it is of."""
+    predicted = held_out(adata)
+    expected = compare_baselines(adata, predicted=predicted, methods=["control"])
+    for cells in (molar := adata.copy(), predicted):
+        cells.obs["dosage"] *= 1e-10
+    found = compare_baselines(molar, predicted=predicted, methods=["control"])
+    pd.testing.assert_frame_equal(found, expected)
+
+
 def test_numbers_of_control_are_those_of_distribution_metrics(adata, table):
     control, test = adata[adata.obs["perturbation"] == "control"].X, held_out(adata)
     contexts = [test[rows].X for rows in test.obs.groupby(["perturbation", "dosage"]).indices.values()]

@@ -63,6 +63,39 @@ def test_one_key_as_text_is_explained():
         check_columns(obs, None, "line", None)
 
 
+def test_categories_without_cells_are_none(adata):
+    names = adata.obs["perturbation"].astype(str)
+    adata.obs["perturbation"] = pd.Categorical(names, [*names.unique(), "of no cell"])
+    adata.obs["line"] = pd.Categorical(np.where(np.arange(adata.n_obs) % 2, "x", "y"), ["of no cell", "x", "y"])
+    GIM.setup_anndata(adata, effect_modifier_key="line")
+    model = GIM(adata)
+    assert model.perturbations == sorted(set(names) - {"control"})
+    assert set(model.contexts.get_level_values("line")) == {"x", "y"}
+    assert model._covariates.encode(adata.obs).shape == (adata.n_obs, 2)
+
+
+@pytest.mark.filterwarnings("ignore:Observation names are not unique")
+def test_cells_need_no_names_of_their_own(adata):
+    GIM.setup_anndata(adata)
+    known = GIM(adata)._prepare_cells()
+    same = adata.copy()
+    same.obs_names = ["cell"] * same.n_obs
+    GIM.setup_anndata(same)
+    cells = GIM(same)._prepare_cells()
+    np.testing.assert_array_equal(cells.context, known.context)
+    np.testing.assert_array_equal(cells.log_size, known.log_size)
+
+
+@pytest.mark.parametrize("argument", ["batch_key", "categorical_covariate_keys", "effect_modifier_key"])
+def test_text_and_numbers_in_one_column_are_named(adata, argument):
+    adata.obs["mixed"] = [("a" if i % 2 else 1) for i in range(adata.n_obs)]
+    keys = ["mixed"] if argument == "categorical_covariate_keys" else "mixed"
+    with pytest.raises(
+        ValueError, match=r"`adata.obs\['mixed'\]` holds text beside other values: '1', 'a'.*astype\(str\)"
+    ):
+        GIM.setup_anndata(adata, **{argument: keys})
+
+
 def test_some_covariates_are_given_and_the_rest_are_those_of_the_cells(design):
     covariates, obs = design
     encoded = covariates.encode(obs)

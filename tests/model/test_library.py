@@ -61,7 +61,7 @@ def test_the_drug_that_does_what_is_wanted_comes_first(gim, effects, metric):
     assert ranked["score"].iloc[0] == pytest.approx(best, abs=0.1)
     assert ((ranked["lower"] <= ranked["score"]) & (ranked["score"] <= ranked["upper"])).all()
     assert set(ranked["known_by"]) == {"cells"}
-    assert ranked.attrs == {"metric": metric, "level": 0.9}
+    assert ranked.attrs == {"metric": metric, "level": 0.9, "effect_unit": "log fold change"}
     assert set(ranked["dosage"]) == {3.0}
     assert set(ranked["top_targets"]) == {"a, d"}
     assert len(ranked) == 12
@@ -121,6 +121,7 @@ def test_blocks_do_not_matter(gim, effects, monkeypatch):
         ({"a": np.nan}, {}, "`toward` must give each gene once, a finite value"),
         ({"up": ["a"], "down": ["a"]}, {}, "`toward` must give each gene once"),
         ({"a": 0.0}, {}, "`toward` wants no change of any gene"),
+        ({"a": 1.0}, {"level": 95}, "`level`, the share that intervals hold, between 0 and 1 .*found 95"),
         (
             {"a": 1.0},
             {"metric": "euclid"},

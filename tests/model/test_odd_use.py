@@ -224,13 +224,14 @@ def test_arguments_that_other_models_take_as_none(adata):
     assert model.is_trained
 
 
-def test_another_default_type_of_torch_is_named(adata):
+def test_another_default_type_of_torch_is_named(adata, model):
     GIM.setup_anndata(adata)
-    model = GIM(adata)
+    untrained = GIM(adata)
     torch.set_default_dtype(torch.float64)
     try:
-        with pytest.raises(ValueError, match="default type of torch is torch.float64"):
-            model.train(**QUICK)
+        for ask in (lambda: untrained.train(**QUICK), model.score, model.get_targets, lambda: model.predict("drug_0")):
+            with pytest.raises(ValueError, match="default type of torch is torch.float64"):
+                ask()
     finally:
         torch.set_default_dtype(torch.float32)
 

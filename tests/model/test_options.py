@@ -116,6 +116,8 @@ FORMS = {
     "float64": lambda X: X.toarray().astype(np.float64),
     "int64": lambda X: X.toarray().astype(np.int64),
     "int32 csr": lambda X: X.astype(np.int32),
+    "uint16 csr": lambda X: X.astype(np.uint16),
+    "float16": lambda X: X.toarray().astype(np.float16),
     "fortran": lambda X: np.asfortranarray(X.toarray()),
 }
 

@@ -216,6 +216,10 @@ def test_covariates(model, screen):
     frame = pd.DataFrame({"batch": ["batch_1"]}, index=["any name"])
     again = model.predict("drug_1", 0.0, n_samples=3000, covariates=frame, seed=0)
     np.testing.assert_array_equal(again.layers["expected"].mean(0), expected["batch_1"])
+    assert (again.obs["batch"] == "batch_1").all()
+    means = model.predict_mean(["drug_1", "drug_2"], 1.0, covariates={"batch": "batch_0"}, n_draws=2, n_samples=5)
+    assert means.obs["batch"].tolist() == ["batch_0", "batch_0"]
+    assert "batch" not in model.predict("drug_1", 1.0, n_samples=2).obs
 
 
 def test_many_rows_are_drawn_in_parts(model, features, monkeypatch):

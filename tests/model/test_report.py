@@ -8,6 +8,7 @@ import pytest
 
 from scgim.model import GIM
 from scgim.model._halves import halves_of
+from scgim.model._report import _dense_cluster
 
 
 @pytest.fixture(scope="module")
@@ -19,10 +20,13 @@ def test_numbers_are_those_of_the_model(model):
     report, targets = model.report(), model.get_targets().groupby(level="perturbation").first()
     assert report.values["edges"] == len(model.get_graph())
     assert report.values["targets"] == (targets > 0.5).to_numpy().sum()
-    assert report.values["treated_cells"] == model.n_cells_.sum()
+    assert report.values["treated_cells_trained_on"] == model.n_cells_.sum()
     off = model.control_check_.index[~model.control_check_["agree"]]
     assert report["controls"].index.tolist() == off.tolist()
-    assert list(report.tables) == ["controls", "cut", "features", "usual_targets"]
+    assert list(report.tables) == ["controls", "cut", "features", "usual_targets", "dense_cluster"]
+    assert len(report["dense_cluster"]) == 0
+    graph = model.get_graph()
+    assert report.values["edges_less_likely_than_not"] == (graph["probability"] < 0.5).sum()
     assert "edges" in repr(report)
 
 
@@ -54,6 +58,30 @@ def test_genes_called_for_many_drugs_are_named(gim):
     assert report["usual_targets"].index.tolist() == ["a", "d"]  # of all twelve drugs
     assert report["usual_targets"]["share"].tolist() == [1.0, 1.0]
     assert any("at least half of the perturbations" in caution for caution in report.cautions)
+
+
+def test_genes_that_share_a_cause_are_found_by_their_edges():
+    """Nine genes with all edges among them but two, in a network of 60 genes and 90 edges."""
+    rng = np.random.default_rng(0)
+    adjacency = np.zeros((60, 60), dtype=bool)
+    chosen = rng.choice(60 * 59 // 2, 90, replace=False)
+    adjacency[np.triu_indices(60, 1)[0][chosen], np.triu_indices(60, 1)[1][chosen]] = True
+    names = [f"g{i}" for i in range(60)]
+    assert len(_dense_cluster(adjacency, names)) == 0
+    adjacency[np.ix_(range(5, 14), range(5, 14))] = np.triu(np.ones((9, 9), dtype=bool), 1)
+    adjacency[5, 6] = adjacency[12, 13] = False
+    cluster = _dense_cluster(adjacency, names)
+    assert set(cluster.index) == {f"g{i}" for i in range(5, 14)}
+    assert cluster["n_edges"].sum() == 2 * (36 - 2)
+    few = np.zeros((60, 60), dtype=bool)
+    few[:8, 8:] = True  # eight regulators of all others are a network, not a cluster
+    assert len(_dense_cluster(few, names)) == 0
+
+
+def test_a_dense_cluster_is_a_caution(model, monkeypatch):
+    complete = np.triu(np.ones((8, 8), dtype=bool), 1)
+    monkeypatch.setattr(type(model), "adjacency_", complete)
+    assert any("8 genes (" in caution and "28 of the 28 edges" in caution for caution in model.report().cautions)
 
 
 def test_halves_share_out_every_drug_and_context():

@@ -157,7 +157,7 @@ def test_only_new_drugs_are_doubted(clear):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"level": 1.0}, "`level` must lie between 0 and 1, found 1.0"),
+        ({"level": 1.0}, "between 0 and 1 .*found 1.0"),
         ({"n_draws": 1}, "`n_draws` must be at least 2"),
         ({"n_samples": 1}, "`n_samples` must be at least 2"),
         ({"dosage": -1.0}, "`dosage` contains -1"),

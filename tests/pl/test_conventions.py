@@ -14,6 +14,7 @@ import scanpy as sc
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 import scgim.pl as pl
 from scgim._docs import d
@@ -110,6 +111,44 @@ def test_lies_on_no_neighbour_in_a_plain_grid(awkward, name):
         theirs = other.get_tightbbox().padded(-2)
         assert not any(box.overlaps(theirs) for box in boxes)
     assert all(box.x0 >= -1 for box in boxes)
+
+
+@pytest.mark.parametrize("size", [(10, 8), (30, 10)])
+@pytest.mark.parametrize("kind", ["dots", "predicted_vs_observed"])
+def test_texts_of_a_plot_in_a_grid_lie_apart(adata, kind, size):
+    """Legends beside a dot plot, and one under panels whose labels are names of genes."""
+    figure, grid = plt.subplots(2, 2, figsize=size)
+    if kind == "dots":
+        pl.targets(adata, kind="dot", ax=grid[1, 0])
+    else:
+        treated = adata[adata.obs["perturbation"] != "control"]
+        predicted = ad.AnnData(treated.X.copy(), obs=treated.obs.copy(), var=adata.var.copy())
+        panels = pl.predicted_vs_observed(adata, predicted, ax=grid[1, 0])
+        assert len(panels) == (2 if size[0] == 30 else 1)
+    figure.draw_without_rendering()
+    axes = [axis for ax in figure.findobj(Axes) if ax.axison for axis in (ax.xaxis, ax.yaxis)]
+    ticks = [label for axis in axes for label in axis.get_ticklabels() if _is_seen(axis, label)]
+    hidden = {label for ax in figure.findobj(Axes) for axis in (ax.xaxis, ax.yaxis) for label in axis.get_ticklabels()}
+    texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible() and text not in hidden]
+    for text in texts:
+        box = text.get_window_extent().padded(-1)
+        touched = [other for other in [*texts, *ticks] if other is not text and box.overlaps(other.get_window_extent())]
+        assert not touched, text
+
+
+def test_effects_on_continuous_values_are_in_standard_deviations(adata):
+    adata.uns["gim"]["params"]["likelihood"] = "normal"
+    drug = _drug(adata)
+    assert pl.effects(adata, drug, show=False).get_xlabel() == "Effect (control s.d.)"
+    for axes in (pl.network(adata, drug, show=False), pl.targets(adata, kind="dot", show=False)["mainplot_ax"]):
+        texts = " ".join(text.get_text() for text in axes.figure.findobj(Text))
+        assert "control s.d." in texts
+        assert "log fold change" not in texts
+
+
+def _is_seen(axis, label) -> bool:
+    low, high = sorted(axis.get_view_interval())
+    return bool(label.get_text()) and low <= label.get_position()[axis.axis_name == "y"] <= high
 
 
 def test_text_can_be_seen_on_dark_ground(adata, name):

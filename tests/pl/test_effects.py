@@ -83,7 +83,7 @@ def test_errors(adata):
     with pytest.raises(KeyError, match="Unknown gene"):
         pl.effects(adata, "Drug1", genes="GENE77")
     for level in (0, 1, 95):
-        with pytest.raises(ValueError, match="`level` between 0 and 1"):
+        with pytest.raises(ValueError, match="`level`.*between 0 and 1"):
             pl.effects(adata, "Drug1", level=level)
     with pytest.raises(ValueError, match="`n_top`"):
         pl.effects(adata, "Drug1", n_top=0)

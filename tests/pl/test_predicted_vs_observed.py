@@ -49,6 +49,19 @@ def test_size_factors_of_the_prediction_may_have_another_scale(unit_sizes, perfe
     np.testing.assert_allclose(points[:, 0], points[:, 1])
 
 
+@pytest.mark.parametrize("unit", [1.0, 1e-10])
+def test_doses_are_the_same_but_for_rounding_in_any_unit(unit_sizes, perfect, unit):
+    """0.1 of 64 and of 32 bits is one dose; doses in mol/L are tiny, and all different."""
+    unit_sizes.obs["dosage"] *= unit
+    perfect.obs["dosage"] = (perfect.obs["dosage"] * unit).astype(np.float32)
+    odd = np.arange(unit_sizes.n_obs) % 2 == 0
+    unit_sizes.obs["dosage"] = np.where(odd, unit_sizes.obs["dosage"].astype(np.float32), unit_sizes.obs["dosage"])
+    means, _ = pl.predicted_vs_observed(unit_sizes, perfect, show=False)
+    points = np.concatenate([scatter.get_offsets() for scatter in means.collections])
+    assert len(points) == 6 * 4 * 20
+    np.testing.assert_allclose(points[:, 0], points[:, 1])
+
+
 def test_chosen_genes_have_their_distributions(adata, perfect):
     _, violins = pl.predicted_vs_observed(adata, perfect, "Drug2", genes=["GENE4", "GENE2"], show=False)
     assert [label.get_text() for label in violins.get_xticklabels()] == ["GENE4", "GENE2"]

@@ -153,3 +153,20 @@ def test_what_cannot_be_tabulated_raises(adata):
         pp.check_screen(adata, batch_key="well")
     with pytest.raises(ValueError, match="No control cells"):
         pp.check_screen(adata, control="DMSO")
+
+
+def test_advice_is_printed_whole(adata):
+    adata.obs = adata.obs.rename(columns={"dosage": "dose_nM"})
+    table = pp.check_screen(adata)
+    advice = table.loc["doses", "advice"]
+    assert "`dosage_key=None` if each perturbation has one dose" in advice
+    assert " ".join(advice.split()) in " ".join(repr(table).split())
+    assert "..." not in repr(table).replace("=...", "")
+    assert advice.replace("'", "&#x27;") in table._repr_html_() or advice in table._repr_html_()
+    assert repr(table).splitlines()[0].split() == ["ok", "matrix", "840", "cells", "x", "5", "genes"]
+
+
+def test_parts_of_the_table_print_as_pandas_does(adata):
+    table = pp.check_screen(adata)
+    assert repr(table[["value"]]) == repr(pd.DataFrame(table)[["value"]])
+    assert "840 cells x 5 genes" in repr(table.head(2))

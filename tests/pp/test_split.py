@@ -59,6 +59,11 @@ def test_names_and_contexts():
     assert test == {("d3", 0.1), ("d3", 1.0), ("d3", 10.0), ("d4", 1.0)}
 
 
+def test_doses_in_mol_per_litre_are_told_apart():
+    adata = screen(doses=(1e-10, 1e-9, 1e-8))
+    assert held_out(adata, hold_out=[("d4", 1e-9)]) == {("d4", 1e-9)}
+
+
 def test_same_seed_same_split_whatever_the_order_of_cells():
     adata = screen()
     first = held_out(adata, seed=3)

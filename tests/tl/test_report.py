@@ -63,7 +63,7 @@ def test_targets_and_what_follows(adata):
     follows = report["follows"]
     assert follows.index.tolist() == ["b", "c", "e"]
     assert follows["by_way_of"].tolist() == ["a → b", "a → b → c", ""]
-    assert report.values["cells"] == 40
+    assert report.values["cells_trained_on"] == 40
     assert report.values["doses"] == "1 to 10 (2)"
     assert report.values["undecided_genes"] == 1
     assert report.values["change_reached_from_targets"] == pytest.approx(2.9 / 3.1)
@@ -146,3 +146,13 @@ def test_a_report_survives_a_file_and_needs_no_cells(adata, tmp_path):
     bare = scgim.tl.report(adata[:10].copy(), "x/1")  # controls only: of the doses, the largest is known
     assert bare.values["doses"] == "up to 10 (2)"
     assert bare["targets"]["ec50_measured"].tolist() == [True, False]
+
+
+def test_numbers_are_written_out_and_doses_have_their_unit(adata):
+    adata.uns["dosage_unit"] = "nM"
+    adata.obs["dose"] *= 1000
+    adata.varm[Key.varm.ec50("gim")] *= 1000
+    text = repr(scgim.tl.report(adata, "x/1"))
+    assert "1000 to 10000 nM (2)" in text
+    assert " 2000 " in text
+    assert "e+0" not in text

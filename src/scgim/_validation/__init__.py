@@ -5,6 +5,7 @@ from __future__ import annotations
 from scgim._validation._design import (
     check_covariates,
     check_dosage,
+    check_interval,
     check_levels,
     check_perturbations,
     check_query_dosage,
@@ -36,6 +37,7 @@ __all__ = [
     "check_counts",
     "check_covariates",
     "check_dosage",
+    "check_interval",
     "check_gene_names",
     "check_key",
     "check_levels",

@@ -162,6 +162,15 @@ def check_query_dosage(dosage: Any, n: int) -> np.ndarray:
     return doses
 
 
+def check_interval(level: Any) -> None:
+    """Raise a ValueError unless `level`, the share that intervals hold, lies between 0 and 1."""
+    if isinstance(level, str) or not 0 < level < 1:
+        other = " A level of the effect modifier is given as `covariates`." if isinstance(level, str) else ""
+        raise ValueError(
+            f"Expected `level`, the share that intervals hold, between 0 and 1 (such as 0.95), found {level!r}.{other}"
+        )
+
+
 def check_size_factors(obs: pd.DataFrame, size_factor_key: str) -> np.ndarray:
     """Size factors of all cells, shape (cells,), float64, positive and finite."""
     where = f"adata.obs[{size_factor_key!r}]"

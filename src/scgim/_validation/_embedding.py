@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -199,8 +200,10 @@ def _measured(frame: pd.DataFrame, perturbation_names: Sequence[str]) -> pd.Data
     known = set(perturbation_names)
     unseen = [name for name in frame.index if name not in known]
     if unseen:
+        close = difflib.get_close_matches(unseen[0], perturbation_names, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(
-            f"{quote_some(unseen)} not among the measured perturbations ({quote_some(perturbation_names)}). A drug that "
+            f"{quote_some(unseen)} not among the measured perturbations ({quote_some(perturbation_names)}).{hint} A drug that "
             "was never measured is predicted from its features: give them as `drug_embedding`, to a model set up with "
             "`drug_embedding_key`. Control cells are `model.predict_combination({})`."
         )

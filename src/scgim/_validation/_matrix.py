@@ -80,7 +80,10 @@ def matrix_name(layer: str | None) -> str:
 
 def check_counts(X: Any, *, where: str) -> None:
     """Raise a ValueError unless all stored values of `X` (cells x genes; dense, sparse or backed) are counts."""
-    advice = "Expected raw counts: give them with `layer=...`, or use `likelihood='normal'` for continuous data."
+    advice = (
+        "Expected raw counts: give them with `layer=...` (those in `adata.raw`: `adata = adata.raw.to_adata()`), or use "
+        "`likelihood='normal'` for continuous data."
+    )
     for values in _stored_values(X):
         _raise_if_not_finite(values, where, advice)
         if values.size and values.min() < 0:

@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+# Keys that may be None, and what that says.
+_MAY_BE_NONE = {
+    "dosage_key": "`dosage_key=None` if each perturbation has one dose",
+    "drug_embedding_key": "`drug_embedding_key=None` if there are no features",
+}
+
+
 def quote_some(names: Iterable[Any], n: int = 5) -> str:
     """List the first `n` names for a message: "'a', 'b' and 3 more"."""
     names = list(names)
@@ -27,7 +34,8 @@ def check_key(key: str, available: Iterable[Any], *, where: str, argument: str) 
     lower = {name.lower(): name for name in names}
     close = difflib.get_close_matches(str(key).lower(), lower, n=1)
     hint = f"Did you mean {lower[close[0]]!r}?" if close else f"It has: {quote_some(names, 10) or 'nothing'}."
-    raise KeyError(f"`{argument}={key!r}` is not in `{where}`. {hint} Pass the right name as `{argument}=...`.")
+    none = f", or {_MAY_BE_NONE[argument]}" if argument in _MAY_BE_NONE else ""
+    raise KeyError(f"`{argument}={key!r}` is not in `{where}`. {hint} Pass the right name as `{argument}=...`{none}.")
 
 
 def check_column(obs: pd.DataFrame, key: str, argument: str) -> pd.Series:

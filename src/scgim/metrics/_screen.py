@@ -172,7 +172,8 @@ def predicted_cells(predicted: AnnData, table: pd.DataFrame, keys: Keys, name: s
     if keys.dosage is not None:
         dosage = keys.dosage if keys.dosage in obs else REGISTRY.DOSAGE
         check_key(dosage, obs.columns, where=where, argument="dosage_key")
-        same_dose = np.isclose(obs[dosage].to_numpy(dtype=float), table["dosage"].to_numpy()[:, None], rtol=_SAME_DOSE)
+        doses, asked = obs[dosage].to_numpy(dtype=float), table["dosage"].to_numpy()[:, None]
+        same_dose = np.isclose(doses, asked, rtol=_SAME_DOSE, atol=0.0)  # doses may be in mol/L, and tiny
     if keys.level is not None:
         check_key(keys.level, obs.columns, where=where, argument="effect_modifier_key")
         same_drug &= obs[keys.level].astype(str).to_numpy() == table["level"].to_numpy()[:, None]

@@ -44,6 +44,15 @@ def check_seconds(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be a positive number of seconds or None, found {value!r}.")
 
 
+def check_default_type() -> None:
+    """Raise a ValueError where torch makes numbers of other than 32 bits by default."""
+    if torch.get_default_dtype() != torch.float32:
+        raise ValueError(
+            f"The default type of torch is {torch.get_default_dtype()}; models are of 32 bits. Set it back: "
+            "`torch.set_default_dtype(torch.float32)`."
+        )
+
+
 def check_device(accelerator: Any, device: Any) -> None:
     """Raise for a GPU that is not there, and for a device that is none."""
     has_cuda = torch.cuda.is_available()
@@ -58,11 +67,7 @@ def check_device(accelerator: Any, device: Any) -> None:
         raise ValueError(
             f"`device={device!r}` names a kind, not a device. Pass `accelerator={device!r}`, and as `device` 'auto' or a number."
         )
-    if torch.get_default_dtype() != torch.float32:
-        raise ValueError(
-            f"The default type of torch is {torch.get_default_dtype()}; models are of 32 bits. Set it back: "
-            "`torch.set_default_dtype(torch.float32)`."
-        )
+    check_default_type()
 
 
 def check_trainer_arguments(arguments: Mapping[str, Any]) -> None:

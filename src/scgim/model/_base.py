@@ -20,6 +20,7 @@ from scgim._validation import (
     check_matrix_type,
     matrix_name,
 )
+from scgim.model._arguments import check_default_type
 from scgim.model._fields import ScreenField, context_codes
 from scgim.predict._covariates import CovariateDesign, ScaledDesign
 from scgim.predict._drugs import Drugs
@@ -70,6 +71,11 @@ class ScreenModel(BaseModelClass):
     def __getstate__(self) -> dict:
         """What is pickled, for joblib and multiprocessing: trainer and plan belong to a run and hold functions, which cannot be."""
         return {name: value for name, value in vars(self).items() if name not in ("trainer", "training_plan")}
+
+    def _check_if_trained(self, *args: Any, **kwargs: Any) -> None:
+        """As in scvi-tools; what is computed from a fitted model is of 32 bits, as the fit is."""
+        super()._check_if_trained(*args, **kwargs)
+        check_default_type()
 
     @property
     def _setup_args(self) -> dict:

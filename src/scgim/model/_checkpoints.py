@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import zlib
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
+from scgim._constants import REGISTRY
 from scgim.fit._course import Course
 from scgim.train._checkpoint import CheckpointFolder, to_tensors
 
@@ -22,7 +25,14 @@ def attributes_of(model: Any, trainer: Trainer) -> dict:
     """What a checkpoint needs of the model beside the module."""
     attributes = {name: value for name, value in vars(model).items() if name.endswith("_") and name != "registry_"}
     attributes["history_"] = _history_so_far(model, trainer)
-    return {"attributes": attributes, "contexts": model.contexts}
+    return {"attributes": attributes, "contexts": model.contexts, "cells": _digest(model)}
+
+
+def _digest(model: Any) -> int:
+    """A number that tells names and contexts of the cells in their order: a run holds positions of cells."""
+    context = model.get_anndata_manager(model.adata, required=True).get_from_registry(REGISTRY.CONTEXT)
+    names = "\n".join(model.adata.obs_names.astype(str))
+    return zlib.crc32(np.asarray(context, dtype="<i8").tobytes(), zlib.crc32(names.encode()))
 
 
 def _history_so_far(model: Any, trainer: Trainer) -> dict[str, pd.DataFrame]:
@@ -72,4 +82,8 @@ def _differences(model: Any, content: dict) -> list[str]:
         "perturbations or dosages": content["contexts"].equals(model.contexts),
         "cells": n_cells == model.adata.n_obs and same_counts,
     }
-    return [name for name, is_same in same.items() if not is_same]
+    differing = [name for name, is_same in same.items() if not is_same]
+    # checkpoints of earlier versions do not tell the order
+    if not differing and content.get("cells") not in (None, _digest(model)):
+        return ["cells, or cells in another order or of other names"]
+    return differing

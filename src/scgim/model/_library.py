@@ -12,7 +12,7 @@ from anndata import AnnData
 from scvi import settings
 
 from scgim._constants import REGISTRY, Key
-from scgim._validation import check_continuous, check_counts, check_gene_names, matrix_name
+from scgim._validation import check_continuous, check_counts, check_gene_names, check_interval, matrix_name
 from scgim.interventions._sensitivity import feature_sensitivity
 from scgim.model._base import ScreenModel
 from scgim.predict._means import Draws, posterior_means
@@ -73,7 +73,7 @@ class LibraryMixin(ScreenModel):
         One row a drug, best first, indexed by name: `dosage` (of combinations `dosages`, as text), `score` (median of the draws; more is better) with
         the bounds `lower` and `upper` of its interval, `top_targets`, its three likeliest direct targets, and `known_by`: `"cells"`
         (measured), `"features"`, or `"mean"` where features tell nothing and what is predicted is what measured drugs have in common; a
-        warning then says so. Intervals that overlap say that the order of two drugs is open. In `attrs`, `metric`, `level` and
+        warning then says so. Intervals that overlap say that the order of two drugs is open. In `attrs`, `metric`, `level`, `effect_unit` and
         the `dosage_unit` of `adata.uns`.
 
         Raises
@@ -89,6 +89,7 @@ class LibraryMixin(ScreenModel):
         self._check_if_trained(warn=False)
         if metric not in METRICS:
             raise ValueError(f"`metric` must be one of {list(METRICS)}, found {metric!r}.")
+        check_interval(level)
         wanted = self._wanted(toward)
         if metric != "distance" and not wanted.to_numpy().any():
             raise ValueError(f"`toward` wants no change of any gene, which has no direction for {metric!r}.")
@@ -112,7 +113,8 @@ class LibraryMixin(ScreenModel):
         )
         frame = frame.assign(score=np.median(score, 0), lower=lower, upper=upper, top_targets=top_targets)
         frame["known_by"] = self._known_by(arms)
-        frame.attrs.update(metric=metric, level=level)
+        unit = "control s.d." if self._is_continuous else "log fold change"
+        frame.attrs.update(metric=metric, level=level, effect_unit=unit)
         if self.adata is not None and Key.DOSAGE_UNIT in self.adata.uns:
             frame.attrs[Key.DOSAGE_UNIT] = str(self.adata.uns[Key.DOSAGE_UNIT])
         return frame.sort_values("score", ascending=False, kind="stable")

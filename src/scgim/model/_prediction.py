@@ -11,7 +11,7 @@ import torch
 from anndata import AnnData
 from scvi import settings
 
-from scgim._validation import check_query_embedding, quote_some, resolve_embedding
+from scgim._validation import check_interval, check_query_embedding, quote_some, resolve_embedding
 from scgim.model._base import ScreenModel
 from scgim.predict._likelihood import cell_log_likelihoods, context_effects
 from scgim.predict._means import Draws, posterior_means
@@ -68,8 +68,8 @@ class PredictionMixin(ScreenModel):
         Returns
         -------
         Cells x genes: drawn values in `X` (CSR for counts), their means given the parents in `layers["expected"]`,
-        `perturbation`, `dosage` and `size_factor` in `obs`, also under the names that they have in the training data, and the level of the
-        effect modifier; the features in `uns["drug_embedding"]`.
+        `perturbation`, `dosage` and `size_factor` in `obs`, also under the names that they have in the training data, the level of the
+        effect modifier, and the covariates that were given; the features in `uns["drug_embedding"]`.
 
         Raises
         ------
@@ -84,6 +84,7 @@ class PredictionMixin(ScreenModel):
         backdrop = self._sampler.backdrop(len(arms) * n_samples, rng, covariates, size_factor)
         out = self._sampler.cells(arms, n_samples, backdrop, rng)
         self._name_as_asked(out.obs)
+        _note_covariates(out.obs, covariates)
         self._warn_beyond_range(out, features.index, n_samples)
         if features.shape[1]:
             out.uns["drug_embedding"] = features[~features.index.duplicated()]
@@ -127,7 +128,9 @@ class PredictionMixin(ScreenModel):
         Each draw is one world that the data allow: targets, effects and dose-response curves of the drugs, weights of
         the network and baselines of the genes. Intervals hold the given share of the draws. They say how well the mean
         is known, not how cells spread around it, and are wider for drugs whose features are far from those measured.
-        The graph is the fitted one in all draws: what a wrong edge would do is not in the intervals.
+        The graph is the fitted one in all draws: what a wrong edge would do is not in the intervals. Nor is the error of the background of
+        measured drugs, what they do beside their targets: of genes that are no targets, intervals are too narrow where contexts have few
+        cells, or hardly any counts of the gene.
 
         Parameters
         ----------
@@ -162,8 +165,7 @@ class PredictionMixin(ScreenModel):
         >>> means.to_df("log_fold_change_lower")
         """
         self._check_if_trained(warn=False)
-        if not 0 < level < 1:
-            raise ValueError(f"`level` must lie between 0 and 1, found {level}.")
+        check_interval(level)
         arms = self._drugs.arms(drug_embedding, dosage)
         bounds = torch.tensor([0.5 - level / 2, 0.5 + level / 2], dtype=torch.float64)
         blocks = []
@@ -178,6 +180,7 @@ class PredictionMixin(ScreenModel):
             layers.update(zip(keys, values, strict=True))
         obs = arms.table()
         self._name_as_asked(obs)
+        _note_covariates(obs, covariates)
         return AnnData(layers.pop(""), obs=obs, var=pd.DataFrame(index=self.gene_names_), layers=layers)
 
     def score(self, adata: AnnData | None = None, *, by: str = "context", n_samples: int = 20, seed: int | None = 0):
@@ -249,6 +252,15 @@ class PredictionMixin(ScreenModel):
         labels = adata.obs[setup["perturbation_key"]].astype(str)
         table = resolve_embedding(adata, key, labels, control=setup["control"]).loc[names]
         return check_query_embedding(table, self._drugs.embedding.columns.tolist(), self.perturbations)  # type: ignore[union-attr]
+
+
+def _note_covariates(obs: pd.DataFrame, covariates: pd.DataFrame | Mapping | None) -> None:
+    """Give predictions the values that were asked for, under the names that they have in the user's data."""
+    if covariates is not None:
+        given = covariates.iloc[0] if isinstance(covariates, pd.DataFrame) else covariates
+        for key, value in dict(given).items():
+            if key not in obs:  # as the level of the effect modifier is
+                obs[key] = value
 
 
 def _contexts_of(design: pd.DataFrame) -> tuple[pd.MultiIndex, np.ndarray]:

@@ -20,6 +20,10 @@ _CALLED = 0.5  # probability from which a target is called
 _USUAL_SHARE, _MIN_USUAL = 0.25, 3  # a gene called for this share of the perturbations, and at least so many, is listed
 _MANY_TARGETS, _MIN_MANY = 0.2, 6  # of the genes, and at least so many: a drug of few targets is what the model assumes
 _LITTLE = 0.5  # agreement of two halves below which half of what one finds is not in the other
+_DENSE, _MIN_DENSE = (
+    0.6,
+    6,
+)  # share of the edges that genes of a cluster could have, and edges of each: networks are sparser
 _MUCH_BETTER = 0.95  # of the error of the mean: what features bring below it is worth naming
 
 
@@ -46,6 +50,8 @@ class ReportMixin(ScreenModel):
         - `features`: mean squared error of measured drugs that were left out, relative to that of no effect: of the mean of the other
           drugs at that dose, and of what is predicted for a new drug
         - `usual_targets`: genes that are called targets of many perturbations
+        - `dense_cluster`: genes that have most of the edges among them that they could have, as genes do on which something acts that
+          was not measured
         - with `split_half`, `halves`: how far two halves agree; `edges` and `targets`: those of the model, and in how many halves each was
           found
 
@@ -67,6 +73,7 @@ class ReportMixin(ScreenModel):
         if self.drug_embedding is not None:
             tables["features"] = self._features_table()
         tables["usual_targets"] = _usual_targets(called)
+        tables["dense_cluster"] = _dense_cluster(self.adjacency_, self.gene_names_)
         if split_half:
             model = cast("GIM", self)
             tables |= agreement_of_halves(model, refit_halves(model, seed))
@@ -74,12 +81,14 @@ class ReportMixin(ScreenModel):
         return Report("What the fit has found", self._numbers(called), tables, cautions)
 
     def _numbers(self, called: pd.DataFrame) -> dict[str, Any]:
+        probs = self.module.knowledge.edge_probs.cpu().numpy()
         out: dict[str, Any] = {
             "genes": called.shape[1],
             "perturbations": len(called),
             "contexts": len(self.contexts),
-            "treated_cells": int(self.n_cells_.sum()),
+            "treated_cells_trained_on": int(self.n_cells_.sum()),
             "edges": int(self.adjacency_.sum()),
+            "edges_less_likely_than_not": int((self.adjacency_ & (probs < 0.5)).sum()),
             "targets": int(called.to_numpy().sum()),
             "perturbations_without_target": int((~called.any(axis=1)).sum()),
         }
@@ -138,7 +147,33 @@ class ReportMixin(ScreenModel):
             out.append(
                 f"{quote_some(names)}: called targets of at least half of the perturbations, which is rarely direct."
             )
+        cluster = tables["dense_cluster"]
+        if len(cluster):
+            n, possible = cluster["n_edges"].sum() // 2, len(cluster) * (len(cluster) - 1) // 2
+            out.append(
+                f"{len(cluster)} genes ({quote_some(cluster.index)}) have {n} of the {possible} edges that they could have among them. What was "
+                "not measured and acts on all of them, such as the cell cycle or stress, looks like this, and with certainty: give it as a "
+                "covariate, or doubt these edges."
+            )
         return out
+
+
+def _dense_cluster(adjacency: np.ndarray, genes: list[str]) -> pd.DataFrame:
+    """The genes that are left where those of fewest edges are taken away one by one, when the fewest are most; empty unless they are dense."""
+    edges = adjacency | adjacency.T
+    degree, left = edges.sum(axis=1).astype(float), np.ones(len(edges), dtype=bool)
+    core, most = left.copy(), -1.0
+    for _ in genes:
+        fewest = int(np.where(left, degree, np.inf).argmin())
+        if degree[fewest] > most:
+            core, most = left.copy(), degree[fewest]
+        left[fewest] = False
+        degree -= edges[fewest]
+    n_edges = edges[np.ix_(core, core)].sum(axis=1)
+    if most < _MIN_DENSE or n_edges.sum() < _DENSE * core.sum() * (core.sum() - 1):
+        core[:], n_edges = False, n_edges[:0]
+    table = pd.DataFrame({"n_edges": n_edges}, np.asarray(genes, dtype=object)[core]).rename_axis("gene")
+    return about(table.sort_values("n_edges", ascending=False, kind="stable"), "genes with edges between most of them")
 
 
 def _usual_targets(called: pd.DataFrame) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scgim._validation import check_query_dosage
+from scgim._validation import check_interval, check_query_dosage
 from scgim.model._base import ScreenModel
 from scgim.predict._curves import curve_table, usual_log_dosages
 from scgim.predict._modifiers import modifier_table
@@ -42,7 +42,8 @@ class ResultsMixin(ScreenModel):
         Returns
         -------
         One row an edge, strongest first: `source`, `target`, `weight` (change of the target's log mean for one control
-        standard deviation of the source's log expression), `weight_sd` and `probability`. decoupler reads it as a net.
+        standard deviation of the source's log expression), `weight_sd` and `probability`. decoupler reads it as a net. A strong edge can be
+        improbable, where other graphs hold it the other way round or lead there by another way: keep those of a `probability` above one half.
         """
         self._check_if_trained(warn=False)
         i, j = np.nonzero(self.adjacency_)
@@ -231,6 +232,7 @@ class ResultsMixin(ScreenModel):
         `upper`, `target_prob`, `emax`, `ec50`, `hill`.
         """
         self._check_if_trained(warn=False)
+        check_interval(level)
         asked = [perturbation] if isinstance(perturbation, str) else perturbation
         features, _, _, interventions = self._drugs.query(asked, 1.0)
         if covariates is not None and list(covariates) != [self._covariates.modifier]:

@@ -12,9 +12,10 @@ from scipy.stats import binomtest
 
 from scgim._constants import Key
 from scgim._docs import d
+from scgim._validation import check_interval
 from scgim.pl._area import Area
 from scgim.pl._tones import palette, tones
-from scgim.pl._utils import check_level, despine, finish, new_axes, stored
+from scgim.pl._utils import despine, finish, new_axes, stored
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -131,7 +132,7 @@ def calibration(
     >>> scgim.pl.calibration(adata)
     >>> scgim.pl.calibration(is_edge, edge_probs)
     """
-    check_level(level)
+    check_interval(level)
     if n_bins < 1:
         raise ValueError(f"Expected `n_bins` to be at least 1, found {n_bins}.")
     if isinstance(data, AnnData):

@@ -11,6 +11,7 @@ from scipy import sparse
 
 from scgim._backed import StoredMatrix, readable
 from scgim._size_factors import known_size_factors
+from scgim._validation import merge_doses
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,6 +53,8 @@ def contexts(adata: AnnData, perturbation_key: str, dosage_key: str | None, cont
         doses = np.where(names == control, 0.0, np.nan)
     else:
         doses = adata.obs[dosage_key].astype(float).to_numpy()
+        known = np.isfinite(doses)  # combinations have none
+        doses = np.where(known, merge_doses(np.where(known, doses, 0.0)), np.nan)
     return pd.DataFrame({"perturbation": names, "dosage": doses})
 
 

@@ -14,6 +14,7 @@ from scipy.stats import norm
 
 from scgim._constants import Key
 from scgim._docs import d
+from scgim._validation import check_interval
 from scgim.pl._area import Area
 from scgim.pl._cells import has_cells, is_count_data, of_level
 from scgim.pl._measured import measured_changes
@@ -22,7 +23,6 @@ from scgim.pl._utils import (
     LEAST_EFFECT,
     LONGEST_LABEL,
     axes_inches,
-    check_level,
     despine,
     dosage_unit,
     dose_text,
@@ -160,7 +160,7 @@ def dose_response(
     >>> scgim.pl.dose_response(adata, "Trametinib")
     >>> scgim.pl.dose_response(adata, ["Trametinib", "Dabrafenib"], ["DUSP6", "SPRY2"])
     """
-    check_level(level)
+    check_interval(level)
     if n_top < 1 or n_cols < 1:
         raise ValueError(f"Expected `n_top` and `n_cols` to be at least 1, found {n_top} and {n_cols}.")
     params = stored_params(adata, key)

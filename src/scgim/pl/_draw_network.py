@@ -189,6 +189,7 @@ def draw_network(
     drug_edges: pd.DataFrame | None,
     colors: pd.Series | None,
     by_effect: bool,
+    color_label: str,
     importance: pd.Series,
     centres: list[str],
     note: str,
@@ -201,7 +202,7 @@ def draw_network(
     """Draw an acyclic `graph` of genes (edges with `weight` and `probability`), and a perturbation with its targets.
 
     `colors` and `importance` are indexed by gene; `drug_edges` by the direct targets, with their probability ("prob") and
-    the sign of the direct effect ("sign"). `centres` are outlined, `note` stands above the network. Returns the axes, and
+    the sign of the direct effect ("sign"). `color_label` stands beside the colour bar, `centres` are outlined, `note` stands above the network. Returns the axes, and
     whether they were given.
     """
     genes = list(graph)
@@ -219,7 +220,7 @@ def draw_network(
     face, mappable = _scale(colors, genes, tones(ax).pale, by_effect=by_effect, cmap=cmap)
     if mappable is not None:
         bar = ax.figure.colorbar(mappable, ax=ax, shrink=0.7, aspect=18, pad=0.01)
-        bar.set_label("Total effect (log fold change)" if by_effect else "Target probability", fontsize="small")
+        bar.set_label(color_label, fontsize="small")
         bar.ax.tick_params(labelsize="small")
     if title is not None:
         ax.set_title(title, pad=18 if note else None)

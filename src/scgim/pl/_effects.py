@@ -11,13 +11,14 @@ from scipy.stats import norm
 
 from scgim._constants import Key
 from scgim._docs import d
+from scgim._validation import check_interval
 from scgim.pl._area import LEAST_LINE, Area
 from scgim.pl._tones import NEGATIVE, POSITIVE, tones
 from scgim.pl._utils import (
     LEAST_EFFECT,
     axes_inches,
-    check_level,
     despine,
+    effect_unit,
     finish,
     font_size,
     legend_below,
@@ -95,7 +96,7 @@ def effects(
     """
     if n_top < 1:
         raise ValueError(f"Expected `n_top` to be at least 1, found {n_top}.")
-    check_level(level)
+    check_interval(level)
     frames = [stored(adata, "varm", name(key)) for name in (Key.varm.shifts, Key.varm.shift_sds, Key.varm.targets)]
     perturbation = pick_one(perturbation, frames[0].columns)
     direct, sd, prob = (frame[perturbation] for frame in frames)
@@ -117,7 +118,8 @@ def effects(
     default = (3.2 + 0.08 * max(map(len, names)), height + 1.0)
     ax, given = new_axes(ax, figsize or default)
     _draw(ax, direct[shown].to_numpy(dtype=float), total[shown].to_numpy(dtype=float), margin, is_target, given=given)
-    ax.set_xlabel("Log fold change")
+    unit = effect_unit(adata, key)
+    ax.set_xlabel("Log fold change" if unit == "log fold change" else f"Effect ({unit})")
     ax.set_title(shorten([perturbation], 30)[0] if title is None else title, fontsize="medium")
     ax.set_yticks(range(len(shown)), names, fontsize=6)
     if area is not None:

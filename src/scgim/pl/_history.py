@@ -198,4 +198,5 @@ def _draw(ax: Axes, term: str, curves: dict[str, pd.Series]) -> None:
     ax.xaxis.get_major_locator().set_params(integer=True)
     despine(ax)
     if len(curves) > 1:
-        ax.legend(frameon=False, fontsize="x-small")
+        # a loss falls, and names of stages stand at the top
+        ax.legend(frameon=False, fontsize="x-small", loc="center right" if term == "Fit" else "best")

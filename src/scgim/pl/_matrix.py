@@ -23,7 +23,7 @@ LONGEST_ROW, LONGEST_COLUMN = 28, 18
 SMALLEST_CELL, LARGEST_CELL = 0.11, 0.26  # inches
 LONGEST_SIDE = 24.0  # inches; more rows or columns than fit lose some of their labels
 LEGEND_WIDTH = 1.3  # inches
-LEAST_WIDTH, LEGEND_SHARE = 4.0, 0.28  # of narrower axes of the user's, legends take this share
+LEAST_WIDTH, LEGEND_SHARE = 6.0, 0.32  # of narrower axes of the user's, legends take this share
 EDGE, DOT_EDGE = "#D9D9D9", "#8C8C8C"
 
 
@@ -75,7 +75,7 @@ def _fit_grids(axes: dict[str, Axes]) -> None:
     grid = axes["color_legend_ax"].get_gridspec()
     if "size_legend_ax" in axes and grid.nrows == 4:
         base = min(height, 2.2)
-        grid.set_height_ratios([max(height - 0.65 * base, 1e-3), 0.27 * base, 0.3 * base, 0.08 * base])
+        grid.set_height_ratios([max(height - 0.73 * base, 1e-3), 0.25 * base, 0.4 * base, 0.08 * base])
         ticks = axes["size_legend_ax"].xaxis
         labels = [label.get_text() for label in ticks.get_ticklabels()]
         ticks.set_ticks(ticks.get_ticklocs()[::2], labels[::2], fontsize="small")
@@ -95,7 +95,7 @@ def _place_in(axes: dict[str, Axes], area: Area) -> None:
     axes["color_legend_ax"].set_position((right, y0, legend, 0.07 * inch_y))
     axes["color_legend_ax"].xaxis.set_major_locator(MaxNLocator(2))
     if "size_legend_ax" in axes:
-        axes["size_legend_ax"].set_position((right, y0 + 0.62 * inch_y, legend, 0.2 * inch_y))
+        axes["size_legend_ax"].set_position((right, y0 + 0.9 * inch_y, legend, 0.2 * inch_y))
     figure.draw_without_rendering()  # type: ignore[union-attr]
 
 

@@ -13,7 +13,7 @@ from scipy import sparse
 from scgim._constants import Key
 from scgim._docs import d
 from scgim.pl._draw_network import draw_network
-from scgim.pl._utils import axes_inches, finish, pick, pick_one, stored, without_noise
+from scgim.pl._utils import axes_inches, effect_unit, finish, pick, pick_one, stored, without_noise
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable
@@ -233,6 +233,7 @@ def network(
         drug_edges=None if drug is None else drug.loc[targets, ["prob", "sign"]],
         colors=None if drug is None else drug["effect" if node_color == "effect" else "prob"],
         by_effect=node_color == "effect",
+        color_label=f"Total effect ({effect_unit(adata, key)})" if node_color == "effect" else "Target probability",
         importance=importance + importance.max() * importance.index.isin([*targets, *centres]),
         centres=centres,
         note=_note(len(shown), len(candidates), kind, n_alone),

@@ -13,6 +13,7 @@ from scipy.stats import gaussian_kde, pearsonr
 from scgim._constants import Key
 from scgim._docs import d
 from scgim._size_factors import known_size_factors
+from scgim._validation import match_doses
 from scgim.pl._area import Area
 from scgim.pl._cells import ControlScale, contexts, expression, has_cells, is_count_data, of_level, size_factors
 from scgim.pl._labels import place_labels
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 OBSERVED, PREDICTED = OKABE_ITO[0], OKABE_ITO[1]
 MAX_LABELS, MAX_CELLS = 8, 2000
 FEWEST_CELLS = 20  # that a density is drawn of; fewer are drawn as points
-LEAST_WIDTH = 1.7  # inches of a panel in axes of the user's
+LEAST_WIDTH = 2.6  # inches of a panel in axes of the user's that has room for its labels
 NO_DOSE = -1.0
 
 
@@ -97,10 +98,9 @@ def _predicted_cells(predicted: AnnData, params: dict[str, Any], typical: float)
 
 def _match(observed: _Cells, predicted: _Cells, control: str, wanted: list[str] | None) -> pd.DataFrame:
     """Contexts that both sides have: perturbation, dosage, and the rows of their cells on either side."""
-    rows = [
-        cells.contexts.fillna({"dosage": NO_DOSE}).round(9).groupby(["perturbation", "dosage"]).indices
-        for cells in (observed, predicted)
-    ]
+    tables = [cells.contexts.fillna({"dosage": NO_DOSE}) for cells in (observed, predicted)]
+    tables[1]["dosage"] = match_doses(tables[1]["dosage"].to_numpy(), tables[0]["dosage"].to_numpy())
+    rows = [table.groupby(["perturbation", "dosage"]).indices for table in tables]
     both = pd.DataFrame(
         [(*context, rows[0][context], rows[1][context]) for context in sorted(rows[0].keys() & rows[1].keys())],
         columns=["perturbation", "dosage", "observed", "predicted"],
@@ -214,11 +214,6 @@ def predicted_vs_observed(
         ax, figsize or size, (1, n_panels), n_panels, width_ratios=ratios[:n_panels], title=title
     )
     _draw_means(panels[0], shifts[0], shifts[1], pairs, colored)
-    if names:
-        handles = [
-            Line2D([], [], ls="", marker="o", ms=5, color=points.get_facecolor()[0]) for points in panels[0].collections
-        ]
-        legend_below(ax or panels[0], handles, names, given=given)
     if n_panels == 2:
         columns = [shared.index(gene) for gene in shown]
         sides = [
@@ -227,6 +222,11 @@ def predicted_vs_observed(
         ]
         _draw_distributions(panels[1], sides[0], sides[1], shown)
         panels[1].set_title(_context_name(pairs.loc[strongest], dosage_unit(adata)), fontsize="small", pad=18)
+    if names:
+        handles = [
+            Line2D([], [], ls="", marker="o", ms=5, color=points.get_facecolor()[0]) for points in panels[0].collections
+        ]
+        legend_below(ax or panels[0], handles, names, given=given, below=panels[-1])
     if area is not None:
         area.keep_within()
     if len(pairs) == 1:

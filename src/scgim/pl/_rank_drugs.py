@@ -21,7 +21,7 @@ _LONGEST_TARGETS = 30  # characters
 LEAST_WIDTH = 3.5  # inches of axes of the user's that have room for names on either side
 _NEEDED = ("score", "lower", "upper")
 _LABELS = {"cells": "measured", "features": "by its features", "mean": "nothing known: mean of measured drugs"}
-_AXIS = {"change": "Wanted change achieved (log fold change)", "distance": "Minus distance to what is wanted"}
+_AXIS = {"change": "Wanted change achieved ({unit})", "distance": "Minus distance to what is wanted"}
 
 
 @d.dedent
@@ -87,7 +87,9 @@ def rank_drugs(
     known = shown["known_by"].tolist() if "known_by" in shown else ["cells"] * len(shown)
     colors = _colors(tones(ax))
     _draw(ax, shown, [colors[kind] for kind in known])
-    ax.set_xlabel(_AXIS.get(ranked.attrs.get("metric", ""), str(ranked.attrs.get("metric", "score")).capitalize()))
+    metric = str(ranked.attrs.get("metric", "score"))
+    unit = ranked.attrs.get("effect_unit", "log fold change")
+    ax.set_xlabel(_AXIS.get(metric, metric.capitalize()).format(unit=unit))
     if title is not None:
         ax.set_title(title, fontsize="medium")
     if len(set(known)) > 1:

@@ -9,7 +9,7 @@ import numpy as np
 from scgim._constants import Key
 from scgim._docs import d
 from scgim.pl._matrix import diagonal_order, matrix_plot, similarity_order
-from scgim.pl._utils import pick, stored, symmetric_limit
+from scgim.pl._utils import effect_unit, pick, stored, symmetric_limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -114,7 +114,7 @@ def targets(
         shifts if by_effect else probs,
         group="perturbation",
         sizes=probs if kind == "dot" else None,
-        color_title="Direct effect\n(log fold change)" if by_effect else "Target\nprobability",
+        color_title=f"Direct effect\n({effect_unit(adata, key)})" if by_effect else "Target\nprobability",
         size_title="Target\nprobability (\N{PERCENT SIGN})",
         cmap=cmap or ("RdBu_r" if by_effect else "Reds"),
         limits=(-limit, limit) if by_effect else (0.0, 1.0),

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
 from scgim._constants import Key, read_name
+from scgim._report import number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -36,12 +37,6 @@ class EditableFigure(Figure):
     def savefig(self, fname: Any, *, transparent: bool | None = None, **kwargs: Any) -> None:
         with mpl.rc_context({"pdf.fonttype": 42, "ps.fonttype": 42}):
             super().savefig(fname, transparent=transparent, **kwargs)
-
-
-def number(value: float, digits: int = 4) -> str:
-    """A positive number to so many digits, without an exponent where it can be read so: 320, not 3.2e+02."""
-    text = f"{value:.{digits}g}"
-    return np.format_float_positional(float(text), trim="-") if 1e-4 <= abs(value) < 1e7 else text
 
 
 def dosage_unit(adata: AnnData) -> str | None:
@@ -82,6 +77,11 @@ def stored_params(adata: AnnData, key: str) -> dict[str, Any]:
     return dict(stored_entry(adata, key, Key.uns.PARAMS))
 
 
+def effect_unit(adata: AnnData, key: str) -> str:
+    """The unit of effects: that of counts, or of continuous values."""
+    return "control s.d." if stored_params(adata, key).get("likelihood") == "normal" else "log fold change"
+
+
 def pick(names: str | Iterable[str] | None, available: Iterable[str], what: str) -> list[str]:
     """`names` (one, several, or `None` for all) as a list without repeats, each checked to be among `available`."""
     known = [str(name) for name in available]
@@ -106,12 +106,6 @@ def pick_one(perturbation: str | None, available: Sequence[str]) -> str:
             raise ValueError(f"`perturbation` is needed: {len(available)} are stored, among them {found}.")
         return str(available[0])
     return pick(perturbation, available, "perturbation")[0]
-
-
-def check_level(level: float) -> None:
-    """Check the probability of an interval."""
-    if not 0 < level < 1:
-        raise ValueError(f"Expected `level` between 0 and 1 (such as 0.95), found {level}.")
 
 
 def new_axes(ax: Axes | None, figsize: tuple[float, float]) -> tuple[Axes, bool]:
@@ -192,8 +186,13 @@ def legend_height(width: float, labels: Sequence[str]) -> float:
     return 0.2 + 0.2 * -(-len(labels) // legend_columns(width, labels))
 
 
-def legend_below(ax: Axes, handles: Sequence[Any], labels: Sequence[str], *, given: bool) -> None:
-    """A legend under all panels of a figure of ours; under the labels of `ax` where the figure is the user's."""
+def legend_below(
+    ax: Axes, handles: Sequence[Any], labels: Sequence[str], *, given: bool, below: Axes | None = None
+) -> None:
+    """A legend under all panels of a figure of ours; under the labels of `ax` where the figure is the user's.
+
+    There, `below` is a panel whose names of groups may be longer than a number and the name of an axis.
+    """
     style: dict[str, Any] = {"frameon": False, "fontsize": "small", "handlelength": 1.6, "columnspacing": 1.2}
     figure = ax.figure.figure
     if given:
@@ -201,12 +200,20 @@ def legend_below(ax: Axes, handles: Sequence[Any], labels: Sequence[str], *, giv
         size = min(8.3, text_size(width))
         style |= {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "borderaxespad": 0.0, "fontsize": size}
         # under tick labels and the name of the axis
-        under = ScaledTranslation(0, -(3.6 * size + 2) / 72, figure.dpi_scale_trans)  # type: ignore[union-attr]
+        depth = max(3.6 * size + 2, 0.0 if below is None else _depth(below) + 0.5 * size)
+        under = ScaledTranslation(0, -depth / 72, figure.dpi_scale_trans)  # type: ignore[union-attr]
         ncols = legend_columns(1.2 * width * 8.3 / size, labels)
         ax.legend(handles, labels, ncols=ncols, bbox_transform=ax.transAxes + under, **style)
         return
     ncols = legend_columns(figure.get_figwidth(), labels)
     figure.legend(handles, labels, loc="outside lower center", ncols=ncols, **style)
+
+
+def _depth(ax: Axes) -> float:
+    """Points from the lower edge of axes to the end of what is written under them."""
+    axes_inches(ax)
+    box = ax.xaxis.get_tightbbox()
+    return 0.0 if box is None else float(ax.get_window_extent().y0 - box.y0) * 72 / ax.figure.figure.dpi
 
 
 def despine(ax: Axes) -> None:
@@ -226,8 +233,8 @@ def shorten(names: Iterable[str], longest: int) -> list[str]:
         for i in alike.index:
             short[i] = cut(names[i][:3] + ELLIPSIS + names[i][common:], longest)
     for _, alike in short[short.duplicated(keep=False)].groupby(short):
-        for number, i in enumerate(alike.index):
-            mark = f"~{number + 1}"
+        for n, i in enumerate(alike.index, start=1):
+            mark = f"~{n}"
             short[i] = cut(names[i], longest - len(mark)) + mark
     return short.tolist()
 

@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import pandas as pd
     from anndata import AnnData
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 Row = tuple[str, Any, str, str]  # name of the check, what was found, verdict, advice
+_WIDTH = 100  # characters of a line of advice
+
+
+class Checks(pd.DataFrame):
+    """Checks, one a row, that print with all of their advice: pandas cuts long text, and advice is what is read."""
+
+    def __repr__(self) -> str:
+        if list(self.columns) != ["value", "verdict", "advice"]:
+            return super().__repr__()
+        width = max((len(str(name)) for name in self.index), default=0)
+        lines = []
+        for name, value, verdict, advice in self.itertuples():
+            lines.append(f"{verdict:<4}  {name:<{width}}  {value}".rstrip())
+            lines += textwrap.wrap(advice, _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str | None:
+        with pd.option_context("display.max_colwidth", None):
+            return super()._repr_html_()
 
 
 @dataclass

@@ -26,7 +26,7 @@ from scgim._validation import (
 from scgim.pp._confounding import batches, covariates, positions
 from scgim.pp._levels import levels
 from scgim.pp._plate import find_position
-from scgim.pp._report import FAIL, Row, Screen, attempt, passes, row
+from scgim.pp._report import FAIL, Checks, Row, Screen, attempt, passes, row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -83,7 +83,7 @@ def check_screen(
     Returns
     -------
     Data frame, one row a check (index), with columns `value` (what was found), `verdict` ("ok", "warn" or "fail") and
-    `advice` (empty when ok). `setup_anndata` raises on what fails here, except confounding, which no check of the data
+    `advice` (empty when ok), which is printed whole. `setup_anndata` raises on what fails here, except confounding, which no check of the data
     can forbid.
 
     Raises
@@ -145,7 +145,7 @@ def check_screen(
     ]
     for check in checks:
         rows.extend(check(screen))
-    return pd.DataFrame(rows, columns=["check", "value", "verdict", "advice"]).set_index("check")
+    return Checks(pd.DataFrame(rows, columns=["check", "value", "verdict", "advice"]).set_index("check"))
 
 
 def _labels(adata: AnnData, perturbation_key: str, control: str) -> pd.Categorical:

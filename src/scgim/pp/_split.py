@@ -67,7 +67,7 @@ def _held_out_names(contexts: pd.DataFrame, names: Iterable, control: str) -> np
         if not of_drug.any():
             known = quote_some(contexts["perturbation"].unique(), 10)
             raise ValueError(f"`hold_out` names {drug!r}, which has no cells. Perturbations: {known}.")
-        chosen = of_drug if dose is None else of_drug & np.isclose(contexts["dosage"], dose)
+        chosen = of_drug if dose is None else of_drug & np.isclose(contexts["dosage"], dose, atol=0.0)
         if not chosen.any():
             known = quote_some(contexts.loc[of_drug, "dosage"], 10)
             raise ValueError(f"`hold_out` names {drug!r} at dose {dose!r}, which has no cells. Its doses: {known}.")

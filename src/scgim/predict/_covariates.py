@@ -9,7 +9,7 @@ import pandas as pd
 from scvi import REGISTRY_KEYS
 
 from scgim._constants import REGISTRY
-from scgim._validation import check_column, check_covariates, check_key, numeric_values
+from scgim._validation import check_column, check_covariates, check_key, numeric_values, quote_some
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -50,6 +50,17 @@ def check_columns(
                     f"{int(missing.sum())} cells have no value (NaN{' or infinite' if numeric else ''}) in `{where}`. "
                     "Impute it, remove the cells, or leave the covariate out."
                 )
+            if not numeric:
+                _check_one_type(obs[key], where)
+
+
+def _check_one_type(column: pd.Series, where: str) -> None:
+    """Raise where categories are text and numbers side by side, which have no order and cannot be written to a file."""
+    kinds = {isinstance(value, str) for value in column.unique()}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"`{where}` holds text beside other values: {quote_some(column.unique())}. Make them text: `{where} = {where}.astype(str)`."
+        )
 
 
 def check_modifier(obs: pd.DataFrame, key: Any, continuous: list[str] | None) -> None:
@@ -66,6 +77,7 @@ def check_modifier(obs: pd.DataFrame, key: Any, continuous: list[str] | None) ->
         raise ValueError(
             f"{int(column.isna().sum())} cells have no value (NaN) in `adata.obs[{key!r}]`. Name their level, or remove the cells."
         )
+    _check_one_type(column, f"adata.obs[{key!r}]")
 
 
 class CovariateDesign:

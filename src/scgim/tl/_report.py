@@ -12,7 +12,7 @@ from scipy import sparse
 
 from scgim._constants import Key, read_name
 from scgim._docs import d
-from scgim._report import Report, about
+from scgim._report import Report, about, number
 
 # What a reader is warned of. Conventions.
 _FEW_CELLS = 20  # a dose: weak effects are not seen
@@ -32,6 +32,7 @@ class _Drug(NamedTuple):
     row: pd.Series
     graph: nx.DiGraph
     has_doses: bool
+    unit: str
 
 
 @d.dedent
@@ -132,7 +133,8 @@ def _read(adata: AnnData, name: str, key: str) -> _Drug:
     table, params = adata.uns[key][Key.uns.PERTURBATIONS], adata.uns[key][Key.uns.PARAMS]
     row = table.rename(index=read_name).loc[name].copy()
     row["n_perturbations"] = len(known)
-    return _Drug(name, genes, _doses(adata, name, row, params), row, _graph(adata, key), "dosage_key" in params)
+    unit = str(adata.uns.get(Key.DOSAGE_UNIT, ""))
+    return _Drug(name, genes, _doses(adata, name, row, params), row, _graph(adata, key), "dosage_key" in params, unit)
 
 
 def _doses(adata: AnnData, name: str, row: pd.Series, params: Any) -> tuple[float, float]:
@@ -190,10 +192,11 @@ def _follows(drug: _Drug, targets: pd.Index, paths: dict[str, list[str]], min_ef
 
 def _values(drug: _Drug, called: pd.DataFrame, paths: dict[str, list[str]]) -> dict[str, Any]:
     change = drug.genes["total_effect"].abs()
-    out: dict[str, Any] = {"cells": int(drug.row["n_cells"])}
+    out: dict[str, Any] = {"cells_trained_on": int(drug.row["n_cells"])}
     if drug.has_doses:
         low, high = drug.doses
-        out["doses"] = f"{f'{low:g}' if low else 'up'} to {high:g} ({int(drug.row['n_doses'])})"
+        span = f"{number(low) if low else 'up'} to {number(high)} {drug.unit}".rstrip()
+        out["doses"] = f"{span} ({int(drug.row['n_doses'])})"
     out |= {"genes": len(change), "targets": len(called)}
     probs = drug.genes["probability"]
     out["undecided_genes"] = int(((probs > _UNDECIDED) & (probs < 1 - _UNDECIDED)).sum())
@@ -261,7 +264,7 @@ def _cautions(drug: _Drug, targets: pd.DataFrame, values: dict[str, Any]) -> lis
         )
     if drug.row["n_cells"] < _FEW_CELLS * drug.row["n_doses"]:
         out.append(
-            f"{drug.row['n_cells'] / drug.row['n_doses']:.3g} cells a dose: weak effects are not seen in so few."
+            f"{drug.row['n_cells'] / drug.row['n_doses']:.3g} cells{' a dose' if drug.has_doses else ''}: weak effects are not seen in so few."
         )
     off = targets.index[~targets["controls_agree"]]
     if len(off):
