@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
-from scvi.train import Trainer, TrainRunner
+from scvi.train import LoudEarlyStopping, Trainer, TrainRunner
 from torch import Tensor
 
 from scgim.train._data import CellsDataModule
@@ -72,9 +71,8 @@ class QuietStop(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Take the reason before it is printed."""
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            reason = getattr(callback, "early_stopping_reason", None)
-            if isinstance(callback, EarlyStopping) and reason is not None:
-                logger.info(reason)
+            if isinstance(callback, LoudEarlyStopping) and callback.early_stopping_reason is not None:
+                logger.info(callback.early_stopping_reason)
                 callback.early_stopping_reason = None
 
 
