@@ -120,8 +120,10 @@ def changes(sampler: Sampler, arms: Arms) -> Tensor:
         else:
             reference = _level(sampler, nothing, nothing.bool(), covariates)
         for a in range(len(arms)):
-            drawn = arms.take(range(a, a + 1)).sample(n, torch.Generator().manual_seed(1), torch.full((1, n), k))
-            out[a, k] = _level(sampler, *(t[0] for t in drawn), covariates) - reference
+            shift, targets = arms.take(range(a, a + 1)).sample(
+                n, torch.Generator().manual_seed(1), torch.full((1, n), k)
+            )
+            out[a, k] = _level(sampler, shift[0], targets[0], covariates) - reference
     return out
 
 
