@@ -174,6 +174,11 @@ def test_what_cannot_be_used_is_named(without, shared, controls):
     refused(without, twice, ValueError, "several genes of one name")
 
 
+def test_a_line_that_is_not_known_by_name(without):
+    with pytest.raises(ValueError, match="not in the training data: 'mcf7'.*as `control_adata`"):
+        without.predict(["drug_0"], covariates={"line": "mcf7"})
+
+
 def test_continuous_values(controls):
     adata = screen(LINES[:2])
     adata.X = np.log1p(adata.X.toarray() / adata.obs["size_factor"].to_numpy()[:, None])

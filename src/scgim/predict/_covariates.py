@@ -10,7 +10,7 @@ import pandas as pd
 from scvi import REGISTRY_KEYS
 
 from scgim._constants import REGISTRY
-from scgim._validation import check_column, check_covariates, check_key, numeric_values
+from scgim._validation import check_column, check_covariates, check_key, numeric_values, quote_some
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -115,7 +115,11 @@ class CovariateDesign:
         if covariates is None or key is None or key not in covariates:
             return None
         name = str(np.ravel(np.asarray(covariates[key]))[0])
-        check_covariates(pd.DataFrame({key: [name]}), {key: self.levels})
+        if name not in self.levels:
+            raise ValueError(
+                f"Covariate {key!r} has values that were not in the training data: {name!r}. Known values: {quote_some(self.levels, 20)}. "
+                "`predict` and `predict_mean` take control cells of another one as `control_adata`."
+            )
         return self.levels.index(name)
 
     def names_of_levels(self, asked: str | Sequence[str] | None) -> list[str]:

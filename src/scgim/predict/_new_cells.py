@@ -16,6 +16,7 @@ import torch
 from scgim.interventions._levels import LEVEL_FIELDS, OF_ONE_LEVEL, LevelEffects, completed
 from scgim.nn._likelihood import parent_features
 from scgim.predict._means import MIN_MEAN
+from scgim.predict._sampler import enough_samples
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
     from scgim.predict._arms import Arms
     from scgim.predict._sampler import Backdrop, Sampler
 
-_N_CELLS = 2000  # drawn to find means: to 2 % of a standard deviation
+_N_CELLS = (100, 2000)  # drawn to find means, at least and at most: with the most, to 2 % of a standard deviation
 _N_ROUNDS, _NEAR = 10, 0.005  # of correction a layer, each exact but for what parents add; in log means, which ends it
 _HALF_A_COUNT = 0.5  # so that a gene without counts has a log mean
-_IS_TARGET, _MATTERS = 0.5, 0.1  # probability of a target, and change of a log mean, that count: conventions
+_IS_TARGET, _MATTERS = 0.5, 0.2  # probability of a target, and change of a log mean, that count: conventions
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Controls:
 
     def settled(self) -> Sampler:
         """Sampler whose control cells have these means."""
-        cells = self.sampler.backdrop(_N_CELLS, torch.Generator().manual_seed(0))
+        cells = self.sampler.backdrop(_N_CELLS[1], torch.Generator().manual_seed(0))
         nothing = torch.zeros(len(cells), len(self.mean))
         module = copy.deepcopy(self.sampler.module, {id(self.sampler.module.knowledge): self.sampler.module.knowledge})
         module.baseline_offset += match(module, cells, nothing, nothing.bool(), self.level).to(module.baseline_offset)
@@ -110,7 +111,8 @@ def match(module: GIMModule, cells: Backdrop, shift: Tensor, targets: Tensor, go
 def changes(sampler: Sampler, arms: Arms) -> Tensor:
     """Change of the log mean of each gene that each arm brings about in cells of each level, (arms, L, d); in control s.d. if continuous."""
     names: list[str | None] = list(sampler.design.levels) or [None]
-    n, d = _N_CELLS, len(sampler.genes)
+    d = len(sampler.genes)
+    n = enough_samples(len(arms) * len(names) * d, *_N_CELLS)
     nothing, known = torch.zeros(n, d), sampler.module.knowledge
     out = torch.zeros(len(arms), len(names), d, dtype=torch.float64)
     for k, name in enumerate(names):
@@ -183,15 +185,14 @@ def carried(controls: Controls, settled: Sampler, arms: Arms, change: Tensor) ->
     of_arms = together(arms, of_drugs, known.measured_levels())
     wanted = transfer.carried(_with_last(change), _with_last(of_arms))[:, -1]
     background = own.interventions.background.clone()
-    cells = settled.backdrop(_N_CELLS, torch.Generator().manual_seed(0))
+    n = enough_samples(len(own) * background.shape[2], *_N_CELLS)
+    cells = settled.backdrop(n, torch.Generator().manual_seed(0))
     for a in range(len(own)):
         rows = torch.nonzero(own.arm == a)[:, 0]
         if not len(rows):
             continue
         arm = own.take(range(a, a + 1))
-        shift, targets = arm.sample(
-            len(cells), torch.Generator().manual_seed(1), torch.zeros(1, len(cells), dtype=torch.long)
-        )
+        shift, targets = arm.sample(n, torch.Generator().manual_seed(1), torch.zeros(1, n, dtype=torch.long))
         background[rows[0]] += match(settled.module, cells, shift[0], targets[0], controls.level + wanted[a])
     return replace(own, interventions=replace(own.interventions, background=background))
 
