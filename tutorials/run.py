@@ -39,7 +39,7 @@ def strip(notebook: NotebookNode) -> None:
         cell.metadata.pop("execution", None)
         for output in cell.get("outputs", []):
             if output.output_type == "stream":
-                output.text = re.sub(r"(^|(?<=\s))/\S*/(?=(scgim|scvi|site-packages)/)", "", output.text)
+                output.text = re.sub(r"/\S*?/(site-packages|src(?=/scgim))/", "", output.text)
 
 
 def main() -> None:
@@ -57,7 +57,9 @@ def main() -> None:
         os.environ["SCGIM_DATA"] = str(Path(arguments.data).resolve())
     for name in arguments.names or found:
         if name.startswith(REAL) and not has_data:
-            print(f"{name}: left as it is, for want of a folder with real screens (--data, SCGIM_DATA)", file=sys.stderr)
+            print(
+                f"{name}: left as it is, for want of a folder with real screens (--data, SCGIM_DATA)", file=sys.stderr
+            )
             continue
         print(name, file=sys.stderr)
         run(found[name])
