@@ -67,7 +67,8 @@ class PredictionMixin(NewCellsMixin):
             Control cells of a kind that was not in the training data, such as another cell line: predicted are cells of that kind. Values,
             size factors and covariates as those of the training data, under the same names; genes are matched by name. Categories
             of covariates may be new. Effects are those of the screen, carried as they are to a level of the effect modifier in which
-            nothing was measured, and less certain; without a modifier they are the same in all cells.
+            nothing was measured, and less certain; without a modifier they are the same in all cells. Genes that are lacking are refused
+            where the drugs change them, else said.
         seed
             Seed of the draws; None for new ones each time.
 
@@ -75,7 +76,7 @@ class PredictionMixin(NewCellsMixin):
         -------
         Cells x genes: drawn values in `X` (CSR for counts), their means given the parents in `layers["expected"]`,
         `perturbation`, `dosage` and `size_factor` in `obs`, also under the names that they have in the training data, and the level of the
-        effect modifier; the features in `uns["drug_embedding"]`.
+        effect modifier (that of `control_adata`, "new" where it has no such column); the features in `uns["drug_embedding"]`.
 
         Raises
         ------
