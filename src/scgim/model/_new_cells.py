@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,7 +37,8 @@ class NewCellsMixin(ScreenModel):
             raise ValueError(
                 "`control_adata` needs covariates, which `measurement='latent'` does not take. Fit with `measurement='direct'`."
             )
-        obs, name = self._check_new_controls(control_adata, covariates)
+        self._check_are_controls(control_adata)
+        obs, name = self._covariates_of(control_adata, covariates)
         if control_adata.n_obs > _MAX_CELLS:
             rows = np.sort(np.random.default_rng(0).choice(control_adata.n_obs, _MAX_CELLS, replace=False))
             control_adata, obs = control_adata[rows], obs.iloc[rows]
@@ -47,7 +49,7 @@ class NewCellsMixin(ScreenModel):
             "log_size": np.log(self._size_factors_of(control_adata, x[:, told])).astype(np.float32),
         }
         fitted = self._sampler
-        sampler = type(fitted)(self.module, self.gene_names_, pool, self._design.of_one_level(), of_pool=True)
+        sampler = replace(fitted, pool=pool, design=self._design.of_one_level(), of_pool=True)
         controls = Controls.of(sampler, torch.as_tensor(x), torch.as_tensor(told))
         has_levels = self._covariates.modifier is not None
         change = changes(fitted, arms) if has_levels or not told.all() else None
@@ -56,10 +58,8 @@ class NewCellsMixin(ScreenModel):
         settled = controls.settled()
         return settled, carried(controls, settled, arms, change) if has_levels else arms, name  # type: ignore[arg-type]
 
-    def _check_new_controls(
-        self, control_adata: AnnData, covariates: pd.DataFrame | Mapping | None
-    ) -> tuple[pd.DataFrame, str | None]:
-        """Covariates of the cells, those that are given for all among them, and the name of their level."""
+    def _check_are_controls(self, control_adata: AnnData) -> None:
+        """Raise for what is no AnnData of control cells with genes that have names of their own."""
         if not isinstance(control_adata, AnnData):
             raise TypeError(
                 f"`control_adata` is a {type(control_adata).__name__}. Expected an AnnData of control cells."
@@ -72,7 +72,7 @@ class NewCellsMixin(ScreenModel):
             raise ValueError(
                 "`control_adata` has several genes of one name, and genes are matched by name. Make names unique."
             )
-        obs, key, control = control_adata.obs.copy(), self._setup_args["perturbation_key"], self._setup_args["control"]
+        obs, key, control = control_adata.obs, self._setup_args["perturbation_key"], self._setup_args["control"]
         if key in obs:
             others = sorted(set(obs[key].astype(str)) - {control})
             if others:
@@ -80,12 +80,13 @@ class NewCellsMixin(ScreenModel):
                     f"`control_adata` holds cells that are not {control!r}: {quote_some(others)}. Give control cells only: "
                     f"`control_adata[control_adata.obs[{key!r}] == {control!r}]`."
                 )
-        modifier = self._covariates.modifier
-        given = (
-            {}
-            if covariates is None
-            else dict(pd.DataFrame(covariates, index=None if isinstance(covariates, pd.DataFrame) else [0]).iloc[0])
-        )
+
+    def _covariates_of(
+        self, control_adata: AnnData, covariates: pd.DataFrame | Mapping | None
+    ) -> tuple[pd.DataFrame, str | None]:
+        """Covariates of the cells, those that are given for all among them, and the name of their level."""
+        obs, modifier = control_adata.obs.copy(), self._covariates.modifier
+        given = covariates.iloc[0].to_dict() if isinstance(covariates, pd.DataFrame) else dict(covariates or {})
         if modifier is not None and modifier in given:
             raise ValueError(
                 f"`covariates` names a level of {modifier!r}, and `control_adata` are cells of one. Give one of the two."
