@@ -5,7 +5,7 @@
 #   make test        the test suite, with coverage, but for tests marked slow
 #   make test-all    the slow ones too; what continuous integration runs
 #   make docs        the documentation, in docs/_build/html; warnings are errors
-#   make tutorials   run the tutorial notebooks again, in place
+#   make tutorials   run the tutorial notebooks again, in place; those on real data where DATA=folder has it
 #   make bench-real  tables on real data (DATA=folder)
 #   make bench-structure   tables on simulated data: graph and targets (SUITES="main size ...", BENCH=folder)
 #   make bench-prediction  tables on simulated data: drugs and doses that were not measured (the same)
@@ -55,7 +55,7 @@ docs: .venv/doc-$(HERE)
 	$(PY) -m sphinx -b html -W --keep-going docs docs/_build/html
 
 tutorials: .venv/tutorials-$(HERE)
-	$(PY) -m nbconvert --to notebook --execute --inplace tutorials/*.ipynb
+	$(PY) tutorials/run.py --data "$(DATA)"
 
 bench-real: .venv/bench-$(HERE)
 	$(PY) benchmarks/real/run.py --data "$(DATA)"

@@ -97,13 +97,16 @@ def test_same_seed_same_result(adata, fit):
     pd.testing.assert_frame_equal(a.history["elbo_train"], b.history["elbo_train"])
 
 
-def test_early_stopping(adata, fit):
+def test_early_stopping(adata, fit, capsys, caplog):
     def train(**options) -> int:
         model = fit(adata.copy(), epochs=40, train={"train_size": 0.8, **options})
         return int((model.history["learning_rate"]["learning_rate"].astype(float).diff() <= 0).sum())
 
     stopped = {"early_stopping_patience": 3, "early_stopping_min_delta": 100.0}  # nothing is improvement enough
+    caplog.set_level("INFO", logger="scgim")
     assert train(**stopped) < 20 < train(early_stopping=False)
+    assert "Monitored metric" in caplog.text
+    assert not capsys.readouterr().out
 
 
 def test_without_validation(adata, fit):

@@ -89,6 +89,7 @@ def sampler_of(module: GIMModule, rate: list[float], n_controls: int = 80) -> Si
     """A sampler whose control cells have given means."""
     mean = torch.tensor([rate]).double()
     return SimpleNamespace(
+        of_pool=False,
         module=module,
         genes=["a", "b", "c"],
         pool={"log_size": np.zeros(n_controls)},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import networkx as nx
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from scgim._priors import ShiftPrior
 from scgim.structure._moves import _Attempts
-from scgim.structure._screening import score_test
+from scgim.structure._screening import score_test, targets_explained
 from scgim.structure._search import StructureSearch, search_structure, usual_budget
 from scgim.structure._statistics import ContextStatistics, StatisticsAccumulator
 
@@ -168,6 +170,28 @@ def test_score_test_is_near_the_gain_of_each_parent(simulate, intervention):
             before, after = search.scores([(j, parents), (j, tuple(sorted((*parents, i))))])
             gain = after - before + search.edge_cost[i, j]
             np.testing.assert_allclose(told[i, b], gain, rtol=0.4, atol=0.5)  # of large gains, noise falls too
+
+
+def test_genes_are_tested_alone_as_with_others_where_there_are_states(simulate):
+    """The variance that hidden states add is each gene's own."""
+    W = np.zeros((5, 5))
+    W[0, 1], W[0, 2], W[2, 3] = 1.0, 0.7, 0.8
+    screen = simulate(W, np.eye(5)[[0, 4]])
+    statistics = replace(screen.statistics, state_var=torch.arange(5).double())
+    search = StructureSearch(statistics, ShiftPrior(0.1))
+    pairs = [(4, ()), (2, (0,)), (3, ())]
+    together = search.fit(pairs)
+    told, cost = (
+        score_test(statistics, search.prior, together, pairs),
+        targets_explained(statistics, search.prior, together, [4, 2, 3]),
+    )
+    for b, pair in enumerate(pairs):
+        alone = search.fit([pair])
+        np.testing.assert_allclose(
+            score_test(statistics, search.prior, alone, [pair])[:, 0], told[:, b], rtol=1e-5, atol=1e-8
+        )
+        found = targets_explained(statistics, search.prior, alone, [pair[0]])
+        np.testing.assert_allclose(found[:, 0], cost[:, b], rtol=1e-5, atol=1e-8)
 
 
 def test_score_test_adds_up_the_functions_of_a_parent(simulate):

@@ -39,6 +39,27 @@ def test_tutorial_was_run_from_top_to_bottom_without_errors(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_tutorial_tells_nothing_of_the_machine(path):
+    """`tutorials/run.py` sees to that."""
+    notebook = json.loads(path.read_text())
+    for cell in notebook["cells"]:
+        assert "execution" not in cell["metadata"]
+        shown = [
+            part
+            for output in cell.get("outputs", [])
+            for part in (output.get("text", []), output.get("data", {}).get("text/plain", []))
+        ]
+        text = "".join(["".join(part) for part in shown] + cell["source"])
+        assert not re.search(r"(?<![\w.)])/(home|root|tmp|usr|work|opt|Users|private)/|site-packages", text)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_tutorial_says_whether_data_are_real(path):
+    first = json.loads(path.read_text())["cells"][0]["source"]
+    assert ("**Real data.**" if path.stem.startswith("real_") else "**Simulated data.**") in "".join(first)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_tutorial_needs_only_what_is_installed_for_it(path):
     used: set[str] = set()
     for cell in code_cells(path):

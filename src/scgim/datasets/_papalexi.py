@@ -10,10 +10,11 @@ from anndata import AnnData
 
 from scgim.datasets._download import RemoteFile, cache_folder, fetch
 from scgim.datasets._geo import read_dense, read_r_table, warn_unless_totals_agree
+from scgim.datasets._local import read_local
 from scgim.datasets._select import cached, match_names, subsample
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 _GEO = "https://ftp.ncbi.nlm.nih.gov/geo"
@@ -31,7 +32,11 @@ PAPALEXI = {
 }
 
 
+_ORIGIN = "The data are GEO series GSE153056; without `path` they are downloaded from there."
+
+
 def papalexi_2021(
+    path: str | Path | None = None,
     *,
     perturbations: Sequence[str] | None = None,
     n_cells: int | None = None,
@@ -43,6 +48,9 @@ def papalexi_2021(
 
     Parameters
     ----------
+    path
+        An `h5ad` file, or a folder with one `papalexi*.h5ad`, that has raw counts of some of the genes and the columns `perturbation`
+        (with "control"), `guide` and `replicate` of `obs`. None to download all genes.
     perturbations
         Knocked-out genes to keep; controls always stay. None for all.
     n_cells
@@ -58,30 +66,37 @@ def papalexi_2021(
     Returns
     -------
     Raw counts (csr) of genes found in any of the cells. `obs`: `perturbation` (the gene knocked out; "control" for
-    non-targeting guides), `dosage` (1, and 0 for controls), `guide`, `replicate`, `phase` (of the cell cycle) and
-    `n_umi`. Knock-outs have no features: use `setup_anndata(..., drug_embedding_key=None)`.
+    non-targeting guides), `dosage` (1, and 0 for controls), `guide`, `replicate`, `phase` (of the cell cycle; not from a file)
+    and `n_umi` (over all genes, or those of the file). Knock-outs have no features: use `setup_anndata(..., drug_embedding_key=None)`.
 
     Raises
     ------
     ConnectionError
         The server cannot be reached.
+    FileNotFoundError
+        There is no such file.
     KeyError
-        There is no such knock-out.
+        There is no such knock-out, or columns of a file are missing.
     ValueError
-        A download differs from the first one.
+        A download differs from the first one, or values of a file are no counts.
 
     Notes
     -----
     No checksums of these files are known: the sha256 of the first download is logged, kept, and checked from then on.
     """
+
+    def chosen(obs: pd.DataFrame) -> pd.DataFrame:
+        names = match_names(perturbations, set(obs["perturbation"]) - {"control"}, argument="perturbations")
+        obs = obs[obs["perturbation"].isin(["control", *names])]
+        return subsample(obs, n_cells, ["perturbation", "replicate"], seed).copy()
+
+    if path is not None:
+        return _from_file(path, chosen)
     folder = cache_folder(cache_dir)
 
     def make() -> AnnData:
         paths = {name: fetch(file, folder, progress=progress) for name, file in PAPALEXI.items()}
-        obs = _labels(paths["labels"])
-        names = match_names(perturbations, set(obs["perturbation"]) - {"control"}, argument="perturbations")
-        obs = obs[obs["perturbation"].isin(["control", *names])]
-        obs = subsample(obs, n_cells, ["perturbation", "replicate"], seed).copy()
+        obs = chosen(_labels(paths["labels"]))
         X, genes = read_dense(paths["counts"], obs.index, progress=progress)
         warn_unless_totals_agree(np.asarray(X.sum(axis=1)).ravel(), obs["n_umi"].to_numpy(), "GSE153056")
         found = np.asarray(X.sum(axis=0)).ravel() > 0
@@ -91,6 +106,19 @@ def papalexi_2021(
 
     choice = {"perturbations": perturbations, "n_cells": n_cells, "seed": seed}
     return cached("papalexi_2021", choice, folder, make)
+
+
+def _from_file(path: str | Path, chosen: Callable[[pd.DataFrame], pd.DataFrame]) -> AnnData:
+    """Chosen cells of a file."""
+    columns = ["perturbation", "guide", "replicate"]
+    raw = read_local(path, "papalexi*.h5ad", columns, origin=_ORIGIN)
+    obs = raw.obs[columns].astype(str)
+    obs.insert(1, "dosage", (obs["perturbation"] != "control").astype(float))
+    obs["n_umi"] = np.asarray(raw.X.sum(axis=1)).ravel()
+    obs = chosen(obs)
+    adata = AnnData(raw[obs.index].X, obs=obs, var=raw.var)
+    adata.strings_to_categoricals()
+    return adata
 
 
 def _labels(path: Path) -> pd.DataFrame:

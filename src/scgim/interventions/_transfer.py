@@ -57,12 +57,22 @@ class Transfer:
     error: float = 0.0
 
     @staticmethod
-    def between(mean: Tensor, *, counts: bool) -> Transfer:
-        """With the usual settings, from means of the controls (L, d)."""
+    def between(mean: Tensor, *, counts: bool, told: Tensor | None = None, n_usual: int | None = None) -> Transfer:
+        """With the usual settings, from means of the controls (L, d).
+
+        Levels are compared by the genes that are `told`, boolean (d,); None for all. The unit of distance is that of the first `n_usual`
+        levels; None for all.
+        """
         profile = torch.log(mean + _LITTLE_IN_PROFILES) if counts else mean
+        profile = profile if told is None else profile[:, told]
         distance = (profile[:, None] - profile[None]).square().mean(-1)
-        usual = distance.sum() / max(1, len(mean) * (len(mean) - 1))
+        n = len(mean) if n_usual is None else n_usual
+        usual = distance[:n, :n].sum() / max(1, n * (n - 1))
         return Transfer(mean if counts else None, distance / usual.clamp_min(_TINY))
+
+    def settings_of(self, other: Transfer) -> Transfer:
+        """These levels, with the settings of another."""
+        return replace(self, power=other.power, share=other.share, length=other.length, error=other.error)
 
     def weights(self, known: Tensor) -> Tensor:
         """Weights of the levels that are `known` (L,) in the prediction of each, (L, L); rows are predicted levels."""

@@ -12,7 +12,7 @@ from anndata import AnnData
 from scvi import settings
 
 from scgim._validation import check_interval, check_query_embedding, quote_some, resolve_embedding
-from scgim.model._base import ScreenModel
+from scgim.model._new_cells import NewCellsMixin
 from scgim.predict._likelihood import cell_log_likelihoods, context_effects
 from scgim.predict._means import Draws, posterior_means
 from scgim.predict._sampler import random_generator, some_seed
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _NEGLIGIBLY_BEYOND = 0.01  # of the range of a covariate or value, without a warning: convention
 
 
-class PredictionMixin(ScreenModel):
+class PredictionMixin(NewCellsMixin):
     """`predict`, `predict_mean` and `score` of :class:`scgim.model.GIM`."""
 
     def predict(
@@ -37,6 +37,7 @@ class PredictionMixin(ScreenModel):
         n_samples: int | None = None,
         covariates: pd.DataFrame | Mapping | None = None,
         size_factor: float | ArrayLike | None = None,
+        control_adata: AnnData | None = None,
         seed: int | None = 0,
     ) -> AnnData:
         """Cells under drugs that may never have been measured.
@@ -62,6 +63,12 @@ class PredictionMixin(ScreenModel):
             Each cell has the effects of its level.
         size_factor
             One size factor, or one a cell; None draws those of control cells.
+        control_adata
+            Control cells of a kind that was not in the training data, such as another cell line: predicted are cells of that kind. Values,
+            size factors and covariates as those of the training data, under the same names; genes are matched by name. Categories
+            of covariates may be new. Effects are those of the screen, carried as they are to a level of the effect modifier in which
+            nothing was measured, and less certain; without a modifier they are the same in all cells. Genes that are lacking are refused
+            where the drugs change them, else said.
         seed
             Seed of the draws; None for new ones each time.
 
@@ -69,20 +76,25 @@ class PredictionMixin(ScreenModel):
         -------
         Cells x genes: drawn values in `X` (CSR for counts), their means given the parents in `layers["expected"]`,
         `perturbation`, `dosage` and `size_factor` in `obs`, also under the names that they have in the training data, the level of the
-        effect modifier, and the covariates that were given; the features in `uns["drug_embedding"]`.
+        effect modifier (that of `control_adata`, "new" where it has no such column), and the covariates that were given; the features in
+        `uns["drug_embedding"]`.
 
         Raises
         ------
         ValueError
-            Features, dosages or covariates do not fit the training data, or drugs that were not measured are asked of a
-            model without features.
+            Features, dosages or covariates do not fit the training data, drugs that were not measured are asked of a
+            model without features, or `control_adata` cannot be used, as where it lacks genes that the drugs change.
         """
         self._check_if_trained(warn=False)
         query, rng = self._drugs.query(drug_embedding, dosage), random_generator(seed)
-        arms, features = self._drugs.arms_of(query), query.features
+        sampler, arms, features, level = self._sampler, self._drugs.arms_of(query), query.features, None
+        if control_adata is not None:
+            sampler, arms, level = self._in_new_cells(control_adata, arms, covariates)
         n_samples = self._n_samples(n_samples, len(arms))
-        backdrop = self._sampler.backdrop(len(arms) * n_samples, rng, covariates, size_factor)
-        out = self._sampler.cells(arms, n_samples, backdrop, rng)
+        backdrop = sampler.backdrop(len(arms) * n_samples, rng, covariates, size_factor)
+        out = sampler.cells(arms, n_samples, backdrop, rng)
+        if level is not None:
+            out.obs[self._covariates.modifier] = level
         self._name_as_asked(out.obs)
         _note_covariates(out.obs, covariates)
         self._warn_beyond_range(out, features.index, n_samples)
@@ -121,6 +133,7 @@ class PredictionMixin(ScreenModel):
         n_draws: int = 100,
         n_samples: int = 100,
         covariates: pd.DataFrame | Mapping | None = None,
+        control_adata: AnnData | None = None,
         seed: int | None = 0,
     ) -> AnnData:
         """Mean expression and log fold changes under drugs, measured or not, with intervals.
@@ -144,6 +157,8 @@ class PredictionMixin(ScreenModel):
             Cells that a mean is taken over in each draw. The noise that few cells bring is removed from the intervals.
         covariates
             Values of the covariates for all cells, as in :meth:`predict`; None for those of control cells.
+        control_adata
+            Control cells of a kind that was not in the training data, as in :meth:`predict`.
         seed
             Seed of the draws; None for new ones each time.
 
@@ -157,7 +172,7 @@ class PredictionMixin(ScreenModel):
         Raises
         ------
         ValueError
-            Drugs, dosages or covariates cannot be used, or `level` does not lie between 0 and 1.
+            Drugs, dosages, covariates or `control_adata` cannot be used, or `level` does not lie between 0 and 1.
 
         Examples
         --------
@@ -166,11 +181,13 @@ class PredictionMixin(ScreenModel):
         """
         self._check_if_trained(warn=False)
         check_interval(level)
-        arms = self._drugs.arms(drug_embedding, dosage)
+        sampler, arms, of_cells = self._sampler, self._drugs.arms(drug_embedding, dosage), None
+        if control_adata is not None:
+            sampler, arms, of_cells = self._in_new_cells(control_adata, arms, covariates)
         bounds = torch.tensor([0.5 - level / 2, 0.5 + level / 2], dtype=torch.float64)
         blocks = []
         asked = Draws(n_draws, n_samples, some_seed(seed), covariates)
-        for draws in posterior_means(self._sampler, self._drugs, arms, asked):
+        for draws in posterior_means(sampler, self._drugs, arms, asked):
             quantiles = [torch.quantile(values, bounds, dim=0) for values in draws]
             blocks.append([(values.mean(0), *q) for values, q in zip(draws, quantiles, strict=True)])
         layers: dict[str, np.ndarray] = {}
@@ -181,6 +198,8 @@ class PredictionMixin(ScreenModel):
         obs = arms.table()
         self._name_as_asked(obs)
         _note_covariates(obs, covariates)
+        if of_cells is not None:
+            obs[self._covariates.modifier] = of_cells
         return AnnData(layers.pop(""), obs=obs, var=pd.DataFrame(index=self.gene_names_), layers=layers)
 
     def score(self, adata: AnnData | None = None, *, by: str = "context", n_samples: int = 20, seed: int | None = 0):

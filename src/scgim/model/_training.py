@@ -24,7 +24,7 @@ from scgim.model._checkpoints import attributes_of, resume
 from scgim.predict._covariates import centre_and_scale
 from scgim.train import BatchLoader, Cells, CellsDataModule, GIMTrainingPlan
 from scgim.train._data import keep_contexts, split_cells
-from scgim.train._guard import GIMTrainRunner, KeepGoodState, explained_failures
+from scgim.train._guard import GIMTrainRunner, KeepGoodState, QuietStop, explained_failures
 from scgim.train._plan import check_plan_arguments, default_max_epochs
 from scgim.train._threads import threads_for
 
@@ -315,7 +315,7 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
         plan_kwargs = {"lr": lr, "max_epochs": epochs, **own.pop("plan_kwargs")}
         checkpointer = course.checkpointer(partial(attributes_of, self))
         good = KeepGoodState(checkpointer.first_epoch)
-        own["callbacks"] = [checkpointer, good, *(own.get("callbacks") or [])]
+        own["callbacks"] = [checkpointer, good, QuietStop(), *(own.get("callbacks") or [])]
         was_trained = self.is_trained_
         self.module.train()
         with _quiet_lightning(), threads_for(course.batch_size * len(self.gene_names_)):

@@ -102,6 +102,12 @@ class Knowledge(nn.Module):
         between = Transfer.between(self.level_mean.cpu(), counts=counts)
         return replace(between, power=power, share=share, length=length, error=error)
 
+    def transfer_to(self, mean: Tensor, told: Tensor, *, counts: bool) -> Transfer:
+        """The same with one more level, the last, whose controls have a mean (d,), of which some genes are `told`, boolean (d,)."""
+        means = torch.cat([self.level_mean.cpu(), mean[None]])
+        with_it = Transfer.between(means, counts=counts, told=told, n_usual=self.n_levels)
+        return with_it.settings_of(self.transfer(counts=counts))
+
     def measured_levels(self) -> Tensor:
         """Levels in which any drug was measured, boolean (L,)."""
         return self.interventions().levels.known.any(0)  # type: ignore[union-attr]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -126,7 +127,11 @@ class CovariateDesign:
         if covariates is None or key is None or key not in covariates:
             return None
         name = str(np.ravel(np.asarray(covariates[key]))[0])
-        check_covariates(pd.DataFrame({key: [name]}), {key: self.levels})
+        if name not in self.levels:
+            raise ValueError(
+                f"Covariate {key!r} has values that were not in the training data: {name!r}. Known values: {quote_some(self.levels, 20)}. "
+                "`predict` and `predict_mean` take control cells of another one as `control_adata`."
+            )
         return self.levels.index(name)
 
     def names_of_levels(self, asked: str | Sequence[str] | None) -> list[str]:
@@ -156,11 +161,12 @@ class CovariateDesign:
         own = design[:, np.flatnonzero(self.owner == self.modifier)].argmax(1)
         return pd.Index(self.levels).get_indexer([names[k] for k in own]).astype(np.int64)
 
-    def encode(self, obs: pd.DataFrame) -> NDArray[np.float32]:
-        """Design matrix of cells, shape (N, Q); ValueError for values not seen in training."""
+    def encode(self, obs: pd.DataFrame, *, new: bool = False) -> NDArray[np.float32]:
+        """Design matrix of cells, shape (N, Q); ValueError for categories not seen in training, unless they may be `new`, which has zeros."""
         for key in self.keys:
             check_key(key, obs.columns, where="adata.obs", argument="covariate keys")
-        check_covariates(obs[list(self.categories)], self.categories)
+        if not new:
+            check_covariates(obs[list(self.categories)], self.categories)
         columns = [
             (obs[key].astype(str).to_numpy() == str(level))
             for key, levels in self.categories.items()
@@ -196,9 +202,15 @@ class ScaledDesign:
         self.modifier, self.levels = design.modifier, design.levels
         self._design, self._centre, self._scale = design, centre, scale
 
-    def encode(self, obs: pd.DataFrame) -> NDArray[np.float32]:
-        """Scaled design matrix of cells, shape (N, Q)."""
-        return self.scaled(self._design.encode(obs))
+    def encode(self, obs: pd.DataFrame, *, new: bool = False) -> NDArray[np.float32]:
+        """Scaled design matrix of cells, shape (N, Q), as :meth:`CovariateDesign.encode` makes it."""
+        return self.scaled(self._design.encode(obs, new=new))
+
+    def of_one_level(self) -> ScaledDesign:
+        """The same for cells that all are of one level of the effect modifier, whichever."""
+        design = copy(self._design)
+        design.modifier, design.levels = None, []
+        return ScaledDesign(design, self._centre, self._scale)
 
     def scaled(self, columns: NDArray) -> NDArray[np.float32]:
         """Columns of the design, scaled."""

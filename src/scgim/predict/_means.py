@@ -135,7 +135,7 @@ def control_mean(sampler: Sampler, rng: torch.Generator) -> Tensor:
 
 
 def baseline_errors(sampler: Sampler, drugs: Drugs, rng: torch.Generator) -> Tensor:
-    """Standard error of the intercepts, shape (d,): by control cells, and by treated ones where genes are no targets."""
+    """Standard error of the intercepts, shape (d,): by control cells, and by treated ones of the screen where genes are no targets."""
     module = sampler.module
     spread = torch.exp(-module.log_scale.detach().double().cpu())  # overdispersion, or the variance itself
     noise = spread
@@ -143,7 +143,7 @@ def baseline_errors(sampler: Sampler, drugs: Drugs, rng: torch.Generator) -> Ten
         overdispersed = module.likelihood == "nb" or module.measurement == "latent"
         noise = 1 / control_mean(sampler, rng).clamp_min(MIN_MEAN) + spread * overdispersed
     n_cells = torch.full((len(spread),), float(len(sampler.pool["log_size"])), dtype=torch.float64)
-    if module.measurement != "latent":
+    if module.measurement != "latent" and not sampler.of_pool:
         n_cells += cells_without_effect(module, drugs, noise)
     return (noise / n_cells).sqrt()
 

@@ -74,12 +74,15 @@ class Sampler:
         `covariates` and `log_size` of control cells.
     design
         Encoding of covariates.
+    of_pool
+        Whether baselines are those of the pool alone, and not of the training cells.
     """
 
     module: GIMModule
     genes: list[str]
     pool: Mapping[str, NDArray]
     design: ScaledDesign
+    of_pool: bool = False
 
     @property
     def is_continuous(self) -> bool:

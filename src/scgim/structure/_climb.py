@@ -207,7 +207,7 @@ class HillClimb:
             own = [j for j, _ in batch]
             help_ = score_test(self.statistics, self.prior, fit, batch)
             if self.prior.departure_var:  # a parent may show between contexts alone
-                help_ = np.maximum(help_, targets_explained(self.statistics, self.prior, fit, batch))
+                help_ = np.maximum(help_, targets_explained(self.statistics, self.prior, fit, own))
             help_ -= self.edge_cost[:, own]
             help_[~self.allowed[:, own]] = -np.inf
             for b, (j, parents) in enumerate(batch):

@@ -33,7 +33,7 @@ def score_test(
     near enough.
     """
     s, means = statistics, statistics.means
-    on, v0 = _targets(s, fit), _spike(s, prior, fit, pairs)
+    on, v0 = _targets(s, fit), _spike(s, prior, fit, [gene for gene, _ in pairs])
     precision = (1 - on) / v0 + on / (v0 + prior.slab_var)
     curvature = s.gram.diagonal()[:, None] / fit.noise_var + means.square().T @ precision.T  # (P, B)
     gain = torch.zeros_like(curvature)
@@ -79,16 +79,14 @@ def _gain_beside_parents(
     return slope.T.square() / (2 * torch.maximum(free, _MIN_FREE * curvature).clamp_min(_TINY))
 
 
-def targets_explained(
-    statistics: ContextStatistics, prior: ShiftPrior, fit: GeneFit, pairs: list[tuple[int, tuple[int, ...]]]
-) -> NDArray:
-    """What the targets of each gene of (gene, parents) pairs cost, by the share of its displacements that each other gene's movements explain, (d, B).
+def targets_explained(statistics: ContextStatistics, prior: ShiftPrior, fit: GeneFit, genes: list[int]) -> NDArray:
+    """What the targets of each of the genes that were fitted cost, by the share of its displacements that each other gene's movements explain, (d, B).
 
     The score test takes targets as they are, and so does not see a parent that would explain why a gene moves under perturbations that
     are taken to act on it.
     """
     s = statistics
-    on, v0 = _targets(s, fit), _spike(s, prior, fit, pairs)
+    on, v0 = _targets(s, fit), _spike(s, prior, fit, genes)
     own = s.means[:, : s.n_genes]
     z = torch.linalg.qr(bends((own - own[s.group < 0].mean(0)).T).permute(1, 2, 0))[0]  # (d, K, 3)
     residuals = fit.residuals / fit.residuals.norm(dim=1, keepdim=True).clamp_min(1e-9)
@@ -102,7 +100,7 @@ def _targets(s: ContextStatistics, fit: GeneFit) -> Tensor:
     return torch.nn.functional.pad(fit.target_probs, (0, 1))[:, s.group % (s.n_groups + 1)]
 
 
-def _spike(s: ContextStatistics, prior: ShiftPrior, fit: GeneFit, pairs: list[tuple[int, tuple[int, ...]]]) -> Tensor:
-    """Variance of the displacement of a gene that is none, (B, K)."""
-    genes = torch.tensor([gene for gene, _ in pairs])
-    return s.variance_of_means(fit.noise_var, genes) + prior.spike_var + prior.misfit**2 * fit.passed
+def _spike(s: ContextStatistics, prior: ShiftPrior, fit: GeneFit, genes: list[int]) -> Tensor:
+    """Variance of the displacement of a gene that is none, (B, K); `genes` are those that were fitted."""
+    own = s.variance_of_means(fit.noise_var, torch.tensor(genes, dtype=torch.long))
+    return own + prior.spike_var + prior.misfit**2 * fit.passed

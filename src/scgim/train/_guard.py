@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from contextlib import contextmanager
@@ -9,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
-from scvi.train import Trainer, TrainRunner
+from scvi.train import LoudEarlyStopping, Trainer, TrainRunner
 from torch import Tensor
 
 from scgim.train._data import CellsDataModule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+logger = logging.getLogger(__name__)
 
 _NO_MEMORY = (
     "{what} ran out of memory. Lower `batch_size`, take fewer genes (`scgim.pp.select_genes`), or {other}. With "
@@ -60,6 +63,17 @@ class GIMTrainRunner(TrainRunner):
     """Runner with :class:`GIMTrainer`."""
 
     _trainer_cls = GIMTrainer
+
+
+class QuietStop(pl.Callback):
+    """Logs why training ended early, which scvi-tools would print: that the loss has settled is the usual end."""
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Take the reason before it is printed."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, LoudEarlyStopping) and callback.early_stopping_reason is not None:
+                logger.info(callback.early_stopping_reason)
+                callback.early_stopping_reason = None
 
 
 class KeepGoodState(pl.Callback):
