@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from scgim._validation._combinations import (
+    Members,
+    check_told_apart,
+    combination_name,
+    separate_combinations,
+)
 from scgim._validation._design import (
     check_covariates,
     check_dosage,
@@ -30,6 +36,7 @@ from scgim._validation._messages import check_column, check_key, numeric_values,
 from scgim._validation._priors import prior_log_odds
 
 __all__ = [
+    "Members",
     "check_annotated",
     "check_column",
     "check_continuous",
@@ -46,7 +53,9 @@ __all__ = [
     "check_query_embedding",
     "check_regulators",
     "check_size_factors",
+    "check_told_apart",
     "check_var_names",
+    "combination_name",
     "iterate_blocks",
     "match_doses",
     "matrix_name",
@@ -56,4 +65,5 @@ __all__ = [
     "prior_log_odds",
     "quote_some",
     "resolve_embedding",
+    "separate_combinations",
 ]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 NO_DOSE = -50.0  # log dosage of screens without doses, below any that could be asked for
+AT_ANY_DOSE = 2 * NO_DOSE  # log midpoint of curves that have risen in full wherever they are looked at
 _SAME_DOSE = 1e-6  # log dosages that differ by less are rounded alike
 # Exponents to choose from, about evenly spaced in logarithms, and their prior, two thirds of which lie between 0.8 and
 # 2.7. Conventions; other grids and priors are in the tables `sensitivity-*` of docs/benchmarks.md.
@@ -74,7 +75,7 @@ class CurveGrid:
     def flat() -> CurveGrid:
         """The same effect at any dosage above zero: screens without doses."""
         one = torch.ones(1, dtype=torch.float64)
-        return CurveGrid(2 * NO_DOSE * one, one, 0.0 * one)  # risen in full where responses are kept
+        return CurveGrid(AT_ANY_DOSE * one, one, 0.0 * one)  # risen in full where responses are kept
 
     def coarse(self) -> CurveGrid:
         """A sixth of the curves, enough to fit the prior."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import NamedTuple
 
 import torch
@@ -43,6 +44,12 @@ class Passage:
         self.moved, self.parents, self.mask = moved.T, parents, mask.double()
         own = torch.arange(len(parents))[:, None]
         self.slopes = slopes[parents, own] * self.mask
+
+    def elsewhere(self, moved: Tensor) -> Passage:
+        """The same network where the means of parent features have moved otherwise, (K, d)."""
+        other = copy(self)
+        other.moved = moved.T
+        return other
 
     @property
     def reach(self) -> Tensor:
