@@ -35,7 +35,12 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 FILE = "cellbox/expr.csv"
-N_MEASURED, N_CONTROLS, N_FOLDS, N_SAMPLES = 87, 100, 5, 4000  # columns beyond are activities of the drugs' targets, inputs
+N_MEASURED, N_CONTROLS, N_FOLDS, N_SAMPLES = (
+    87,
+    100,
+    5,
+    4000,
+)  # columns beyond are activities of the drugs' targets, inputs
 MODEL = "scGIM"
 
 
@@ -79,9 +84,7 @@ def with_controls(train: AnnData, seed: int) -> AnnData:
     sd = np.sqrt((left**2).sum(axis=0) / max(1, len(x) - np.linalg.matrix_rank(x)))
     rng = np.random.default_rng(seed)
     drawn = rng.normal(size=(N_CONTROLS, train.n_vars)) * sd
-    obs = pd.DataFrame(
-        {"perturbation": "control", "dosage": "0"}, index=[f"control_{k}" for k in range(N_CONTROLS)]
-    )
+    obs = pd.DataFrame({"perturbation": "control", "dosage": "0"}, index=[f"control_{k}" for k in range(N_CONTROLS)])
     return ad.concat([ad.AnnData(drawn.astype(np.float32), obs=obs, var=train.var), train])
 
 
@@ -116,10 +119,7 @@ def evaluate(adata: AnnData, test: np.ndarray, seed: int, max_epochs: int | None
     return {
         "no change": 0 * adata.X[test],
         "better member": np.stack(
-            [
-                min(own, key=lambda x: float(((x - adata.X[k]) ** 2).sum()))
-                for k, own in zip(test, singles, strict=True)
-            ]
+            [min(own, key=lambda x: float(((x - adata.X[k]) ** 2).sum())) for k, own in zip(test, singles, strict=True)]
         ),
         "sum of the members": np.stack([np.sum(own, axis=0) for own in singles]),
         "least squares, singles and pairs": design(pairs, columns) @ coefficients,

@@ -110,7 +110,9 @@ def _match_observed(
         own = torch.maximum(error[:, genes], _error(mean, spread, n_own, enough)).square()
         noise = own * (1 + n_own / n_drawn[:, None])  # of the observed cells, and of those that are drawn
         typical = log_typical(mean, enough)
-        return drawn + drawn_between(observed[:, genes], typical, unchanged[:, genes].expand_as(typical), noise) - typical
+        return (
+            drawn + drawn_between(observed[:, genes], typical, unchanged[:, genes].expand_as(typical), noise) - typical
+        )
 
     effects = draw_effects(module, cells["context"].cpu())
     drift, log_mean = match_means(module, cells, context, effects, wanted, enough)

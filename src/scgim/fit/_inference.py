@@ -200,7 +200,7 @@ def write_interventions(
         )
     if shared is not None:
         every = seen | whole.seen
-        known.note_responses(every, *(values[every] for values in _over_contexts(told, whole)))
+        known.note_responses(every, *(values[every] for values in over_contexts(told, whole)))
         measured, found = _with_combinations(known, whole, shared, measured, found)
     known.note_interventions(measured, found)
     known.prior.copy_(torch.tensor([prior.target_prob, prior.slab_var, prior.spike_var]))
@@ -218,7 +218,7 @@ def split_combinations(known: Knowledge, whole: Observed, prior: ShiftPrior) -> 
     row[drugs], row[combined] = torch.arange(len(drugs)), torch.arange(len(combined))
     members = torch.zeros(len(combined), len(drugs), dtype=torch.bool)
     members[row[pairs[:, 0]], row[pairs[:, 1]]] = True
-    shift, precision = _over_contexts(whole)
+    shift, precision = over_contexts(whole)
     order = torch.cat([drugs, combined])
     measured, drug = torch.unique(known.group.cpu()[drugs], return_inverse=True)
     own = replace(prior, known=None if prior.known is None else prior.known[measured])
@@ -234,7 +234,7 @@ def split_combinations(known: Knowledge, whole: Observed, prior: ShiftPrior) -> 
     return Observed(seen, shared.shift, shared.precision, passage), shared
 
 
-def _over_contexts(*parts: Observed) -> tuple[Tensor, Tensor]:
+def over_contexts(*parts: Observed) -> tuple[Tensor, Tensor]:
     """Estimates and precision in all contexts, zero where nothing is known, both (K, d); the first part that knows a context is right."""
     shape = (len(parts[0].seen), parts[0].shift.shape[1])
     shift, precision = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)

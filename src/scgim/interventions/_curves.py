@@ -25,7 +25,7 @@ _LOG_EXPONENT_LOC, _LOG_EXPONENT_SD = math.log(1.5), 0.6
 _N_MIDPOINTS, _BEYOND = 21, 1.5
 _MIN_SPREAD = 0.7  # of the midpoint before data: a factor of two, where doses span less
 _EVERY = 6  # every sixth curve is enough to fit the prior: one or two exponents a midpoint; convention, for time
-_N_POINTS = 8  # doses at which responses are kept: screens have no more as a rule, and curves no more bends
+_N_POINTS = 24  # doses at which responses are kept: screens have no more as a rule, unless drugs are measured in units of their own
 
 
 def hill_curve(log_dosage: Tensor | float, log_ec50: Tensor, hill: Tensor) -> Tensor:
