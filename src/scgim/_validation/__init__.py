@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from scgim._validation._combinations import (
     Members,
-    check_told_apart,
     combination_name,
     separate_combinations,
+    warn_of_inseparable,
 )
 from scgim._validation._design import (
     check_covariates,
@@ -53,7 +53,7 @@ __all__ = [
     "check_query_embedding",
     "check_regulators",
     "check_size_factors",
-    "check_told_apart",
+    "warn_of_inseparable",
     "check_var_names",
     "combination_name",
     "iterate_blocks",

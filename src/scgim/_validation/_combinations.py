@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -136,8 +137,8 @@ def _as_number(dosage: Any) -> Any:
     return dosage
 
 
-def check_told_apart(combinations: Mapping[str, Members], alone: set[str]) -> None:
-    """Raise where drugs were given together only, so that nothing tells what each of them does.
+def warn_of_inseparable(combinations: Mapping[str, Members], alone: set[str]) -> None:
+    """Warn of drugs that were given together only, so that nothing tells what each of them does.
 
     Parameters
     ----------
@@ -146,17 +147,18 @@ def check_told_apart(combinations: Mapping[str, Members], alone: set[str]) -> No
     alone
         Drugs that were given alone.
     """
-    together = [frozenset(members) for members in combinations.values()]
-    partners: dict[str, set[frozenset[str]]] = {}
-    for drugs in together:
-        for drug in drugs - alone:
-            partners.setdefault(drug, set()).add(drugs)
+    together: dict[str, set[frozenset[str]]] = {}
+    for members in combinations.values():
+        for drug in set(members) - alone:
+            together.setdefault(drug, set()).add(frozenset(members))
     alike: dict[frozenset[frozenset[str]], list[str]] = {}
-    for drug, own in partners.items():
+    for drug, own in together.items():
         alike.setdefault(frozenset(own), []).append(drug)
-    inseparable = [sorted(drugs) for drugs in alike.values() if len(drugs) > 1]
+    inseparable = sorted("+".join(sorted(drugs)) for drugs in alike.values() if len(drugs) > 1)
     if inseparable:
-        raise ValueError(
-            f"{quote_some(sorted(inseparable)[0])} were only given together, so that what each of them does cannot be told. Add cells of one "
-            "of them alone, or give them one name."
+        warnings.warn(
+            f"{quote_some(inseparable)} were only given together, so that what each of them does cannot be told: their combinations are "
+            "predicted, but not one without the other. Add cells of one of them alone, or take what is said of each with care.",
+            UserWarning,
+            stacklevel=4,
         )

@@ -1,7 +1,8 @@
-"""What contexts of continuous values need beside, so that their means are those that were observed.
+"""What contexts of continuous values need beside, where drugs were given together, so that their means are those that were observed.
 
-Effects are shrunk gene by gene given the parents, and small errors of one sign add up down the network. Where mechanisms are linear, means
-are effects summed along it, so that all is in closed form (:mod:`scgim.fit._contexts` does the same for counts, by drawing).
+Effects are shrunk gene by gene given the parents, and small errors of one sign add up down the network, and once more over the members of a
+combination. Where mechanisms are linear, means are effects summed along it, so that all is in closed form (:mod:`scgim.fit._contexts`
+does the same for counts, by drawing).
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ _MIN_SLAB, _TINY = 0.1, 1e-9  # least variance of these changes, in units of tha
 
 
 def sums_to_means(module: GIMModule) -> bool:
-    """Whether means are effects summed along the network."""
-    return module.likelihood == "normal" and module.mechanism.is_linear and module.intervention == "shift"
+    """Whether means are effects summed along the network, and over the drugs of combinations."""
+    return module.likelihood == "normal" and module.mechanism.is_linear and len(module.knowledge.members) > 0
 
 
 @torch.no_grad()
@@ -38,19 +39,15 @@ def match_continuous(module: GIMModule, loader: BatchLoader) -> Tensor:
     Those of a drug are estimated from combinations that hold it as well.
     """
     known, carry = module.knowledge, module.carry()
-    group, level, log_dosage = known.group.cpu(), known.context_level(), known.context_log_dosage().cpu()
+    group, log_dosage = known.group.cpu(), known.context_log_dosage().cpu()
     moved = _movements(module, loader, carry)
     observed = Observed((moved.n_cells > 0) & (group >= 0), moved.mean, 1 / moved.error.clamp_min(_TINY), None)
     observed = observed._replace(shift=moved.mean[observed.seen], precision=observed.precision[observed.seen])
-    seen, shift, precision = observed.seen, observed.shift, observed.precision
-    if len(known.members):
-        slab = max(float((shift.square() - 1 / precision).mean()), _MIN_SLAB)
-        alone, _ = split_combinations(known, observed, ShiftPrior(_DENSE, slab))
-        seen = seen | alone.seen
-        shift, precision = (values[seen] for values in over_contexts(alone, observed))
-    found = known.interventions().rows(group[seen])
-    found = found if level is None else found.at_level(level[seen])
-    fitted = found.mean(log_dosage[seen]) @ carry
+    slab = max(float((observed.shift.square() - 1 / observed.precision).mean()), _MIN_SLAB)
+    alone, _ = split_combinations(known, observed, ShiftPrior(_DENSE, slab))
+    seen = observed.seen | alone.seen
+    shift, precision = (values[seen] for values in over_contexts(alone, observed))
+    fitted = known.interventions().rows(group[seen]).mean(log_dosage[seen]) @ carry
     wanted = drawn_between(shift, fitted, torch.zeros_like(fitted), 1 / precision)
     added = torch.zeros_like(moved.mean)
     added[seen] = torch.linalg.solve(carry.T, (wanted - fitted).T).T
@@ -58,7 +55,7 @@ def match_continuous(module: GIMModule, loader: BatchLoader) -> Tensor:
 
 
 class _Movements(NamedTuple):
-    """Means of contexts against the controls they are compared with, the variance of their errors (both K, d), and their cells (K,)."""
+    """Means of contexts against controls, the variance of their errors (both K, d), and their cells (K,)."""
 
     mean: Tensor
     error: Tensor
@@ -81,9 +78,5 @@ def _movements(module: GIMModule, loader: BatchLoader, carry: Tensor) -> _Moveme
     mean = sums / n.clamp_min(1.0)[:, None]
     within = (square - (n[:, None] * mean.square()).sum(0)) / (n.sum() - (n > 0).sum()).clamp_min(1.0)
     control = (known.group.cpu() < 0) & (n > 0)
-    level = known.context_level()
-    n_controls = n[control].sum().expand(shape[0])
-    if level is not None:
-        n_controls = torch.zeros(known.n_levels, dtype=n.dtype).index_add_(0, level[control], n[control])[level]
-    error = within * (1 / n.clamp_min(1.0) + 1 / n_controls)[:, None]
-    return _Movements(mean - control_means(mean, known.group.cpu(), level), error, n)
+    error = within * (1 / n.clamp_min(1.0) + 1 / n[control].sum())[:, None]
+    return _Movements(mean - control_means(mean, known.group.cpu(), None), error, n)

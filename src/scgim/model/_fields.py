@@ -17,11 +17,11 @@ from scgim._validation import (
     check_levels,
     check_perturbations,
     check_regulators,
-    check_told_apart,
     match_doses,
     quote_some,
     resolve_embedding,
     separate_combinations,
+    warn_of_inseparable,
 )
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class ScreenField(BaseAnnDataField):
                 "`combination_separator` and `effect_modifier_key` cannot be used together: effects of combinations are not told apart by "
                 "level. Leave out one of them; levels can be covariates."
             )
-        check_told_apart(combinations, set(treated) - set(combinations))
+        warn_of_inseparable(combinations, set(treated) - set(combinations))
 
     def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs) -> dict:
         """Code the contexts of other cells; -1 marks those that were not measured in training."""
