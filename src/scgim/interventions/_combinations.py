@@ -64,49 +64,46 @@ def share(shift: Tensor, precision: Tensor, members: Tensor, drug: Tensor, prior
     prior
         Prior of the effects; what is known of targets is that of each drug.
     """
-    e = members.shape[1]
-    odds = prior.target_log_odds(int(drug.max()) + 1, torch.arange(shift.shape[1]))
-    step = max(1, _BLOCK_VALUES // members.numel())
-    parts = [
-        _share(shift[:, genes], precision[:, genes], members, drug, prior, odds[:, genes])
-        for genes in torch.arange(shift.shape[1]).split(step)
-    ]
-    found = Shared(*(torch.cat(part, 1) for part in zip(*parts, strict=True)))
-    alone = ~members.any(0)  # of drugs that are in no combination nothing is new
-    return found._replace(
-        shift=torch.where(alone[:, None], shift[:e], found.shift),
-        precision=torch.where(alone[:, None], precision[:e], found.precision),
-    )
-
-
-def _share(shift: Tensor, precision: Tensor, members: Tensor, drug: Tensor, prior: ShiftPrior, odds: Tensor) -> Shared:
-    """The same of some of the genes, all at once."""
     e, x = members.shape[1], members.double()
+    odds = prior.target_log_odds(int(drug.max()) + 1, torch.arange(shift.shape[1]))
     weight, weighted = precision[:e], precision[:e] * shift[:e]
-    of_pairs, noise = shift[e:], 1 / precision[e:].clamp_min(_TINY)
-    slab, spike = prior.slab_var, prior.spike_var + _MIN_VAR
+    noise, slab, spike = 1 / precision[e:].clamp_min(_TINY), prior.slab_var, prior.spike_var + _MIN_VAR
     spread = torch.full_like(weight, slab + spike)
     interacts, usual = torch.zeros_like(noise), torch.zeros((), dtype=torch.float64)
+    blocks = torch.arange(shift.shape[1]).split(max(1, _BLOCK_VALUES // members.numel()))
     for _ in range(_N_ROUNDS):
-        alone = 1 / (weight + 1 / spread)  # variance of each drug by its own cells
-        left = of_pairs - x @ (alone * weighted)  # (C, d)
         own = noise + usual + interacts * slab
-        total = (x * alone.T[:, None]) @ x.T + torch.diag_embed(own.T)  # (d, C, C)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(total))
-        dual = torch.einsum("dcf,fd->cd", inverse, left)
-        mean = alone * (weighted + x.T @ dual)
-        variance = alone - alone.square() * ((inverse @ x) * x).sum(1).T
+        data = (weight, weighted, shift[e:], own, spread)
+        parts = [_solve(x, *(part[:, genes] for part in data)) for genes in blocks]
+        mean, variance, departure, error = (torch.cat(part, 1) for part in zip(*parts, strict=True))
         told = (1 / variance.clamp_min(_TINY) - 1 / spread).clamp_min(_MIN_TOLD)
         estimate = mean / variance.clamp_min(_TINY) / told
         target = torch.sigmoid(odds + _by_drug(_evidence(estimate, told, spike, slab), drug, len(odds)))[drug]
         spread = spike + target * slab
-        # a combination left out: what the others, and its members alone, say it would be
-        of_each = inverse.diagonal(dim1=1, dim2=2).T
-        departure, error = dual / of_each, (1 / of_each - interacts * slab).clamp_min(_TINY)
-        usual = _usual_misfit(departure, error - usual)
+        error = (error - interacts * slab).clamp_min(_TINY)
+        usual = _usual_misfit(departure, (error - usual).clamp_min(_TINY))
         prior_odds = torch.logit(torch.tensor(_INTERACTS, dtype=torch.float64))
         interacts = torch.sigmoid(prior_odds + _evidence(departure, 1 / error, 0.0, slab))
+    alone = ~members.any(0)[:, None]  # of drugs that are in no combination nothing is new
+    estimate, told = torch.where(alone, shift[:e], estimate), torch.where(alone, precision[:e], told)
     return Shared(estimate, told, departure, error)
+
+
+def _solve(
+    x: Tensor, weight: Tensor, weighted: Tensor, of_pairs: Tensor, noise: Tensor, spread: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Effects of drugs and their variance, (E, g), and of each combination left out its departure and the variance of that, (C, g).
+
+    Of some genes, all variances given: precision of what drugs alone show (E, g), and that times the estimates, estimates of combinations and
+    their variance (C, g), and variance of effects beforehand (E, g).
+    """
+    alone = 1 / (weight + 1 / spread)  # variance of each drug by its own cells
+    total = (x * alone.T[:, None]) @ x.T + torch.diag_embed(noise.T)  # (g, C, C)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(total))
+    dual = torch.einsum("gcf,fg->cg", inverse, of_pairs - x @ (alone * weighted))
+    variance = alone - alone.square() * ((inverse @ x) * x).sum(1).T
+    of_each = inverse.diagonal(dim1=1, dim2=2).T
+    return alone * (weighted + x.T @ dual), variance, dual / of_each, 1 / of_each
 
 
 def _evidence(estimate: Tensor, precision: Tensor, spike: float, slab: float) -> Tensor:
