@@ -102,10 +102,7 @@ inventories = {
 intersphinx_mapping = {name: (url, None) for name, url in inventories.items()} if ONLINE else {}
 nitpick_ignore = [("py:class", "scgim.data._settings.ScreenSettings")]  # an argument that users do not make
 nitpick_ignore_regex = [
-    (
-        r"py:.*",
-        r"scgim\.((module|nn|train|structure|interventions|fit|predict)\.)?_\w+(\..*)?",
-    ),  # inner parts, some of them on the developer page
+    (r"py:.*", r"scgim\.((module|nn|train|structure|interventions|fit|predict)\.)?_\w+(\..*)?"),  # inner parts, some of them on the developer page
     (r"py:.*", r"(scvi|lightning|pyro|torch|mudata|networkx)\..*"),  # inventories with gaps
     *([] if ONLINE else [(r"py:.*", r"(?!scgim\b).*")]),
 ]

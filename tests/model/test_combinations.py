@@ -129,7 +129,7 @@ def test_everything_that_takes_perturbations_takes_combinations(model, adata):
     assert model.report().values["perturbations"] == 5
     assert model.get_total_effects(["a+b"], n_samples=200).shape == (1, 8)
     assert model.predict("a+b", n_samples=10).n_obs == 10
-    interval = model.predict_interval([{"a": 1.0, "d": 1.0}], n_draws=4, n_samples=50)
+    interval = model.predict_mean([{"a": 1.0, "d": 1.0}], n_draws=4, n_samples=50)
     assert interval.n_obs == 1
 
 
