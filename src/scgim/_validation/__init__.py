@@ -5,6 +5,8 @@ from __future__ import annotations
 from scgim._validation._combinations import (
     Members,
     combination_name,
+    in_combinations,
+    inseparable_drugs,
     separate_combinations,
     warn_of_inseparable,
 )
@@ -56,6 +58,8 @@ __all__ = [
     "warn_of_inseparable",
     "check_var_names",
     "combination_name",
+    "in_combinations",
+    "inseparable_drugs",
     "iterate_blocks",
     "match_doses",
     "matrix_name",

@@ -81,6 +81,11 @@ def combination_name(members: Mapping[str, float], separator: str, *, with_dosag
     return separator.join(parts)
 
 
+def in_combinations(combinations: Mapping[str, Members]) -> set[str]:
+    """Names of combinations and of all their members."""
+    return {*combinations, *(drug for members in combinations.values() for drug in members)}
+
+
 def check_separator(separator: Any, control: str) -> None:
     """Raise where the text between drugs could not be told from their names."""
     if not isinstance(separator, str) or not separator.strip() or separator.strip().isalnum():
@@ -137,8 +142,8 @@ def _as_number(dosage: Any) -> Any:
     return dosage
 
 
-def warn_of_inseparable(combinations: Mapping[str, Members], alone: set[str]) -> None:
-    """Warn of drugs that were given together only, so that nothing tells what each of them does.
+def inseparable_drugs(combinations: Mapping[str, Members], alone: set[str]) -> list[str]:
+    """Drugs that were given together only, each set of them as one name: nothing tells what each of them does.
 
     Parameters
     ----------
@@ -154,7 +159,12 @@ def warn_of_inseparable(combinations: Mapping[str, Members], alone: set[str]) ->
     alike: dict[frozenset[frozenset[str]], list[str]] = {}
     for drug, own in together.items():
         alike.setdefault(frozenset(own), []).append(drug)
-    inseparable = sorted("+".join(sorted(drugs)) for drugs in alike.values() if len(drugs) > 1)
+    return sorted("+".join(sorted(drugs)) for drugs in alike.values() if len(drugs) > 1)
+
+
+def warn_of_inseparable(combinations: Mapping[str, Members], alone: set[str]) -> None:
+    """Warn of drugs that were given together only; arguments as for :func:`inseparable_drugs`."""
+    inseparable = inseparable_drugs(combinations, alone)
     if inseparable:
         warnings.warn(
             f"{quote_some(inseparable)} were only given together, so that what each of them does cannot be told: their combinations are "

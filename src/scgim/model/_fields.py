@@ -17,6 +17,7 @@ from scgim._validation import (
     check_levels,
     check_perturbations,
     check_regulators,
+    in_combinations,
     match_doses,
     quote_some,
     resolve_embedding,
@@ -87,8 +88,7 @@ class ScreenField(BaseAnnDataField):
         keys = self.perturbation_key, self.control, self.dosage_key
         obs, combinations = separate_combinations(adata.obs, *keys, self.combination_separator)
         if need_controls:
-            in_combinations = {*combinations, *(drug for drugs in combinations.values() for drug in drugs)}
-            perturbation = check_perturbations(obs, self.perturbation_key, self.control, in_combinations)
+            perturbation = check_perturbations(obs, self.perturbation_key, self.control, in_combinations(combinations))
         else:
             perturbation = check_column(obs, self.perturbation_key, "perturbation_key").astype(str)
         dosage = check_dosage(obs, self.dosage_key, self.perturbation_key, self.control)
