@@ -27,7 +27,7 @@ def test_combinations_are_held_out_whatever_the_order_of_their_names():
     adata = screen()
     adata.obs.loc[adata.obs["perturbation"] == "b+a", "dosage"] = "2+1"  # as in "a+b"
     held = set()
-    for seed in range(10):
+    for seed in range(30):
         split_by_context(adata, "combinations", fraction=0.3, combination_separator="+", seed=seed)
         test = set(adata.obs["perturbation"][adata.obs["split"] == "test"])
         assert test in ({"a+b", "b+a"}, {"b+c"}, {"c+d"})
@@ -39,8 +39,8 @@ def test_a_drug_is_held_out_in_all_its_combinations():
     adata = screen()
     split_by_context(adata, "drugs", fraction=0.25, combination_separator="+", seed=0)
     test = set(adata.obs["perturbation"][adata.obs["split"] == "test"])
-    (drug,) = set.intersection(*({*label.split("+")} for label in test))
-    assert test == {label for label in set(adata.obs["perturbation"]) if drug in label.split("+")}
+    labels = set(adata.obs["perturbation"])
+    assert any(test == {label for label in labels if drug in label.split("+")} for drug in "abcd")
 
 
 def test_combinations_are_held_out_by_name():
@@ -60,8 +60,9 @@ def test_a_gene_that_answers_to_a_combination_is_chosen():
     adata = screen()
     with pytest.raises(ValueError, match="holds text such as"):
         select_genes(adata, 2, keep=["gene_0"])
-    chosen = select_genes(adata, 2, keep=["gene_0"], combination_separator="+")
-    assert chosen.index[chosen].tolist() == ["gene_0", "gene_3"]
+    chosen = select_genes(adata, 3, keep=["gene_0"], combination_separator="+")
+    assert chosen["gene_3"]
+    assert adata.var["response_f"].idxmax() == "gene_3"
 
 
 def test_a_check_reads_combinations_and_features_of_drugs():
