@@ -201,7 +201,7 @@ def write_interventions(
     if shared is not None:
         every = seen | whole.seen
         known.note_responses(every, *(values[every] for values in over_contexts(told, whole)))
-        measured, found = _with_combinations(known, whole, shared, measured, found)
+        measured, found = _with_combinations(module, whole, shared, measured, found)
     known.note_interventions(measured, found)
     known.prior.copy_(torch.tensor([prior.target_prob, prior.slab_var, prior.spike_var]))
     return told, estimate
@@ -244,16 +244,19 @@ def over_contexts(*parts: Observed) -> tuple[Tensor, Tensor]:
 
 
 def _with_combinations(
-    known: Knowledge, whole: Observed, shared: Shared, measured: Tensor, found: Interventions
+    module: GIMModule, whole: Observed, shared: Shared, measured: Tensor, found: Interventions
 ) -> tuple[Tensor, Interventions]:
     """Interventions of drugs and of the combinations that were measured, and their perturbations; interactions are written down."""
+    known = module.knowledge
     pairs = known.members.cpu()
     pairs = pairs[whole.seen[pairs[:, 0]]]
     combined, arm = torch.unique(pairs[:, 0], return_inverse=True)
     known.note_interactions(combined, shared.interaction, shared.variance)
     group, log_dosage = known.group.cpu(), known.log_dosage.cpu()
     drug = torch.searchsorted(measured, group[pairs[:, 1]])
-    beside = shrunken(shared.interaction, shared.variance)
+    # of rare genes these may be huge, and uncertain; where means are matched to the observed ones, interactions come with them
+    is_matched = module.measurement != "latent" and (module.likelihood != "normal" or module.mechanism.is_linear)
+    beside = None if is_matched else shrunken(shared.interaction, shared.variance)
     both = together(found.rows(drug), log_dosage[pairs[:, 1]], arm, len(combined), beside)
     return torch.cat([measured, group[combined]]), Interventions.stack([found, both])
 

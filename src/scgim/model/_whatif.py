@@ -41,8 +41,8 @@ class WhatIfMixin(ScreenModel):
         Interventions are united: the targets of each drug are drawn, and on a gene that several drugs act on their
         effects add up (on the log scale, for counts). With hard interventions a target of any of them loses its
         parents. Drugs that compete for a target or change each other's uptake are beyond this, unless the combination
-        was measured at these dosages (`combination_separator` of :meth:`setup_anndata`): then it has the interactions
-        and the means that were seen.
+        was measured at these dosages (`combination_separator` of :meth:`setup_anndata`): then it has the means that were
+        seen, shrunk by their errors.
 
         Parameters
         ----------
