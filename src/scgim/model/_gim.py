@@ -312,13 +312,13 @@ class GIM(
     def _members(self) -> np.ndarray:
         """Contexts of combinations, each with the context of one of its members, (P, 2)."""
         screen, combinations = self._screen, self.combinations
-        pairs = list(zip(screen["context_perturbation"], screen["context_dosage"], strict=True)) if combinations else []
-        doses = np.asarray(screen["context_dosage"])
+        names, doses = screen["context_perturbation"], np.asarray(screen["context_dosage"])
+        position = {one: context for context, one in enumerate(zip(names, doses.tolist(), strict=True))}
         found = []
-        for context, (name, _) in enumerate(pairs):
+        for context, name in enumerate(names):
             for drug, dosage in combinations.get(name, {}).items():
                 known = match_doses(np.array([dosage]), doses)[0]
-                found.append((context, pairs.index((drug, known))))
+                found.append((context, position[drug, float(known)]))
         return np.asarray(found, dtype=np.int64).reshape(-1, 2)
 
     def _set_priors(self, genes: list[str], targets: pd.DataFrame | None, network: pd.DataFrame | None) -> None:
