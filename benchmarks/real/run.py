@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import _report  # noqa: E402
-from benchmarks.real import kang, l1000, macseq, norman, papalexi, sachs, zhao  # noqa: E402
+from benchmarks.real import cellbox, kang, l1000, macseq, norman, papalexi, sachs, zhao  # noqa: E402
 
 SETS = {
     "papalexi": papalexi,
@@ -28,6 +28,7 @@ SETS = {
     "zhao": zhao,
     "kang": kang,
     "norman": norman,
+    "cellbox": cellbox,
     "sachs": sachs,
 }
 

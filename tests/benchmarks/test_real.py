@@ -90,3 +90,44 @@ def test_consensus_graph_is_read(real, data_dir):
     assert adata.obs["perturbation"].value_counts().to_dict() == dict.fromkeys(
         [sachs.CONTROL, "icam2", *sachs.TARGETS], 100
     )
+
+
+def test_controls_of_drug_pairs_have_the_noise_that_sums_leave(real):
+    import anndata as ad
+
+    cellbox, rng = real("cellbox"), np.random.default_rng(0)
+    labels = [("a", "1"), ("b", "2"), ("c", "3"), ("a+b", "1+2"), ("a+c", "1+3"), ("b+c", "2+3")] * 30
+    obs = pd.DataFrame(labels, columns=["perturbation", "dosage"], index=[f"s{i}" for i in range(len(labels))])
+    effects = {("a", 1.0): 1.0, ("b", 2.0): -2.0, ("c", 3.0): 3.0}
+    conditions = cellbox.members(obs)
+    columns = sorted(effects)
+    x = cellbox.design(conditions, columns)
+    assert x[3].tolist() == [1.0, 1.0, 0.0]
+    means = x @ np.array([effects[column] for column in columns])
+    values = means[:, None] + rng.normal(0, [0.5, 2.0], (len(obs), 2))
+    ready = cellbox.with_controls(ad.AnnData(values.astype(np.float32), obs=obs), 0)
+    controls = ready[ready.obs["perturbation"] == "control"].X
+    np.testing.assert_allclose(controls.std(axis=0), [0.5, 2.0], rtol=0.25)
+
+
+def test_pairs_are_those_of_members_that_were_measured(real):
+    import anndata as ad
+
+    labels = ["control", "a", "b", "a+b", "b+c", "c+d"]
+    adata = ad.AnnData(
+        np.ones((6, 2), dtype=np.float32), obs=pd.DataFrame({"perturbation": labels}, index=list("abcdef"))
+    )
+    assert real("norman").pairs_of(adata) == ["a+b"]
+
+
+def test_log_fold_changes_add_up(real):
+    import anndata as ad
+    from scipy import sparse
+
+    def cells(mean):
+        x = sparse.csr_matrix(np.full((4, 1), mean, dtype=np.float32))
+        return ad.AnnData(x, obs=pd.DataFrame({"size_factor": 1.0}, index=list("abcd")))
+
+    norman = real("norman")
+    found = norman.additive({"control": cells(1.0), "a": cells(2.0), "b": cells(3.0)}, ["a", "b"])
+    np.testing.assert_allclose(found, np.log1p(6.0) - np.log1p(1.0), rtol=0.03)  # and the little that is added to means

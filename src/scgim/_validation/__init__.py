@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from scgim._validation._combinations import (
+    Members,
+    combination_name,
+    in_combinations,
+    inseparable_drugs,
+    separate_combinations,
+    warn_of_inseparable,
+)
 from scgim._validation._design import (
     check_covariates,
     check_dosage,
@@ -31,6 +39,7 @@ from scgim._validation._messages import check_column, check_key, numeric_values,
 from scgim._validation._priors import prior_log_odds
 
 __all__ = [
+    "Members",
     "check_annotated",
     "check_column",
     "check_continuous",
@@ -48,7 +57,11 @@ __all__ = [
     "check_query_embedding",
     "check_regulators",
     "check_size_factors",
+    "warn_of_inseparable",
     "check_var_names",
+    "combination_name",
+    "in_combinations",
+    "inseparable_drugs",
     "iterate_blocks",
     "match_doses",
     "matrix_name",
@@ -58,4 +71,5 @@ __all__ = [
     "prior_log_odds",
     "quote_some",
     "resolve_embedding",
+    "separate_combinations",
 ]

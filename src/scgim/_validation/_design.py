@@ -31,8 +31,12 @@ _MAX_LEVELS = 100  # effects are drugs by levels by genes: for memory
 _VEHICLES = ("control", "ctrl", "dmso", "vehicle", "untreated", "mock", "pbs", "nt", "ntc", "non-targeting")
 
 
-def check_perturbations(obs: pd.DataFrame, perturbation_key: str, control: str) -> pd.Categorical:
+def check_perturbations(
+    obs: pd.DataFrame, perturbation_key: str, control: str, may_be_single: Iterable[str] = ()
+) -> pd.Categorical:
     """Labels of all cells as a categorical of strings (unused categories dropped) after checking the design.
+
+    Labels that `may_be_single` have a single cell are let pass: those of combinations and their members, which tell of each other.
 
     Raises
     ------
@@ -65,7 +69,7 @@ def check_perturbations(obs: pd.DataFrame, perturbation_key: str, control: str) 
         )
     if len(counts) == 1:
         raise ValueError(f"All cells are {control!r} in `{where}`. At least one perturbation is needed.")
-    single = sorted(counts.index[counts == 1])
+    single = sorted(set(counts.index[counts == 1]) - set(may_be_single))
     if single:
         raise ValueError(
             f"{len(single)} labels in `{where}` have a single cell: {quote_some(single)}. Remove them: "

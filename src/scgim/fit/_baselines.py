@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from scgim.module._matching import MAX_STEP, N_ROUNDS
 from scgim.nn._likelihood import parent_features
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 # Drawn at most, cells and values: 50 MB; means are then known to half a percent.
 _N_CELLS, _N_VALUES = 40_000, 12_000_000
-N_ROUNDS = 6  # of correction a layer: steps of half, six times, bridge a factor of twenty
-MAX_STEP = 0.5  # of a log mean in a round, since drawn means are noisy
 _FEW_CONTROLS = 100  # fewer, as on a plate, are too noisy to be matched by themselves: convention
 _TOLERANCE = 0.04  # difference of log means that is let pass, or so many standard errors if that is less: conventions
 _N_ERRORS = 2

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from scgim.fit._baselines import HALF_A_COUNT, MAX_STEP, N_ROUNDS, draw_effects
-from scgim.fit._shrinkage import shrunken
+from scgim.fit._baselines import HALF_A_COUNT, draw_effects
+from scgim.fit._shrinkage import drawn_between
 from scgim.fit._statistics import to_device
+from scgim.module._matching import log_typical, match_means, means_of
 from scgim.nn._likelihood import parent_features
 
 if TYPE_CHECKING:
@@ -25,9 +26,7 @@ if TYPE_CHECKING:
 # Drawn in all, unless contexts are many, and at a time: for time and memory
 _N_VALUES, _BLOCK_VALUES = 40_000_000, 8_000_000
 _N_CELLS = (20, 400)  # of a context, at least and at most: conventions
-_MIN_DRAWN, _MAX_CONTROLS = 1000, 4000  # of control cells: conventions
-_NEAR = 0.02  # in log means, which ends it: convention
-_MAX_DRIFT = 5.0  # e-folds; what would need more is no drift
+_MIN_DRAWN, _MAX_CONTROLS = 4000, 4000  # of control cells: conventions
 
 
 class Means(NamedTuple):
@@ -53,7 +52,8 @@ def drifts(module: GIMModule) -> bool:
 def match_contexts(module: GIMModule, loader: BatchLoader) -> Drift:
     """Change of the log mean of each gene in each treated context by which drawn cells get the means of observed ones.
 
-    Differences are shrunk by their errors (:func:`~scgim.fit._shrinkage.shrunken`). Nothing is changed, and errors are
+    Observed means are shrunk, by their errors, towards what the network says they are and towards those of controls
+    (:func:`~scgim.fit._shrinkage.drawn_between`). Nothing is changed, and errors are
     infinite, in contexts of controls and those without cells.
     """
     shape = (len(module.group), len(module.centre))
@@ -100,16 +100,19 @@ def _match_observed(
     mean, square = means_of(features, context), means_of(features.square(), context)
     level = module.knowledge.context_level()
     own = slice(0, 1) if level is None else level[own_cells["context"].cpu()[torch.stack([p[0] for p in places])]]
-    observed = _log_typical((mean - (controls.observed - controls.drawn)[own]).clamp_min(0.0), enough)
+    observed = log_typical((mean - (controls.observed - controls.drawn)[own]).clamp_min(0.0), enough)
+    unchanged = log_typical(controls.drawn[own], enough)
     error = _error(mean, square, n_own, enough)
 
-    def wanted(drawn: Tensor, genes: Tensor, values: Tensor) -> Tensor:
-        of_drawn = parent_features(values, cells["log_size"], module.likelihood)
-        typical, spread = means_of(of_drawn, context), means_of(of_drawn.square(), context)
+    def wanted(drawn: Tensor, genes: Tensor, features: Tensor) -> Tensor:
+        mean, spread = means_of(features, context), means_of(features.square(), context)
         # few cells without a count of a rare gene look surer than they are: if there is no drift, they are as far apart as drawn ones
-        own = torch.maximum(error[:, genes], _error(typical, spread, n_own, enough)).square()
+        own = torch.maximum(error[:, genes], _error(mean, spread, n_own, enough)).square()
         noise = own * (1 + n_own / n_drawn[:, None])  # of the observed cells, and of those that are drawn
-        return drawn + shrunken(observed[:, genes] - _log_typical(typical, enough), noise)
+        typical = log_typical(mean, enough)
+        return (
+            drawn + drawn_between(observed[:, genes], typical, unchanged[:, genes].expand_as(typical), noise) - typical
+        )
 
     effects = draw_effects(module, cells["context"].cpu())
     drift, log_mean = match_means(module, cells, context, effects, wanted, enough)
@@ -150,57 +153,3 @@ def _error(mean: Tensor, square: Tensor, n: Tensor, enough: Tensor) -> Tensor:
     """
     relative = (square - mean.square() + enough.square()).clamp_min(0.0).sqrt() * mean.exp() / (mean.expm1() + enough)
     return torch.maximum(relative, relative.median(0).values) / n.sqrt()
-
-
-def _log_typical(mean: Tensor, enough: Tensor | float) -> Tensor:
-    """Log of the value whose log1p is the mean of log1p."""
-    return (mean.expm1() + enough).log()
-
-
-def means_of(values: Tensor, context: Tensor) -> Tensor:
-    """Means over the cells of each context, (G, ...), on the CPU."""
-    n = torch.bincount(context).double()[:, None]
-    return n.new_zeros(len(n), values.shape[1]).index_add_(0, context, values.double().cpu()) / n
-
-
-def match_means(module, cells, context, effects, wanted, enough) -> tuple[Tensor, Tensor]:
-    """Change of the log means of contexts by which drawn cells get the means that are wanted, and those means, both (G, d).
-
-    Parameters
-    ----------
-    module
-        The module.
-    cells
-        Covariates and size factors of the cells to be drawn, B in number.
-    context
-        Which of G contexts each cell is of, (B,).
-    effects
-        Effects and targets of each cell, both (B, d).
-    wanted
-        From the log means of the cells drawn, (G, g), their genes (g,) and values (B, g), the log means that are wanted.
-    enough
-        What is added to means, (G, 1), so that those of no counts have a logarithm.
-    """
-    log_size = cells["log_size"]
-    shift, targets = (part.to(module.device) for part in effects)
-    depth = means_of(log_size.exp(), context)
-    rng = torch.Generator(module.device).manual_seed(0)
-    base = module.intercept + cells["covariates"] @ module.covariate_effect + module.baseline_offset + shift
-    base = base + module.states.draw(len(base), rng)
-    drift = torch.zeros(len(depth), shift.shape[1], dtype=torch.float64)
-    log_mean, h = torch.zeros_like(drift), torch.zeros_like(shift)
-    for layer in module.layers():
-        genes, goal = torch.tensor(layer), None
-        for _ in range(N_ROUNDS):
-            own = base[:, genes] + drift[:, genes].to(base)[context]
-            values, expected, _ = module.draw_genes(genes.to(module.device), own, h, targets, log_size, rng)
-            features = parent_features(values, log_size, module.likelihood)
-            h[:, genes] = (features - module.centre[genes]) / module.spread[genes]
-            drawn = torch.log(means_of(expected, context) / depth + enough)
-            goal = wanted(drawn, genes, values) if goal is None else goal
-            step = goal - drawn
-            if step.abs().max() < _NEAR:
-                break
-            drift[:, genes] = (drift[:, genes] + step.clamp(-MAX_STEP, MAX_STEP)).clamp(-_MAX_DRIFT, _MAX_DRIFT)
-        log_mean[:, genes] = goal
-    return drift, log_mean

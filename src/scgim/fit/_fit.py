@@ -14,6 +14,7 @@ from scvi import settings
 
 from scgim.fit._baselines import match_baselines
 from scgim.fit._contexts import drifts, match_contexts
+from scgim.fit._continuous import match_continuous, sums_to_means
 from scgim.fit._controls import check_controls
 from scgim.fit._hidden import fit_hidden
 from scgim.fit._inference import gather_information, infer_edges, infer_targets
@@ -203,6 +204,8 @@ class Fit:
         drift = match_contexts(self.module, self.loader) if drifts(self.module) else None
         if drift is not None:
             self.module.knowledge.note_drift(drift.added)
+        elif sums_to_means(self.module):
+            self.module.knowledge.note_drift(match_continuous(self.module, self.loader))
         carry_to_levels(self.module, self.loader, drift)
         self._check()
 

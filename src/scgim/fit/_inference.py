@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from scgim._departures import FIRST_DEPARTURE_VAR, FIRST_MISFIT
+from scgim.fit._shrinkage import shrunken
 from scgim.fit._statistics import to_device
+from scgim.interventions._combinations import share, together
 from scgim.interventions._effects import effects_left_out
+from scgim.interventions._interventions import Interventions
 from scgim.interventions._joint import Screen, estimate_jointly
 from scgim.interventions._levels import with_programmes, with_targets
 from scgim.interventions._passage import Passage
@@ -24,8 +27,10 @@ from scgim.structure._levels import control_means
 
 if TYPE_CHECKING:
     from scgim._priors import ShiftPrior
+    from scgim.interventions._combinations import Shared
     from scgim.interventions._effects import Estimate
     from scgim.module import GIMModule
+    from scgim.module._knowledge import Knowledge
     from scgim.train import BatchLoader
 
 _MAX_LOG_FOLD_CHANGE = 15.0  # as the likelihood has no smaller means: from nothing to everything
@@ -54,6 +59,19 @@ def _cut_evidence(module: GIMModule, x: Tensor, whole: Tensor, cut: Tensor, log_
     """Log-likelihood with the mechanism cut less that with it whole."""
     log_probs = (observation(module.likelihood, p, log_size, module.log_scale).log_prob(x) for p in (cut, whole))
     return next(log_probs) - next(log_probs)
+
+
+class Observed(NamedTuple):
+    """What contexts say of direct effects.
+
+    `seen` (K,) marks the k contexts of which anything is known, `shift` and `precision` (k, d) are estimates of the effects in them, and
+    `passage` is what reaches genes through their parents there, None if mechanisms say it all.
+    """
+
+    seen: Tensor
+    shift: Tensor
+    precision: Tensor
+    passage: Passage | None
 
 
 class Looseness(NamedTuple):
@@ -96,16 +114,15 @@ def infer_targets(
         known = module.knowledge
         moved = information.means - control_means(information.means, known.group.cpu(), known.context_level())
         passage = passage_of(module, moved[seen])
-    found = write_interventions(
+    told, found = write_interventions(
         module, seen, shift, precision, module.knowledge.shift_prior(), features, evidence, passage
     )
     loose = Looseness(torch.zeros_like(information.information), torch.zeros_like(module.knowledge.edge_probs.cpu()))
-    if passage is not None:
-        loose.variance[seen] = (
-            found.variance
-            - 1 / precision
-            + found.prior.departure_var * passage.reach(proportional=found.prior.proportional)
-        )
+    if told.passage is not None:
+        reach = told.passage.reach(proportional=found.prior.proportional)
+        loose.variance[told.seen] = found.variance - 1 / told.precision + found.prior.departure_var * reach
+        for context, member in module.knowledge.members.tolist():
+            loose.variance[context] += loose.variance[member]
         if found.support is not None:
             loose.support.copy_(found.support)
     return loose
@@ -129,7 +146,7 @@ def write_interventions(
     features: Tensor | None,
     evidence: Tensor | None = None,
     passage: Passage | None = None,
-) -> Estimate:
+) -> tuple[Observed, Estimate]:
     """Infer interventions from estimates of effects and write all that follows to the module.
 
     Parameters
@@ -148,8 +165,15 @@ def write_interventions(
         For hard interventions, log-likelihood with the mechanism cut less that with it whole, (k, d).
     passage
         What reaches genes through their parents in these contexts; None if mechanisms say it all.
+
+    Returns
+    -------
+    What was known of contexts of one drug each, and what follows from it.
     """
     known = module.knowledge
+    whole = Observed(seen, shift, precision, passage)
+    told, shared = (whole, None) if not len(known.members) else split_combinations(known, whole, prior)
+    seen, shift, precision, passage = told
     measured, group = torch.unique(known.group.cpu()[seen], return_inverse=True)
     prior = replace(prior, known=None if prior.known is None else prior.known[measured])
     of_drugs = None if features is None else features[measured]
@@ -175,9 +199,67 @@ def write_interventions(
                 found.levels, found, beside, (group, member.argmax(1), known.context_log_dosage().cpu()[seen])
             ),
         )
+    if shared is not None:
+        every = seen | whole.seen
+        known.note_responses(every, *(values[every] for values in over_contexts(told, whole)))
+        measured, found = _with_combinations(module, whole, shared, measured, found)
     known.note_interventions(measured, found)
     known.prior.copy_(torch.tensor([prior.target_prob, prior.slab_var, prior.spike_var]))
-    return estimate
+    return told, estimate
+
+
+def split_combinations(known: Knowledge, whole: Observed, prior: ShiftPrior) -> tuple[Observed, Shared]:
+    """What contexts say of single drugs at their dosages, those of combinations shared among their members; and of interactions."""
+    pairs = known.members.cpu()
+    pairs = pairs[whole.seen[pairs[:, 0]]]
+    combined = torch.unique(pairs[:, 0])
+    seen = whole.seen & known.of_one_drug
+    seen[pairs[:, 1]] = True
+    drugs, row = torch.nonzero(seen)[:, 0], torch.full((len(seen),), -1)
+    row[drugs], row[combined] = torch.arange(len(drugs)), torch.arange(len(combined))
+    members = torch.zeros(len(combined), len(drugs), dtype=torch.bool)
+    members[row[pairs[:, 0]], row[pairs[:, 1]]] = True
+    shift, precision = over_contexts(whole)
+    order = torch.cat([drugs, combined])
+    measured, drug = torch.unique(known.group.cpu()[drugs], return_inverse=True)
+    own = replace(prior, known=None if prior.known is None else prior.known[measured])
+    shared = share(shift[order], precision[order], members, drug, own)
+    passage = whole.passage
+    if passage is not None:  # movements that would have been seen if all had been given alone
+        observed = torch.nonzero(whole.seen)[:, 0]
+        design = torch.zeros(len(observed), len(drugs), dtype=torch.float64)
+        alone = known.of_one_drug[observed]
+        design[alone, row[observed[alone]]] = 1.0
+        design[~alone] = members[row[observed[~alone]]].double()
+        passage = passage.elsewhere(torch.linalg.pinv(design) @ passage.moved.T)
+    return Observed(seen, shared.shift, shared.precision, passage), shared
+
+
+def over_contexts(*parts: Observed) -> tuple[Tensor, Tensor]:
+    """Estimates and precision in all contexts, zero where nothing is known, both (K, d); the first part that knows a context is right."""
+    shape = (len(parts[0].seen), parts[0].shift.shape[1])
+    shift, precision = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+    for told in reversed(parts):
+        shift[told.seen], precision[told.seen] = told.shift, told.precision
+    return shift, precision
+
+
+def _with_combinations(
+    module: GIMModule, whole: Observed, shared: Shared, measured: Tensor, found: Interventions
+) -> tuple[Tensor, Interventions]:
+    """Interventions of drugs and of the combinations that were measured, and their perturbations; interactions are written down."""
+    known = module.knowledge
+    pairs = known.members.cpu()
+    pairs = pairs[whole.seen[pairs[:, 0]]]
+    combined, arm = torch.unique(pairs[:, 0], return_inverse=True)
+    known.note_interactions(combined, shared.interaction, shared.variance)
+    group, log_dosage = known.group.cpu(), known.log_dosage.cpu()
+    drug = torch.searchsorted(measured, group[pairs[:, 1]])
+    # of rare genes these may be huge, and uncertain; where means are matched to the observed ones, interactions come with them
+    is_matched = module.measurement != "latent" and (module.likelihood != "normal" or module.mechanism.is_linear)
+    beside = None if is_matched else shrunken(shared.interaction, shared.variance)
+    both = together(found.rows(drug), log_dosage[pairs[:, 1]], arm, len(combined), beside)
+    return torch.cat([measured, group[combined]]), Interventions.stack([found, both])
 
 
 @torch.no_grad()

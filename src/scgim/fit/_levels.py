@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from scgim.fit._baselines import HALF_A_COUNT
-from scgim.fit._contexts import cells_each, match_means
+from scgim.fit._contexts import cells_each
 from scgim.fit._statistics import to_device
+from scgim.module._matching import match_means
 
 if TYPE_CHECKING:
     from torch import Tensor

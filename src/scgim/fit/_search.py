@@ -123,7 +123,7 @@ def _informed_search(
 ) -> StructureResult:
     """Go on with the search under what the features say of each drug's targets, if the evidence is for it."""
     fit = regressions(statistics, result, module.intervention)
-    treated = statistics.group >= 0
+    treated = (statistics.group >= 0) & (statistics.group < module.knowledge.n_drugs)  # combinations have no features
     measured, group = torch.unique(statistics.group[treated], return_inverse=True)
     log_dosage = module.knowledge.log_dosage.cpu()[statistics.observed][treated]
     member = _levels(module, statistics)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 NO_DOSE = -50.0  # log dosage of screens without doses, below any that could be asked for
+AT_ANY_DOSE = 2 * NO_DOSE  # log midpoint of curves that have risen in full wherever they are looked at
 _SAME_DOSE = 1e-6  # log dosages that differ by less are rounded alike
 # Exponents to choose from, about evenly spaced in logarithms, and their prior, two thirds of which lie between 0.8 and
 # 2.7. Conventions; other grids and priors are in the tables `sensitivity-*` of docs/benchmarks.md.
@@ -24,7 +25,7 @@ _LOG_EXPONENT_LOC, _LOG_EXPONENT_SD = math.log(1.5), 0.6
 _N_MIDPOINTS, _BEYOND = 21, 1.5
 _MIN_SPREAD = 0.7  # of the midpoint before data: a factor of two, where doses span less
 _EVERY = 6  # every sixth curve is enough to fit the prior: one or two exponents a midpoint; convention, for time
-_N_POINTS = 8  # doses at which responses are kept: screens have no more as a rule, and curves no more bends
+_N_POINTS = 24  # doses at which responses are kept: screens have no more as a rule, unless drugs are measured in units of their own
 
 
 def hill_curve(log_dosage: Tensor | float, log_ec50: Tensor, hill: Tensor) -> Tensor:
@@ -74,7 +75,7 @@ class CurveGrid:
     def flat() -> CurveGrid:
         """The same effect at any dosage above zero: screens without doses."""
         one = torch.ones(1, dtype=torch.float64)
-        return CurveGrid(2 * NO_DOSE * one, one, 0.0 * one)  # risen in full where responses are kept
+        return CurveGrid(AT_ANY_DOSE * one, one, 0.0 * one)  # risen in full where responses are kept
 
     def coarse(self) -> CurveGrid:
         """A sixth of the curves, enough to fit the prior."""

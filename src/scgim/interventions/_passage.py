@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import NamedTuple
 
 import torch
@@ -44,11 +45,18 @@ class Passage:
         own = torch.arange(len(parents))[:, None]
         self.slopes = slopes[parents, own] * self.mask
 
+    def elsewhere(self, moved: Tensor) -> Passage:
+        """The same network where the means of parent features have moved otherwise, (K, d)."""
+        other = copy(self)
+        other.moved = moved.T
+        return other
+
     def reach(self, *, proportional: bool) -> Tensor:
         """Square of the movements of each gene's parents, or of these times slopes, summed, (K, d)."""
         return torch.einsum(
             "jpk,jp->kj", self.moved.square()[self.parents], self.slopes.square() if proportional else self.mask
         )
+
 
     def fit(self, left: Tensor, precision: Tensor, departure_var: float, *, proportional: bool = False) -> Departures:
         """Departures, or shares of the slopes, that explain what is `left` (K, d), known to the `precision` (K, d)."""

@@ -36,7 +36,14 @@ if TYPE_CHECKING:
 
 _N_SAMPLES = (100, 1000)  # cells drawn of a row where nothing is asked for, at least and at most: conventions
 _SET_UP_AGAIN = "Set up the data and make a new model: `GIM.setup_anndata(adata); model = GIM(adata)`."
-_SETUP_KEYS = ("perturbation_key", "control", "dosage_key", "drug_embedding_key", "effect_modifier_key")
+_SETUP_KEYS = (
+    "perturbation_key",
+    "control",
+    "dosage_key",
+    "drug_embedding_key",
+    "effect_modifier_key",
+    "combination_separator",
+)
 
 
 class ScreenModel(BaseModelClass):
@@ -88,8 +95,18 @@ class ScreenModel(BaseModelClass):
 
     @property
     def perturbations(self) -> list[str]:
-        """Measured perturbations, control left out."""
+        """Measured perturbations, control left out: drugs, and then combinations of drugs."""
         return list(self._screen["perturbations"])
+
+    @property
+    def combinations(self) -> dict[str, dict[str, float]]:
+        """Dosage of each drug of each measured combination, by the name of the combination among :attr:`perturbations`."""
+        drugs, dosages = (self._screen.get(f"combination_{name}", []) for name in ("members", "dosages"))
+        names = self.perturbations[len(self.perturbations) - len(drugs) :]
+        return {
+            name: dict(zip(of_each, given, strict=True))
+            for name, of_each, given in zip(names, drugs, dosages, strict=True)
+        }
 
     @property
     def contexts(self) -> pd.MultiIndex:
@@ -108,7 +125,7 @@ class ScreenModel(BaseModelClass):
 
     @property
     def drug_embedding(self) -> pd.DataFrame | None:
-        """Features of the measured perturbations; None if the screen was set up without."""
+        """Features of the measured drugs; None if the screen was set up without."""
         return self._screen["embedding"]
 
     @property
@@ -126,7 +143,12 @@ class ScreenModel(BaseModelClass):
         if self._known_drugs is None:
             n_cells = self.n_cells_.reindex(self.perturbations)
             self._known_drugs = Drugs(
-                self.module, self.contexts, self.drug_embedding, n_cells, self._setup_args["control"]
+                self.module,
+                self.contexts,
+                self.drug_embedding,
+                n_cells,
+                self._setup_args["control"],
+                self.combinations,
             )
         return self._known_drugs
 

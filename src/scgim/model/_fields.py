@@ -1,4 +1,4 @@
-"""Registration of a screen's design: which drug at which dose each cell saw, the features of the drugs, and which genes may regulate."""
+"""Registration of a screen's design: which drugs at which dose each cell saw, the features of the drugs, and which genes may regulate."""
 
 from __future__ import annotations
 
@@ -17,12 +17,18 @@ from scgim._validation import (
     check_levels,
     check_perturbations,
     check_regulators,
+    in_combinations,
     match_doses,
+    quote_some,
     resolve_embedding,
+    separate_combinations,
+    warn_of_inseparable,
 )
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+    from scgim._validation import Members
 
 _OBS_COLUMN = "_scvi_gim_context"
 
@@ -30,9 +36,12 @@ _OBS_COLUMN = "_scvi_gim_context"
 class ScreenField(BaseAnnDataField):
     """Contexts (one drug at one dose, in cells of one level of the effect modifier) of the cells, and one row of features a drug.
 
+    A combination of drugs at their dosages is a perturbation as well. Perturbations are all drugs, those that were given in combinations
+    only included, and then the combinations.
+
     Parameters
     ----------
-    perturbation_key, control, dosage_key, drug_embedding_key, regulator_key, effect_modifier_key
+    perturbation_key, control, dosage_key, drug_embedding_key, regulator_key, effect_modifier_key, combination_separator
         See :meth:`scgim.model.GIM.setup_anndata`.
     """
 
@@ -44,11 +53,12 @@ class ScreenField(BaseAnnDataField):
         drug_embedding_key: str | None,
         regulator_key: str | None = None,
         effect_modifier_key: str | None = None,
+        combination_separator: str | None = None,
     ):
         self.perturbation_key, self.control = perturbation_key, control
         self.dosage_key, self.drug_embedding_key = dosage_key, drug_embedding_key
         self.effect_modifier_key = effect_modifier_key
-        self.regulator_key = regulator_key
+        self.regulator_key, self.combination_separator = regulator_key, combination_separator
 
     @property
     def registry_key(self) -> str:
@@ -71,27 +81,39 @@ class ScreenField(BaseAnnDataField):
 
     def design(self, adata: AnnData, *, need_controls: bool = True) -> pd.DataFrame:
         """Perturbation and dosage of each cell, and its level if effects have a modifier."""
-        obs = adata.obs
+        return self._read(adata, need_controls=need_controls)[0]
+
+    def _read(self, adata: AnnData, *, need_controls: bool) -> tuple[pd.DataFrame, dict[str, Members]]:
+        """The design, and the members of each combination in it."""
+        keys = self.perturbation_key, self.control, self.dosage_key
+        obs, combinations = separate_combinations(adata.obs, *keys, self.combination_separator)
         if need_controls:
-            perturbation = check_perturbations(obs, self.perturbation_key, self.control)
+            perturbation = check_perturbations(obs, self.perturbation_key, self.control, in_combinations(combinations))
         else:
             perturbation = check_column(obs, self.perturbation_key, "perturbation_key").astype(str)
         dosage = check_dosage(obs, self.dosage_key, self.perturbation_key, self.control)
         columns = {"perturbation": np.asarray(perturbation, dtype=str), "dosage": dosage}
         if self.effect_modifier_key is not None:
-            columns["level"] = check_column(obs, self.effect_modifier_key, "effect_modifier_key").astype(str).to_numpy()
-        return pd.DataFrame(columns, index=obs.index).rename_axis(None)  # an index may be called like a column
+            level = check_column(adata.obs, self.effect_modifier_key, "effect_modifier_key")
+            columns["level"] = level.astype(str).to_numpy()
+        design = pd.DataFrame(columns, index=obs.index).rename_axis(None)  # an index may be called like a column
+        return design, combinations
 
     def register_field(self, adata: AnnData) -> dict:
         """Find the contexts and the features of the drugs."""
-        design = self.design(adata)
+        design, combinations = self._read(adata, need_controls=True)
         treated = design[design["perturbation"] != self.control]
         contexts = treated.drop_duplicates().sort_values([*design.columns])
+        if self.combination_separator is not None:
+            self._check_combinations(combinations, treated["perturbation"])
+            contexts = _with_members(contexts, combinations)
         perturbations = contexts["perturbation"].unique().tolist()
         embedding = None
         if self.drug_embedding_key is not None:
-            embedding = resolve_embedding(adata, self.drug_embedding_key, design["perturbation"], control=self.control)
-            embedding = embedding.loc[perturbations]
+            drugs = [name for name in perturbations if name not in combinations]
+            labels = design["perturbation"].mask(design["perturbation"].isin(combinations), self.control)
+            labels = pd.Categorical(labels, categories=sorted({*drugs, self.control}))
+            embedding = resolve_embedding(adata, self.drug_embedding_key, labels, control=self.control).loc[drugs]
         levels = (
             [] if self.effect_modifier_key is None else check_levels(design, self.effect_modifier_key, self.control)
         )
@@ -102,12 +124,30 @@ class ScreenField(BaseAnnDataField):
             "context_dosage": [0.0] * n_controls + contexts["dosage"].astype(float).tolist(),
             "embedding": embedding,
         }
+        if combinations:
+            state["combination_members"] = [list(combinations[name]) for name in perturbations if name in combinations]
+            dosages = [list(combinations[name].values()) for name in perturbations if name in combinations]
+            state["combination_dosages"] = dosages
         if levels:
             state["levels"], state["context_level"] = levels, levels + contexts["level"].tolist()
         if self.regulator_key is not None:  # kept with the model: other data need not have the column
             state["regulators"] = check_regulators(adata.var, self.regulator_key)
         adata.obs[_OBS_COLUMN] = context_codes(design, state)
         return state
+
+    def _check_combinations(self, combinations: dict[str, Members], treated: pd.Series) -> None:
+        """Raise where there are no combinations, or nothing tells their members apart."""
+        if not combinations:
+            raise ValueError(
+                f"No label in `adata.obs[{self.perturbation_key!r}]` names two drugs separated by {self.combination_separator!r}; it holds "
+                f"{quote_some(sorted(treated.unique()))}. Leave out `combination_separator`, or name the sign that separates drugs."
+            )
+        if self.effect_modifier_key is not None:
+            raise ValueError(
+                "`combination_separator` and `effect_modifier_key` cannot be used together: effects of combinations are not told apart by "
+                "level. Leave out one of them; levels can be covariates."
+            )
+        warn_of_inseparable(combinations, set(treated) - set(combinations))
 
     def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs) -> dict:
         """Code the contexts of other cells; -1 marks those that were not measured in training."""
@@ -131,6 +171,17 @@ class ScreenField(BaseAnnDataField):
         for name, dosages in contexts.groupby("perturbation", sort=False)["dosage"]:
             table.add_row(name, ", ".join(f"{d:g}" for d in dosages.unique()))
         return table
+
+
+def _with_members(contexts: pd.DataFrame, combinations: dict[str, Members]) -> pd.DataFrame:
+    """Contexts of all drugs, also at dosages that were given in combinations only, and then those of combinations."""
+    together = contexts["perturbation"].isin(combinations)
+    members = [one for of_each in combinations.values() for one in of_each.items()]
+    given = pd.DataFrame(members, columns=["perturbation", "dosage"])
+    own = contexts[~together]
+    given["dosage"] = match_doses(given["dosage"].to_numpy(dtype=float), own["dosage"].to_numpy())
+    alone = pd.concat([own, given]).drop_duplicates().sort_values([*contexts.columns])
+    return pd.concat([alone, contexts[together]], ignore_index=True)
 
 
 def context_codes(design: pd.DataFrame, state: dict) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
+from scipy import special
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data.fields import (
@@ -25,6 +26,7 @@ from scgim._validation import (
     check_matrix_type,
     check_nonempty,
     check_size_factors,
+    match_doses,
     matrix_name,
     prior_log_odds,
     quote_some,
@@ -50,6 +52,9 @@ logger = logging.getLogger(__name__)
 
 INTERVENTIONS = ("shift", "hard")
 MEASUREMENTS = ("direct", "latent")
+_LIKELY = (
+    0.5  # probability of a target of one member, which is then one of the combination whatever is known of the others
+)
 
 
 def _check_latent(mechanism: str, likelihood: str, intervention: str, covariates: list[str]) -> None:
@@ -62,6 +67,17 @@ def _check_latent(mechanism: str, likelihood: str, intervention: str, covariates
             f"`measurement='latent'` takes linear mechanisms, counts, shifts and no covariates; found {', '.join(wrong)}. "
             "Leave them out, or use `measurement='direct'`."
         )
+
+
+def _of_combinations(log_odds: np.ndarray, drugs: list[str], combinations: dict[str, dict[str, float]]) -> np.ndarray:
+    """Log odds that genes are targets of any member of each combination, NaN where that of a member is not known and none is likely."""
+    out = np.full((len(combinations), log_odds.shape[1]), np.nan)
+    for row, members in zip(out, combinations.values(), strict=True):
+        own = log_odds[[drugs.index(name) for name in members]]
+        any_of_them = 1 - np.prod(special.expit(-np.nan_to_num(own, nan=-np.inf)), axis=0)
+        known = ~np.isnan(own).any(axis=0) | (any_of_them > _LIKELY)
+        row[known] = special.logit(any_of_them[known])
+    return out
 
 
 def _check_sources(genes: list[str], regulators: np.ndarray, log_odds: np.ndarray) -> None:
@@ -157,7 +173,12 @@ class GIM(
         screen = self._screen
         dosage = np.asarray(screen["context_dosage"])
         codes = pd.Index(screen["perturbations"]).get_indexer(screen["context_perturbation"])
-        told = screen.get("regulators")
+        told, members = screen.get("regulators"), self._members()
+        if len(members) and intervention == "hard":
+            raise ValueError(
+                "Combinations of drugs need `intervention='shift'`: effects of hard interventions do not add up. Use it, or set up the "
+                "screen without `combination_separator`, so that each combination is a perturbation of its own."
+            )
         with np.errstate(divide="ignore"):
             log_dosage = np.log(dosage) if self._setup_args["dosage_key"] is not None else None
         self.module = self._module_cls(
@@ -172,6 +193,7 @@ class GIM(
             n_hidden=n_hidden,
             measurement=measurement,
             regulators=None if told is None else np.asarray(told, dtype=bool),
+            members=members,
         )
         genes = self.registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"][LayerField.COLUMN_NAMES_KEY]
         self._set_priors([str(gene) for gene in genes], target_prior, network_prior)
@@ -200,6 +222,7 @@ class GIM(
         size_factor_key: str | None = None,
         regulator_key: str | None = None,
         effect_modifier_key: str | None = None,
+        combination_separator: str | None = None,
         **kwargs,
     ) -> None:
         """Register a screen. Only adds fields whose names start with `_scvi`; counts are never changed.
@@ -237,6 +260,11 @@ class GIM(
             are a common part and a deviation of each level, shrunk to none where levels agree; the network is that of all. The
             column shifts expression as well, as a covariate, and need not be given as one. Each level needs control cells; where a
             drug was not measured in a level, effects are carried over from the others. None if effects are the same in all cells.
+        combination_separator
+            Sign that separates the drugs of a combination in the column of perturbations, such as `"+"` for "drug_a+drug_b", and their
+            dosages, in the same order, as text in that of dosages ("1+10"). The effects of a combination are those of its members and an
+            interaction (:meth:`get_interactions`), so that single drugs and combinations tell of each other. The control is no member:
+            "drug_a+control" is drug_a. None if no cell has several drugs, or if each combination is to be a perturbation of its own.
 
         Raises
         ------
@@ -263,7 +291,15 @@ class GIM(
             check_size_factors(adata.obs, size_factor_key)
         fields = [
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
-            ScreenField(perturbation_key, control, dosage_key, drug_embedding_key, regulator_key, effect_modifier_key),
+            ScreenField(
+                perturbation_key,
+                control,
+                dosage_key,
+                drug_embedding_key,
+                regulator_key,
+                effect_modifier_key,
+                combination_separator,
+            ),
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
             CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
             NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
@@ -273,13 +309,27 @@ class GIM(
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
 
+    def _members(self) -> np.ndarray:
+        """Contexts of combinations, each with the context of one of its members, (P, 2)."""
+        screen, combinations = self._screen, self.combinations
+        names, doses = screen["context_perturbation"], np.asarray(screen["context_dosage"])
+        position = {one: context for context, one in enumerate(zip(names, doses.tolist(), strict=True))}
+        found = []
+        for context, name in enumerate(names):
+            for drug, dosage in combinations.get(name, {}).items():
+                known = match_doses(np.array([dosage]), doses)[0]
+                found.append((context, position[drug, float(known)]))
+        return np.asarray(found, dtype=np.int64).reshape(-1, 2)
+
     def _set_priors(self, genes: list[str], targets: pd.DataFrame | None, network: pd.DataFrame | None) -> None:
         """Put what is known beforehand into the module."""
         knowledge = self.module.knowledge
         regulators = np.asarray(self._screen.get("regulators", np.ones(len(genes))), dtype=bool)
         knowledge.regulators.copy_(torch.as_tensor(regulators))
         if targets is not None:
-            known = prior_log_odds(targets, self.perturbations, genes, "target_prior", "perturbations")
+            drugs = self.perturbations[: knowledge.n_drugs]
+            known = prior_log_odds(targets, drugs, genes, "target_prior", "perturbations")
+            known = np.concatenate([known, _of_combinations(known, drugs, self.combinations)])
             knowledge.target_log_odds.copy_(torch.as_tensor(np.nan_to_num(known)))
             knowledge.target_is_known.copy_(torch.as_tensor(~np.isnan(known)))
         if network is not None:

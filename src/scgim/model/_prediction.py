@@ -51,7 +51,7 @@ class PredictionMixin(NewCellsMixin):
             Features, one row a drug: a data frame (index = names, columns as in training) or an array. A row named like
             a measured perturbation uses all that was learned about it, any other row its features, as far as these tell more than
             what the measured drugs have in common. Names of
-            measured perturbations may be given in place of features.
+            measured perturbations may be given in place of features; a combination is predicted at its own dosages.
         dosage
             One dosage, or one a row; several for one drug; None for the median of those measured.
         n_samples
@@ -99,7 +99,7 @@ class PredictionMixin(NewCellsMixin):
         _note_covariates(out.obs, covariates)
         self._warn_beyond_range(out, features.index, n_samples)
         if features.shape[1]:
-            out.uns["drug_embedding"] = features[~features.index.duplicated()]
+            out.uns["drug_embedding"] = features[~features.index.duplicated()].dropna(how="all")  # not of combinations
         return out
 
     def _warn_beyond_range(self, cells: AnnData, names: pd.Index, n_samples: int) -> None:

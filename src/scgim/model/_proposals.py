@@ -111,9 +111,8 @@ class ProposalMixin(LibraryMixin):
         return doses
 
     def _measured_names(self, perturbations: str | Sequence[str] | None) -> list[str]:
-        measured = [
-            name for name, seen in zip(self.perturbations, self._drugs.is_measured.tolist(), strict=True) if seen
-        ]
+        seen = self._drugs.is_measured & self._drugs.is_drug
+        measured = [name for name, own in zip(self.perturbations, seen.tolist(), strict=True) if own]
         names = [perturbations] if isinstance(perturbations, str) else perturbations
         names = measured if names is None else list(dict.fromkeys(map(str, names)))
         unknown = [name for name in names if name not in measured]

@@ -68,7 +68,7 @@ class ReportMixin(ScreenModel):
         self._check_if_trained(warn=False)
         called = pd.DataFrame(
             self.module.knowledge.interventions().target_probs.numpy() > _CALLED, self.perturbations, self.gene_names_
-        )[self._drugs.is_measured]
+        )[self._drugs.is_measured & self._drugs.is_drug]
         tables = {"controls": self._controls_off(), "cut": self._cut_edges()}
         if self.drug_embedding is not None:
             tables["features"] = self._features_table()

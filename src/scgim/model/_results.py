@@ -10,6 +10,7 @@ import pandas as pd
 from scgim._validation import check_interval, check_query_dosage
 from scgim.model._base import ScreenModel
 from scgim.predict._curves import curve_table, usual_log_dosages
+from scgim.predict._interactions import interaction_table
 from scgim.predict._modifiers import modifier_table
 from scgim.predict._sampler import some_seed
 from scgim.predict._totals import total_effects
@@ -201,6 +202,37 @@ class ResultsMixin(ScreenModel):
             raise ValueError("The model was set up without `effect_modifier_key`: effects are the same in all cells.")
         found = self.module.knowledge.interventions()
         return modifier_table(found, self.perturbations, self.gene_names_, self._covariates.levels)
+
+    def get_interactions(self) -> pd.DataFrame:
+        """What each measured combination of drugs does beside the sum of what its members do, gene by gene, with a test.
+
+        Effects are direct ones, given the parents of a gene, so that what follows downstream from an interaction is none. The expectation
+        of a combination is by all other cells: those of its members alone, and of the other combinations in which they are. The error
+        holds those of both sides, and what combinations and their sums usually are apart by. Where a drug was never given alone, or at
+        other dosages only, little is expected, and the error is large.
+
+        Returns
+        -------
+        One row a combination and gene, the smallest p-value first: `perturbation` (name of the combination among
+        `model.perturbations`), `gene`, `observed` and `expected` effect, their difference `interaction` and its standard `error` if there
+        is none, `z`, `p_value` (two-sided) and `p_adjusted` (Benjamini and Hochberg, over all rows).
+
+        Raises
+        ------
+        ValueError
+            The model was set up without `combination_separator`.
+
+        Examples
+        --------
+        >>> table = model.get_interactions()
+        >>> table[table["p_adjusted"] < 0.05]
+        """
+        self._check_if_trained(warn=False)
+        if not self.combinations:
+            raise ValueError(
+                "The model was set up without `combination_separator`: it knows no combinations of drugs to compare with their members."
+            )
+        return interaction_table(self.module.knowledge, self.perturbations, self.gene_names_)
 
     def get_dose_response(
         self,

@@ -216,7 +216,7 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
             BatchLoader(cells.take(course.indices[0]), max(course.batch_size, _FIRST_BATCH), shuffle=False),
             course,
             features=None if self.drug_embedding is None else self._drugs.features,
-            measured=torch.as_tensor(self._drugs.is_measured),
+            measured=torch.as_tensor(self._drugs.is_measured & self._drugs.is_drug),
             names=Names(self.gene_names_, self.perturbations),
             descend=partial(self._descend, course, arguments),
             seed=0 if settings.seed is None else settings.seed,

@@ -40,13 +40,15 @@ class WhatIfMixin(ScreenModel):
 
         Interventions are united: the targets of each drug are drawn, and on a gene that several drugs act on their
         effects add up (on the log scale, for counts). With hard interventions a target of any of them loses its
-        parents. Drugs that compete for a target or change each other's uptake are beyond this.
+        parents. Drugs that compete for a target or change each other's uptake are beyond this, unless the combination
+        was measured at these dosages (`combination_separator` of :meth:`setup_anndata`): then it has the means that were
+        seen, shrunk by their errors.
 
         Parameters
         ----------
         combinations
             The dosage of each drug by its name, `{"drug_a": 1.0, "drug_b": 0.5}`, or a list of such mappings. An empty
-            mapping stands for control cells.
+            mapping stands for control cells; 1.0 is the dosage in a screen without dosages.
         drug_embedding
             Features of the drugs that were not measured, one row a drug.
         n_samples

@@ -73,6 +73,8 @@ class GIMModule(PyroBaseModuleClass):
         Level of the effect modifier of each context, shape (K,); None or empty if effects have none.
     regulators
         Genes that may be parents, boolean (d,); None for all.
+    members
+        Contexts of combinations of drugs, each with the context of one of its members, shape (P, 2); None without combinations.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class GIMModule(PyroBaseModuleClass):
         measurement: str = "direct",
         level: NDArray | None = None,
         regulators: NDArray | None = None,
+        members: NDArray | None = None,
     ):
         super().__init__()
         self.measurement = measurement
@@ -107,7 +110,8 @@ class GIMModule(PyroBaseModuleClass):
         codes = torch.as_tensor(np.asarray(group), dtype=torch.long)
         doses = None if log_dosage is None else torch.as_tensor(np.asarray(log_dosage)).double()
         levels = None if level is None or not len(level) else torch.as_tensor(np.asarray(level), dtype=torch.long)
-        self.knowledge = Knowledge(codes, doses, n_genes, levels)
+        together = None if members is None else torch.as_tensor(np.asarray(members), dtype=torch.long)
+        self.knowledge = Knowledge(codes, doses, n_genes, levels, together)
         self.states = StatesOfCells(n_genes, n_contexts, n_covariates)
 
     @property

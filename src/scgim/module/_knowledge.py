@@ -36,9 +36,19 @@ class Knowledge(nn.Module):
         Number of genes d.
     level
         Level of the effect modifier of each context, shape (K,); None if effects have none.
+    members
+        Contexts of combinations of drugs, each with the context of one of its members, shape (P, 2); None without combinations, whose
+        perturbations are the last.
     """
 
-    def __init__(self, group: Tensor, log_dosage: Tensor | None, n_genes: int, level: Tensor | None = None):
+    def __init__(
+        self,
+        group: Tensor,
+        log_dosage: Tensor | None,
+        n_genes: int,
+        level: Tensor | None = None,
+        members: Tensor | None = None,
+    ):
         super().__init__()
         k, u, d = len(group), int(group.max()) + 1, n_genes
         self.has_dosage = log_dosage is not None
@@ -69,6 +79,13 @@ class Knowledge(nn.Module):
                 self.register_buffer(f"level_{name}", torch.zeros(u, self.n_levels, *own, d, dtype=torch.float64))
             self.register_buffer("level_mean", torch.zeros(self.n_levels, d, dtype=torch.float64))
             self.register_buffer("transfer_settings", torch.tensor(_TRANSFER, dtype=torch.float64))
+        # which contexts are of several drugs; the model knows it from its registry, also where it is loaded
+        pairs = torch.zeros(0, 2, dtype=torch.long) if members is None else members
+        self.register_buffer("members", pairs, persistent=False)
+        if len(pairs):  # what each does beside the sum of its members, and the variance of that by chance
+            for name in ("interaction", "interaction_var"):
+                own = torch.zeros(len(self.combined), d, dtype=torch.float64)
+                self.register_buffer(name, own)
         self.register_buffer("edge_probs", torch.zeros(d, d, dtype=torch.float64))
         self.register_buffer("weight_sd", torch.zeros(d, d, dtype=torch.float64))
         # estimates of what each context does given the parents, and their precision; what the generator learns from
@@ -83,6 +100,22 @@ class Knowledge(nn.Module):
     def treated(self) -> Tensor:
         """Contexts that are not the control, boolean (K,)."""
         return self.group >= 0
+
+    @property
+    def combined(self) -> Tensor:
+        """Contexts of combinations of drugs, in order, (C,), on the CPU."""
+        return torch.unique(self.members.cpu()[:, 0])
+
+    @property
+    def n_drugs(self) -> int:
+        """Number of perturbations that are no combinations; these come first."""
+        return int(self.group.cpu()[self.combined].min()) if len(self.members) else len(self.emax)
+
+    @property
+    def of_one_drug(self) -> Tensor:
+        """Treated contexts that are of no combination, boolean (K,), on the CPU."""
+        group = self.group.cpu()
+        return (group >= 0) & (group < self.n_drugs)
 
     def told_regulators(self) -> np.ndarray | None:
         """Genes that may be parents of others, boolean (d,); None if all may."""
@@ -182,6 +215,13 @@ class Knowledge(nn.Module):
         self.response_precision.fill_(NO_PRECISION)
         self.response[contexts] = estimates.to(self.response)
         self.response_precision[contexts] = precision.to(self.response)
+
+    @torch.no_grad()
+    def note_interactions(self, contexts: Tensor, interaction: Tensor, variance: Tensor) -> None:
+        """Keep what some combinations (contexts, (k,)) do beside the sum of their members, and its variance by chance, both (k, d)."""
+        row = torch.searchsorted(self.combined, contexts)
+        self.interaction.zero_()[row] = interaction.to(self.interaction)
+        self.interaction_var.fill_(math.inf)[row] = variance.to(self.interaction)
 
     @torch.no_grad()
     def note_drift(self, drift: Tensor) -> None:

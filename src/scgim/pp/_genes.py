@@ -17,11 +17,15 @@ from scgim._validation import (
     check_key,
     check_matrix_type,
     check_perturbations,
+    in_combinations,
     matrix_name,
+    separate_combinations,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from scgim._validation import Members
 
 _LEVEL = 0.05  # of the false discovery rate: convention
 _MIN_CONTROLS = 10  # of a batch, for a variance of its own: convention
@@ -36,6 +40,7 @@ def select_genes(
     control: str = "control",
     dosage_key: str | None = "dosage",
     batch_key: str | None = None,
+    combination_separator: str | None = None,
     layer: str | None = None,
     keep: Sequence[str] = (),
     min_cells: int = 10,
@@ -61,6 +66,8 @@ def select_genes(
         Column of `adata.obs` with the doses; None for one dose.
     batch_key
         Column of `adata.obs` within whose levels contexts are compared.
+    combination_separator
+        Sign between the drugs of a combination, as in :meth:`scgim.model.GIM.setup_anndata`; needed where dosages are given as "1+10".
     layer
         Layer with the counts, in place of `adata.X`.
     keep
@@ -85,7 +92,8 @@ def select_genes(
         that of `keep`, or below 2.
     """
     X, size_factors = _raw_counts(adata, layer)
-    is_control, context, batch = _design(adata, perturbation_key, control, dosage_key, batch_key)
+    of_cells = separate_combinations(adata.obs, perturbation_key, control, dosage_key, combination_separator)
+    is_control, context, batch = _design(adata, *of_cells, perturbation_key, control, dosage_key, batch_key)
     for gene in keep:
         check_key(gene, adata.var_names, where="adata.var_names", argument="keep")
     f, p = _response(sparse.csr_matrix(X.multiply(1 / size_factors[:, None])).log1p(), context, batch)
@@ -118,11 +126,17 @@ def _raw_counts(adata: AnnData, layer: str | None) -> tuple[sparse.csr_matrix, n
 
 
 def _design(
-    adata: AnnData, perturbation_key: str, control: str, dosage_key: str | None, batch_key: str | None
+    adata: AnnData,
+    obs: pd.DataFrame,
+    combinations: dict[str, Members],
+    perturbation_key: str,
+    control: str,
+    dosage_key: str | None,
+    batch_key: str | None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each cell: whether it is a control, the code of its context, the code of its batch."""
-    labels = check_perturbations(adata.obs, perturbation_key, control)
-    dosage = check_dosage(adata.obs, dosage_key, perturbation_key, control)
+    labels = check_perturbations(obs, perturbation_key, control, in_combinations(combinations))
+    dosage = check_dosage(obs, dosage_key, perturbation_key, control)
     context = pd.MultiIndex.from_arrays([labels, dosage]).factorize()[0]
     batch = np.zeros(adata.n_obs, dtype=np.int64)
     if batch_key is not None:

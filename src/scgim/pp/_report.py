@@ -51,6 +51,7 @@ class Screen:
     labels: pd.Categorical
     covariate_keys: list[str] = field(default_factory=list)
     effect_modifier_key: str | None = None
+    combinations: dict[str, dict[str, float]] = field(default_factory=dict)
     dosage: np.ndarray | None = None
     is_plate: bool = False
 

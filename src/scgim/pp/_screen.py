@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from scgim._backed import readable
 from scgim._validation import (
@@ -17,11 +18,14 @@ from scgim._validation import (
     check_matrix_type,
     check_nonempty,
     check_perturbations,
+    in_combinations,
+    inseparable_drugs,
     iterate_blocks,
     matrix_name,
     odd_labels,
     quote_some,
     resolve_embedding,
+    separate_combinations,
 )
 from scgim.pp._confounding import batches, covariates, positions
 from scgim.pp._levels import levels
@@ -30,8 +34,6 @@ from scgim.pp._report import FAIL, Checks, Row, Screen, attempt, passes, row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-
-    from anndata import AnnData
 
 # What a screen is told about. Conventions, most of them explained in the advice that goes with them.
 _MANY_COUNTS = 500  # of an observation that may be a well
@@ -55,6 +57,7 @@ def check_screen(
     batch_key: str | None = None,
     categorical_covariate_keys: Sequence[str] | None = None,
     effect_modifier_key: str | None = None,
+    combination_separator: str | None = None,
     layer: str | None = None,
 ) -> pd.DataFrame:
     """Table of what in a screen's design helps or hinders a fit, with advice.
@@ -77,6 +80,8 @@ def check_screen(
         Columns of `adata.obs` that are to be covariates of the model.
     effect_modifier_key
         Column of `adata.obs` in whose levels, such as cell lines, effects may differ; a covariate as well.
+    combination_separator
+        Sign between the drugs of a combination, and between their dosages; None if no cell has several drugs.
     layer
         Layer with the counts, in place of `adata.X`.
 
@@ -109,6 +114,10 @@ def check_screen(
     Effects cannot be told from those of covariates where the design leaves a sum of effects of covariates free that
     is constant within all contexts and differs between a context and the controls.
     """
+    plain, combinations = separate_combinations(adata.obs, perturbation_key, control, dosage_key, combination_separator)
+    if combinations:  # the same cells, each combination under one name
+        obs = adata.obs.assign(**{name: plain[name] for name in plain})
+        adata = AnnData(adata.X, obs=obs, var=adata.var, uns=adata.uns, obsm=adata.obsm, layers=adata.layers)
     labels = _labels(adata, perturbation_key, control)
     if batch_key is not None:
         check_key(batch_key, adata.obs.columns, where="adata.obs", argument="batch_key")
@@ -130,6 +139,7 @@ def check_screen(
         labels,
         list(keys),
         effect_modifier_key,
+        combinations,
     )
     screen.is_plate = _is_plate(screen)
     rows: list[Row] = []
@@ -238,9 +248,13 @@ def _observations(screen: Screen) -> Iterator[Row]:
     yield row(f"control {unit}s", n, few if n < _MIN_CONTROLS[screen.is_plate] else "")
     counts = pd.Series(screen.labels[~screen.is_control]).value_counts()
     counts = counts[counts > 0]
-    single = sorted(counts.index[counts == 1])
+    single = sorted(set(counts.index[counts == 1]) - in_combinations(screen.combinations))
     advice = f"{quote_some(single)} have a single {unit}. Leave them out."
     yield row("perturbations", len(counts), advice if single else "", verdict=FAIL)
+    if screen.combinations:
+        alike = inseparable_drugs(screen.combinations, set(counts.index) - set(screen.combinations))
+        advice = f"{quote_some(alike)} were only given together: what each of them does cannot be told."
+        yield row("combinations", len(screen.combinations), advice if alike else "")
     where = f"adata.obs[{screen.perturbation_key!r}]"
     odd = odd_labels(screen.labels.categories, screen.control, where)
     yield row("labels", "look odd" if odd else "ok", " ".join(odd))
@@ -256,7 +270,8 @@ def _doses(screen: Screen) -> Iterator[Row]:
         return
     screen.dosage = dosage
     treated = pd.DataFrame({"drug": screen.labels.astype(object), "dose": dosage})[~screen.is_control]
-    n_doses = treated.groupby("drug")["dose"].nunique()
+    alone = treated[~treated["drug"].isin(screen.combinations)]
+    n_doses = (treated if alone.empty else alone).groupby("drug")["dose"].nunique()
     value = (
         f"{n_doses.min()} to {n_doses.max()} a drug" if n_doses.min() != n_doses.max() else f"{n_doses.min()} a drug"
     )
@@ -279,6 +294,15 @@ def _doses(screen: Screen) -> Iterator[Row]:
     )
 
 
+def _labels_of_drugs(screen: Screen) -> pd.Categorical:
+    """Labels of all cells, those of combinations, which have no features of their own, as controls."""
+    if not screen.combinations:
+        return screen.labels
+    labels = pd.Series(np.asarray(screen.labels, dtype=object))
+    drugs = (set(labels) | in_combinations(screen.combinations)) - set(screen.combinations)
+    return pd.Categorical(labels.mask(labels.isin(screen.combinations), screen.control), categories=sorted(drugs))
+
+
 def _features(screen: Screen) -> Iterator[Row]:
     key = screen.drug_embedding_key
     if key is None:
@@ -286,7 +310,7 @@ def _features(screen: Screen) -> Iterator[Row]:
         return
     checked, frame = attempt(
         "features",
-        lambda: resolve_embedding(screen.adata, key, screen.labels, control=screen.control),
+        lambda: resolve_embedding(screen.adata, key, _labels_of_drugs(screen), control=screen.control),
     )
     if frame is None:
         yield checked

@@ -7,24 +7,55 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from scgim._validation import check_column, check_dosage, check_perturbations, quote_some
+from scgim._validation import (
+    check_column,
+    check_dosage,
+    check_perturbations,
+    in_combinations,
+    quote_some,
+    separate_combinations,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from anndata import AnnData
 
-_MODES = ("drugs", "doses", "highest_dose", "levels")
+    from scgim._validation import Members
+
+_MODES = ("drugs", "doses", "highest_dose", "levels", "combinations")
 
 
-def _held_out_drugs(contexts: pd.DataFrame, fraction: float, rng: np.random.Generator) -> pd.Series:
-    drugs = contexts["perturbation"].unique()
+def _held_out_drugs(
+    contexts: pd.DataFrame, fraction: float, rng: np.random.Generator, combinations: dict[str, Members]
+) -> pd.Series:
+    """Contexts of some drugs, alone or together with others."""
+    members = [list(combinations.get(name, [name])) for name in contexts["perturbation"]]
+    drugs = np.array(sorted({drug for own in members for drug in own}), dtype=object)
     if len(drugs) < 2:
         raise ValueError(
             f"Only {drugs[0]!r} was measured; holding out a drug needs at least two. Use hold_out='doses'."
         )
     n_held_out = min(max(1, round(fraction * len(drugs))), len(drugs) - 1)
-    return contexts["perturbation"].isin(rng.choice(drugs, n_held_out, replace=False))
+    held_out = set(rng.choice(drugs, n_held_out, replace=False))
+    out = pd.Series([not held_out.isdisjoint(own) for own in members], contexts.index)
+    if out.all():
+        raise ValueError(
+            "All contexts hold one of the drugs that would be held out, alone or in a combination. Lower `fraction`, or name drugs."
+        )
+    return out
+
+
+def _held_out_combinations(
+    contexts: pd.DataFrame, fraction: float, rng: np.random.Generator, combinations: dict[str, Members]
+) -> np.ndarray:
+    together = contexts.index[contexts["perturbation"].isin(combinations)]
+    if not len(together):
+        raise ValueError(
+            "No cell has several drugs, so no combination can be held out. Name the `combination_separator`."
+        )
+    n_held_out = min(max(1, round(fraction * len(together))), len(together))
+    return contexts.index.isin(rng.choice(together, n_held_out, replace=False))
 
 
 def _need_doses(contexts: pd.DataFrame) -> pd.DataFrame:
@@ -79,13 +110,15 @@ def _held_out_names(contexts: pd.DataFrame, names: Iterable, control: str) -> np
 
 def split_by_context(
     adata: AnnData,
-    hold_out: Literal["drugs", "doses", "highest_dose", "levels"] | Iterable[str | tuple[str, float]] = "drugs",
+    hold_out: Literal["drugs", "doses", "highest_dose", "levels", "combinations"]
+    | Iterable[str | tuple[str, float]] = "drugs",
     *,
     fraction: float = 0.2,
     perturbation_key: str = "perturbation",
     control: str = "control",
     dosage_key: str | None = "dosage",
     effect_modifier_key: str | None = None,
+    combination_separator: str | None = None,
     seed: int = 0,
     key_added: str = "split",
 ) -> None:
@@ -103,14 +136,18 @@ def split_by_context(
         `"drugs"`: a random `fraction` of the drugs, with all their doses (unseen drugs). `"doses"`: a random `fraction` of
         all contexts, at least one dose of each drug staying in training (unseen doses). `"highest_dose"`: the largest dose of
         every drug that has several. `"levels"`: each drug in a random `fraction` of the levels of `effect_modifier_key` in which it was
-        measured, such as cell lines, but not in all (drugs in lines of which they saw others). Or names: a list of drugs, or of tuples
-        (drug, dose).
+        measured, such as cell lines, but not in all (drugs in lines of which they saw others). `"combinations"`: a random `fraction` of the
+        combinations of drugs. Or names: a list of drugs (or combinations, as :attr:`scgim.model.GIM.perturbations` names them), or of
+        tuples (drug, dose).
     fraction
-        Share held out, in (0, 1), for `"drugs"`, `"doses"` and `"levels"`; at least one is held out.
+        Share held out, in (0, 1), for `"drugs"`, `"doses"`, `"levels"` and `"combinations"`; at least one is held out.
     perturbation_key, control, dosage_key
         Column of perturbations in obs, its category for controls, and column of doses (`None`: one dose).
     effect_modifier_key
         Column of levels in obs, for `"levels"`.
+    combination_separator
+        Sign between the drugs of a combination, as in :meth:`scgim.model.GIM.setup_anndata`. A drug that is held out by `"drugs"` is so in all
+        its combinations.
     seed
         Seed of the random choice.
     key_added
@@ -129,8 +166,9 @@ def split_by_context(
     >>> scgim.pp.split_by_context(adata, "drugs", fraction=0.25)
     >>> train = adata[adata.obs["split"] == "train"].copy()
     """
-    perturbations = check_perturbations(adata.obs, perturbation_key, control)
-    dosage = check_dosage(adata.obs, dosage_key, perturbation_key, control)
+    obs, combinations = separate_combinations(adata.obs, perturbation_key, control, dosage_key, combination_separator)
+    perturbations = check_perturbations(obs, perturbation_key, control, in_combinations(combinations))
+    dosage = check_dosage(obs, dosage_key, perturbation_key, control)
     cells = pd.DataFrame({"perturbation": perturbations.astype(object), "dosage": dosage})
     if not 0 < fraction < 1:
         raise ValueError(f"Expected `fraction` between 0 and 1, found {fraction!r}.")
@@ -156,7 +194,9 @@ def split_by_context(
     if not isinstance(hold_out, str):
         held_out = _held_out_names(contexts, hold_out, control)
     elif hold_out == "drugs":
-        held_out = _held_out_drugs(contexts, fraction, rng)
+        held_out = _held_out_drugs(contexts, fraction, rng, combinations)
+    elif hold_out == "combinations":
+        held_out = _held_out_combinations(contexts, fraction, rng, combinations)
     elif hold_out == "doses":
         held_out = _held_out_doses(contexts, fraction, rng)
     else:

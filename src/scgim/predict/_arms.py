@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scgim._constants import REGISTRY
+from scgim.interventions._combinations import together
 from scgim.interventions._draws import draw_effects
 
 if TYPE_CHECKING:
@@ -121,6 +122,10 @@ class Arms:
         missed = torch.log1p(-chosen.target_probs.clamp_max(1 - _TINY))
         effects, missed = self._sum(chosen.mean(self.log_dosage)), self._sum(missed)
         return effects, -torch.expm1(missed)
+
+    def united(self) -> Interventions:
+        """What is known of each arm, as if it were one drug that does the same at any dosage."""
+        return together(self.interventions.rows(self.drug), self.log_dosage, self.arm, len(self))
 
     def _together(self, effects: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return self._sum(effects), self._sum(targets.to(effects)) > 0

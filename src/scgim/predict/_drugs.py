@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from scgim.module import GIMModule
 
 Combination = Mapping[str, float]
+_SAME_DOSE = 1e-4  # relative; doses that went through files are rounded
 
 
 class Query(NamedTuple):
@@ -63,6 +64,8 @@ class Drugs:
         Training cells of each perturbation, in the order of the module.
     control
         Name of the control.
+    combinations
+        Dosage of each drug of each measured combination, by the name of the combination, which is one of the perturbations.
     """
 
     module: GIMModule
@@ -70,6 +73,7 @@ class Drugs:
     embedding: pd.DataFrame | None
     n_cells: pd.Series
     control: str
+    combinations: Mapping[str, Combination] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -78,8 +82,15 @@ class Drugs:
 
     @property
     def is_measured(self) -> np.ndarray:
-        """Which perturbations of the registered screen had cells to train on."""
-        return self.n_cells.to_numpy() > 0
+        """Which perturbations of the registered screen had cells to train on; drugs that were given, alone or together with others."""
+        own = self.n_cells > 0
+        given = {drug for name, drugs in self.combinations.items() if own[name] for drug in drugs}
+        return (own | own.index.isin(given)).to_numpy()
+
+    @property
+    def is_drug(self) -> np.ndarray:
+        """Which perturbations are single drugs, and no combinations."""
+        return ~self.n_cells.index.isin(self.combinations)
 
     @property
     def features(self) -> Tensor:
@@ -105,7 +116,7 @@ class Drugs:
 
     @property
     def _measured_codes(self) -> Tensor:
-        return torch.as_tensor(np.flatnonzero(self.is_measured))
+        return torch.as_tensor(np.flatnonzero(self.is_measured & self.is_drug))
 
     def query(self, drugs: Any, dosage: Any) -> Query:
         """What is known of the rows asked for; the median measured dosage where none is given."""
@@ -113,7 +124,7 @@ class Drugs:
         columns = None if known is None else known.columns.tolist()
         features = check_query_embedding(drugs, columns, self.names)
         if known is not None and not features.shape[1]:  # measured perturbations, given by name
-            features = known.loc[features.index]
+            features = known.reindex(features.index)  # combinations have none
         if dosage is None:  # a measured one: between two that are, a curve is less certain
             dosage = float(np.quantile(self.contexts.get_level_values("dosage"), 0.5, method="inverted_cdf"))
         if len(features) == 1 and np.size(dosage) > 1:  # one drug at several doses
@@ -124,7 +135,14 @@ class Drugs:
         return Query(features, dosages, log_dosage, self.interventions(features))
 
     def interventions(self, features: pd.DataFrame) -> Interventions:
-        """What is known of each row: of measured perturbations by name, of others by their features."""
+        """What is known of each row: of measured perturbations by name, of others by their features, of other combinations by their members."""
+        unmeasured = features.index.isin(set(self.n_cells.index[~self.is_measured & ~self.is_drug]))
+        if unmeasured.any():
+            found = [self.combined([self.combinations[name]], None).united() for name in features.index[unmeasured]]
+            if (~unmeasured).any():
+                found.append(self.interventions(features[~unmeasured]))
+            order = np.argsort(np.concatenate([np.flatnonzero(unmeasured), np.flatnonzero(~unmeasured)]))
+            return Interventions.stack(found).rows(torch.as_tensor(order))
         code = pd.Index(self.names).get_indexer(features.index)
         measured = self.module.knowledge.interventions()
         untrained = (code >= 0) & ~self.is_measured[code]
@@ -174,9 +192,15 @@ class Drugs:
             raise ValueError(
                 "`combinations` must be a mapping {'drug': dosage}, or a list of at least one such mapping."
             )
-        given = [(str(drug), dosage, k) for k, c in enumerate(combinations) for drug, dosage in c.items()]
-        dosages = check_query_dosage([dosage for _, dosage, _ in given], len(given)) if given else np.zeros(0)
-        given = [g for g, dosage in zip(given, dosages, strict=True) if dosage > 0]
+        named = [(str(drug), dosage, k) for k, c in enumerate(combinations) for drug, dosage in c.items()]
+        dosages = check_query_dosage([dosage for _, dosage, _ in named], len(named)) if named else np.zeros(0)
+        parts: list[dict[str, float]] = [{} for _ in combinations]
+        for (drug, _, k), dosage in zip(named, dosages.tolist(), strict=True):
+            if dosage > 0:
+                parts[k][drug] = dosage
+        # a combination that was measured is known by its own cells
+        parts = [self._as_measured(own) for own in parts]
+        given = [(drug, dosage, k) for k, own in enumerate(parts) for drug, dosage in own.items()]
         drugs = list(dict.fromkeys(drug for drug, _, _ in given))
         return Arms(
             names=["+".join(map(str, c)) or self.control for c in combinations],
@@ -186,9 +210,20 @@ class Drugs:
             log_top=self._log_top(drugs),
             is_new=self._is_new(drugs),
             drug=torch.as_tensor(pd.Index(drugs).get_indexer([d for d, _, _ in given])),
-            log_dosage=torch.as_tensor(np.log(dosages[dosages > 0])),
+            log_dosage=torch.as_tensor(np.log([dosage for _, dosage, _ in given])),
             arm=torch.tensor([k for _, _, k in given], dtype=torch.long),
         )
+
+    def _as_measured(self, drugs: dict[str, float]) -> dict[str, float]:
+        """Drugs and their dosages, or the combination of these that was measured and its dosage."""
+        if len(drugs) < 2 or not self.combinations:
+            return drugs
+        own = pd.Series(drugs).sort_index()
+        for name, n_cells in self.n_cells[~self.is_drug].items():
+            measured = pd.Series(self.combinations[name]).sort_index()
+            if n_cells and measured.index.equals(own.index) and np.allclose(measured, own, rtol=_SAME_DOSE, atol=0):
+                return {name: float(measured.max())}
+        return drugs
 
     def _of_each(self, drugs: list[str], drug_embedding: pd.DataFrame | None) -> Interventions:
         """What is known of drugs by name; `drug_embedding` has the features of those that were not measured."""
