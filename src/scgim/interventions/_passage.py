@@ -57,7 +57,6 @@ class Passage:
             "jpk,jp->kj", self.moved.square()[self.parents], self.slopes.square() if proportional else self.mask
         )
 
-
     def fit(self, left: Tensor, precision: Tensor, departure_var: float, *, proportional: bool = False) -> Departures:
         """Departures, or shares of the slopes, that explain what is `left` (K, d), known to the `precision` (K, d)."""
         n_genes, width = self.parents.shape
