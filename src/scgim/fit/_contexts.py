@@ -37,9 +37,10 @@ class Means(NamedTuple):
 
 
 class Drift(NamedTuple):
-    """What measured contexts need beside, (K, d), and the log means that they then have, and the errors of these."""
+    """What measured contexts need beside and the variance of its error, both (K, d), and the log means that they then have."""
 
     added: Tensor
+    error_var: Tensor
     means: Means
 
 
@@ -57,8 +58,8 @@ def match_contexts(module: GIMModule, loader: BatchLoader) -> Drift:
     infinite, in contexts of controls and those without cells.
     """
     shape = (len(module.group), len(module.centre))
-    found = [torch.zeros(shape, dtype=torch.float64) for _ in range(3)]
-    found[2] += torch.inf
+    found = [torch.zeros(shape, dtype=torch.float64) for _ in range(4)]
+    found[3] += torch.inf
     context = loader.context.cpu()
     treated = torch.nonzero(module.treated.cpu())[:, 0]
     n = cells_each(shape[1], len(treated))
@@ -71,7 +72,7 @@ def match_contexts(module: GIMModule, loader: BatchLoader) -> Drift:
         codes, cells = zip(*known[start : start + step], strict=True)
         for part, value in zip(found, _match_observed(module, loader, list(cells), n, controls), strict=True):
             part[list(codes)] = value
-    return Drift(found[0], Means(*found[1:]))
+    return Drift(*found[:2], Means(*found[2:]))
 
 
 def cells_each(n_genes: int, n_contexts: int) -> int:
@@ -81,8 +82,8 @@ def cells_each(n_genes: int, n_contexts: int) -> int:
 
 def _match_observed(
     module: GIMModule, loader: BatchLoader, rows: list[Tensor], n: int, controls: Controls
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Drift of contexts of which some cells are given, log means and their errors, each (G, d); about n cells are drawn of each.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Drift of contexts of which some cells are given and its error variance, log means and their errors, each (G, d); about n cells are drawn of each.
 
     Means are compared by those of log1p, which a few large counts do not sway, and beside what drawn and observed control cells differ by in
     the same: a likelihood that is not quite that of the data is no effect of a drug.
@@ -110,13 +111,15 @@ def _match_observed(
         own = torch.maximum(error[:, genes], _error(mean, spread, n_own, enough)).square()
         noise = own * (1 + n_own / n_drawn[:, None])  # of the observed cells, and of those that are drawn
         typical = log_typical(mean, enough)
-        return (
-            drawn + drawn_between(observed[:, genes], typical, unchanged[:, genes].expand_as(typical), noise) - typical
+        between, error_var[:, genes] = drawn_between(
+            observed[:, genes], typical, unchanged[:, genes].expand_as(typical), noise
         )
+        return drawn + between - typical
 
+    error_var = torch.zeros_like(error)
     effects = draw_effects(module, cells["context"].cpu())
     drift, log_mean = match_means(module, cells, context, effects, wanted, enough)
-    return drift, log_mean, error
+    return drift, error_var, log_mean, error
 
 
 class Controls(NamedTuple):

@@ -48,7 +48,7 @@ def match_continuous(module: GIMModule, loader: BatchLoader) -> Tensor:
     seen = observed.seen | alone.seen
     shift, precision = (values[seen] for values in over_contexts(alone, observed))
     fitted = known.interventions().rows(group[seen]).mean(log_dosage[seen]) @ carry
-    wanted = drawn_between(shift, fitted, torch.zeros_like(fitted), 1 / precision)
+    wanted, _ = drawn_between(shift, fitted, torch.zeros_like(fitted), 1 / precision)
     added = torch.zeros_like(moved.mean)
     added[seen] = torch.linalg.solve(carry.T, (wanted - fitted).T).T
     return added

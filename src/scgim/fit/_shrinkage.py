@@ -19,7 +19,7 @@ def shrunken(difference: Tensor, noise: Tensor) -> Tensor:
     return difference * kept
 
 
-def drawn_between(values: Tensor, first: Tensor, second: Tensor, noise: Tensor) -> Tensor:
+def drawn_between(values: Tensor, first: Tensor, second: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     r"""Values (K, d), the variance of whose errors is `noise`, shrunk to two centres, and what lies between the results.
 
     .. math:: w\, f_1(y) + (1 - w)\, f_2(y)
@@ -27,6 +27,10 @@ def drawn_between(values: Tensor, first: Tensor, second: Tensor, noise: Tensor) 
     Where:
         - :math:`f_1, f_2`: values shrunk to the first and to the second centre (:func:`shrunken`), which err in different ways
         - :math:`w`: the share, between 0 and 1, of the least risk by Stein's estimate, in units of the noise, over all values
+
+    Returns
+    -------
+    What lies between, and the variance of its error by Tweedie's formula, the noise times how fast it grows with y, both (K, d).
     """
     noise = noise.clamp_min(_TINY)
     (kept, slope), (kept_too, slope_too) = (_least_risk(values - centre, noise) for centre in (first, second))
@@ -34,7 +38,8 @@ def drawn_between(values: Tensor, first: Tensor, second: Tensor, noise: Tensor) 
     apart = away - (1 - kept) * (values - first)
     risk = (away * apart / noise - (slope - slope_too)).sum() / (apart.square() / noise).sum().clamp_min(_TINY)
     share = float(risk.clamp(0.0, 1.0))
-    return values - away + share * apart
+    growth = share * slope + (1 - share) * slope_too
+    return values - away + share * apart, noise * growth.clamp(0.0, 1.0)
 
 
 def _least_risk(difference: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -70,6 +70,7 @@ class Knowledge(nn.Module):
             self.register_buffer(name, torch.zeros(u, d, dtype=torch.float64))
         self.register_buffer("grid", dose_grid(self.context_log_dosage()[self.treated]))
         self.register_buffer("background", torch.zeros(u, len(self.grid), d, dtype=torch.float64))
+        self.register_buffer("background_sd", torch.zeros(u, d, dtype=torch.float64))
         # the same in each level of the effect modifier; empty without one
         self.n_levels = 0 if level is None else int(level.max()) + 1
         self.register_buffer("level", level)
@@ -164,7 +165,8 @@ class Knowledge(nn.Module):
         direct = {name: getattr(self, name).cpu() for name in DIRECT_FIELDS}
         of_levels = (getattr(self, f"level_{name}").cpu() for name in LEVEL_FIELDS) if self.n_levels else ()
         levels = LevelEffects(*of_levels) if self.n_levels else None
-        return Interventions(**direct, background=self.background.cpu(), grid=self.grid.cpu(), levels=levels)
+        background, sd = self.background.cpu(), self.background_sd.cpu()
+        return Interventions(**direct, background=background, background_sd=sd, grid=self.grid.cpu(), levels=levels)
 
     def responses(self, carry: Tensor) -> Responses:
         """What was measured in the treated contexts that had training cells."""
@@ -224,12 +226,19 @@ class Knowledge(nn.Module):
         self.interaction_var.fill_(math.inf)[row] = variance.to(self.interaction)
 
     @torch.no_grad()
-    def note_drift(self, drift: Tensor) -> None:
-        """Add what contexts need beside (K, d) to what drugs do at the doses, and in the levels, in which they were measured."""
+    def note_drift(self, drift: Tensor, error_var: Tensor | None = None) -> None:
+        """Add what contexts need beside, and the variance of its error, both (K, d), to what drugs do at the doses, and in the levels, in which they were measured.
+
+        The error of what is a direct effect is that of the effect already.
+        """
         seen = self.treated.cpu() & (self.response_precision.cpu().amax(1) > NO_PRECISION)
         group, log_dosage, grid = self.group.cpu()[seen], self.context_log_dosage().cpu()[seen], self.grid.cpu()
         n_drugs, level = len(self.emax), self.context_level()
         self.background += on_grid(drift[seen], group, log_dosage, grid, n_drugs).to(self.background)
+        if error_var is not None:
+            total = torch.zeros(n_drugs, drift.shape[1], dtype=torch.float64).index_add_(0, group, error_var[seen])
+            mean = total / torch.bincount(group, minlength=n_drugs).clamp_min(1)[:, None]
+            self.background_sd.copy_((mean * (1 - self.target_probs.cpu())).sqrt())
         if level is not None:
             unit = group * self.n_levels + level[seen]
             own = on_grid(drift[seen], unit, log_dosage, grid, n_drugs * self.n_levels)
@@ -263,5 +272,6 @@ class Knowledge(nn.Module):
         for name in DIRECT_FIELDS:
             getattr(self, name).zero_()[perturbations] = getattr(found, name).to(self.background)
         self.background.zero_()[perturbations] = found.background.to(self.background)
+        self.background_sd.zero_()
         for name in LEVEL_FIELDS if found.levels is not None else ():
             getattr(self, f"level_{name}").zero_()[perturbations] = getattr(found.levels, name).to(self.background)
