@@ -40,3 +40,12 @@ def test_changes_of_most_genes_are_in_drawn_cells():
     model = fit(change, mean=5.0, n=80)
     found = model.get_total_effects(n_samples=2000).to_numpy()
     assert ((found - change) ** 2).mean() < 0.1 * (change**2).mean()
+
+
+def test_intervals_of_measured_drugs_have_the_noise_of_their_cells():
+    """Twenty cells of five counts tell a mean to a tenth."""
+    change = np.random.default_rng(1).normal(0, 0.3, (12, 30))
+    model = fit(change, mean=5.0, n=20)
+    found = model.predict_mean(model.perturbations, n_draws=60, n_samples=60)
+    lower, upper = (found.layers[f"log_fold_change_{side}"] for side in ("lower", "upper"))
+    assert 0.8 < ((lower < change) & (change < upper)).mean() < 0.97
