@@ -153,7 +153,9 @@ class HillClimb:
         self.candidates[:, genes] |= near
         own = [(j, self.parents(j)) for j in genes]
         toggled = [(j, toggle(p, int(i))) for b, (j, p) in enumerate(own) for i in np.flatnonzero(near[:, b])]
-        fits = list(self.fits([q for q in dict.fromkeys(own + toggled) if q not in self._cache]))
+        new = [q for q in dict.fromkeys(own + toggled) if q not in self._cache]
+        are_few = len(genes) <= _FEW_AT_ONCE
+        fits = [fit for fit in self.fits(new) if are_few]  # those of many genes would take too much memory
         for b, (j, parents) in enumerate(own):
             options = np.flatnonzero(near[:, b])
             if self._replaced is not None and j not in self._replaced:
@@ -162,7 +164,7 @@ class HillClimb:
             self.score_by_gene[j], self._options[j] = self._cache[j, parents], options
             with_toggle = [self._cache[j, toggle(parents, i)] for i in options.tolist()]
             self.gain[options, j] = np.array(with_toggle) - self._cache[j, parents]
-        if len(genes) <= _FEW_AT_ONCE:
+        if are_few:
             self._keep_likely(own, fits)
 
     def _keep_likely(
