@@ -101,16 +101,22 @@ def library(seeds: Sequence[int]) -> list[Job]:
 
 
 def stored(seeds: Sequence[int]) -> list[Job]:
-    """A screen in its file, 300 genes; more cells by writing the same ones again.
+    """A screen in its file, 100 genes and 10 drugs; more cells by writing the same 100,000 again.
 
-    Expected: memory that grows by the columns of `obs` and no more, some 100 bytes a cell, where the counts take 1,200.
+    Expected: screens of up to 1 GB of dense values are read into memory, so that it grows with them; beyond, by the columns of `obs` and no more,
+    some 100 bytes a cell, where the counts take 400.
     """
+    sizes = [
+        (100_000, "in memory"),
+        (100_000, "in the file"),
+        (400_000, "in the file"),
+        (400_000, "in memory"),
+        (2_000_000, "in the file"),
+    ]
     return [
-        _job({"cells": n, "counts": where}, s, n_genes=300, n_cells=100_000)
-        for n in (1_000_000, 2_000_000)
-        for where in ("in the file", "in memory")
+        _job({"cells": n, "counts": where}, s, n_genes=100, n_drugs=10, n_cells=100_000)
+        for n, where in sizes
         for s in seeds
-        if n == 1_000_000 or where == "in the file"
     ]
 
 

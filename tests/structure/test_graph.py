@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from scgim.nn._mechanism import parent_table
-from scgim.structure._graph import descendants, reachability, topological_layers, topological_order
+from scgim.structure._graph import descendants, out_degrees, reachability, topological_layers, topological_order
 
 PAIRS = [(i, j) for i in range(3) for j in range(3) if i != j]
 
@@ -40,6 +40,11 @@ def expected_reachability(adjacency: np.ndarray) -> np.ndarray:
     for i in graph:
         reach[i, list(nx.descendants(graph, i))] = True
     return reach
+
+
+def test_out_degrees():
+    for adjacency in [*all_graphs(), random_dag(30, 0), random_dag(30, 1).T]:
+        np.testing.assert_array_equal(out_degrees(adjacency), adjacency.sum(1))
 
 
 def test_reachability_of_all_acyclic_graphs_of_three_nodes():

@@ -16,7 +16,7 @@ import torch
 
 from scgim._departures import FIRST_DEPARTURE_VAR, FIRST_MISFIT, MIN_GAIN, N_BENDS
 from scgim._priors import EDGE_LOG_ODDS
-from scgim.structure._graph import descendants, reachability
+from scgim.structure._graph import descendants, out_degrees, reachability
 from scgim.structure._out_degree import OutDegreePrior
 from scgim.structure._score import GeneFit, empirical_prior, fit_genes
 from scgim.structure._screening import score_test, targets_explained
@@ -114,11 +114,11 @@ class HillClimb:
 
     def degree_score(self, adjacency: NDArray[np.bool_]) -> float:
         """What the prior of out-degrees adds to the score of a graph."""
-        return float(self.bonus[adjacency.sum(1)].sum())
+        return float(self.bonus[out_degrees(adjacency)].sum())
 
     def degree_steps(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """What it adds if each gene had one edge more, and one edge less, both (d,)."""
-        n_edges = self.adjacency.sum(1)
+        n_edges = out_degrees(self.adjacency)
         steps = np.diff(self.bonus, append=-np.inf)
         return steps[n_edges], -steps[n_edges - 1]
 
@@ -153,7 +153,9 @@ class HillClimb:
         self.candidates[:, genes] |= near
         own = [(j, self.parents(j)) for j in genes]
         toggled = [(j, toggle(p, int(i))) for b, (j, p) in enumerate(own) for i in np.flatnonzero(near[:, b])]
-        fits = list(self.fits([q for q in dict.fromkeys(own + toggled) if q not in self._cache]))
+        new = [q for q in dict.fromkeys(own + toggled) if q not in self._cache]
+        are_few = len(genes) <= _FEW_AT_ONCE
+        fits = [fit for fit in self.fits(new) if are_few]  # those of many genes would take too much memory
         for b, (j, parents) in enumerate(own):
             options = np.flatnonzero(near[:, b])
             if self._replaced is not None and j not in self._replaced:
@@ -162,7 +164,7 @@ class HillClimb:
             self.score_by_gene[j], self._options[j] = self._cache[j, parents], options
             with_toggle = [self._cache[j, toggle(parents, i)] for i in options.tolist()]
             self.gain[options, j] = np.array(with_toggle) - self._cache[j, parents]
-        if len(genes) <= _FEW_AT_ONCE:
+        if are_few:
             self._keep_likely(own, fits)
 
     def _keep_likely(
@@ -225,7 +227,7 @@ class HillClimb:
             self.on_move(self.score)
             if kind == "add":
                 self.adjacency[i, j] = True
-                reach |= np.outer(reach[:, i], reach[j])
+                reach[np.flatnonzero(reach[:, i])] |= reach[j]
                 self.refresh([j])
                 continue
             self.adjacency[i, j] = False

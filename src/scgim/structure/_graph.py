@@ -16,20 +16,27 @@ def reachability(adjacency: NDArray[np.bool_]) -> NDArray[np.bool_]:
     d = len(adjacency)
     children = _children(adjacency)
     reach = [0] * d  # sets of genes as bits of integers: the search asks often
-    for i in reversed(topological_order(adjacency)):
+    for i in reversed(_in_order(children)):
         reach[i] = 1 << i
         for j in children[i]:
             reach[i] |= reach[j]
     width = (d + 7) // 8
     rows = np.frombuffer(b"".join(row.to_bytes(width, "little") for row in reach), dtype=np.uint8).reshape(d, width)
-    return np.unpackbits(rows, axis=1, count=d, bitorder="little").astype(bool)
+    return np.unpackbits(rows, axis=1, count=d, bitorder="little").view(bool)
 
 
 def _children(adjacency: NDArray[np.bool_]) -> list[list[int]]:
-    children: list[list[int]] = [[] for _ in adjacency]
-    for i, j in np.argwhere(adjacency).tolist():
-        children[i].append(j)
+    d = len(adjacency)
+    children: list[list[int]] = [[] for _ in range(d)]
+    for place in np.flatnonzero(adjacency).tolist():  # some ten times as fast as by row and column
+        children[place // d].append(place % d)
     return children
+
+
+def out_degrees(adjacency: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Number of children of each gene, (d,), in the time that the edges take: the search asks often."""
+    d = len(adjacency)
+    return np.bincount(np.flatnonzero(adjacency) // d, minlength=d)
 
 
 def descendants(adjacency: NDArray[np.bool_], gene: int) -> NDArray[np.bool_]:
@@ -46,8 +53,14 @@ def descendants(adjacency: NDArray[np.bool_], gene: int) -> NDArray[np.bool_]:
 
 def topological_order(adjacency: NDArray) -> list[int]:
     """Genes ordered so that parents come before children (Kahn); ValueError if there is a cycle."""
-    adjacency = np.asarray(adjacency, dtype=bool)
-    children, n_parents = _children(adjacency), adjacency.sum(0).tolist()
+    return _in_order(_children(np.asarray(adjacency, dtype=bool)))
+
+
+def _in_order(children: list[list[int]]) -> list[int]:
+    n_parents = [0] * len(children)
+    for own in children:
+        for j in own:
+            n_parents[j] += 1
     ready = [j for j, n in enumerate(n_parents) if n == 0]
     order: list[int] = []
     while ready:
@@ -57,7 +70,7 @@ def topological_order(adjacency: NDArray) -> list[int]:
             n_parents[j] -= 1
             if n_parents[j] == 0:
                 ready.append(j)
-    if len(order) < len(adjacency):
+    if len(order) < len(children):
         raise ValueError("The graph has a cycle, so its genes have no topological order.")
     return order
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scgim.structure._climb import TOLERANCE, HillClimb, Parents, toggle
-from scgim.structure._graph import descendants
+from scgim.structure._graph import descendants, out_degrees
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -77,7 +77,7 @@ class StructureSearch(HillClimb):
             else:
                 allowed[i] = False
             trial[:, gene] = False
-            parents = self.select_parents(gene, allowed, start, between, steps[trial.sum(1)])
+            parents = self.select_parents(gene, allowed, start, between, steps[out_degrees(trial)])
             trial[list(parents), gene] = True
         changed = [*children, i]
         scores = self.scores([(gene, self.parents(gene, trial)) for gene in changed])

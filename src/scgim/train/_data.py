@@ -192,7 +192,7 @@ def _tensor(values: Any) -> Tensor:
 
 def _dense(x: Any, device: torch.device) -> Tensor:
     """All rows of a matrix as a dense tensor, some at a time so that there is no second copy."""
-    out = torch.empty(x.shape, device=device)
+    out = torch.empty(x.shape, dtype=torch.float32, device=device)
     step = max(1, _DENSE_BYTES // _STEPS_OF_COPY // (_BYTES_OF_VALUE * x.shape[1]))
     for start in range(0, len(out), step):
         out[start : start + step] = _tensor(x[start : start + step])
