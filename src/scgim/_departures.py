@@ -24,10 +24,9 @@ MISFITS = (0.0, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)  # to
 _MIN_MOVEMENT = 1e-9
 
 
-def bends(moved: Tensor, largest: Tensor | None = None) -> Tensor:
-    """Functions of movements (..., K) by which mechanisms may be wrong, (3, ..., K); `largest` (...) if that of others is meant."""
-    largest = moved.abs().amax(-1) if largest is None else largest
-    u = (moved / largest[..., None].clamp_min(_MIN_MOVEMENT)).abs()
+def bends(moved: Tensor) -> Tensor:
+    """Functions of movements (..., K) by which mechanisms may be wrong, (3, ..., K)."""
+    u = (moved / moved.abs().amax(-1, keepdim=True).clamp_min(_MIN_MOVEMENT)).abs()
     return torch.stack([moved, moved * u, moved * u**4])
 
 

@@ -1,173 +1,55 @@
-r"""Feedback that an acyclic graph cannot show: genes that answer to their own descendants.
+"""Feedback that an acyclic graph cannot show: edges that the data ask for and that would close a circle.
 
-Where the graph has a path from gene i to gene j, the search may not try the edge j -> i. Perturbations that act on j, or on genes between the
-two, tell of it: what they do to j without i is no doing of i, and so should leave i where its parents put it. The residual of i is therefore
-regressed on
-
-.. math:: \zeta_j = \psi_j + \sum_{p} f_{pj}(\zeta_p), \qquad \zeta_i = 0,
-
-the movement of j that does not come from i: its direct effects and what other genes pass on to it. i may still be a target itself, with
-the indicator summed out, as in :mod:`scgim.structure._score`. As nothing of :math:`\zeta_j` comes from i, the regression is not biased by the loop,
-which a regression on all movements of j would be; and one perturbation with a likeness of effects on both genes is not enough: the
-evidence is that without the perturbation that says most.
+The search may not try an edge back to a gene that comes before. Here such edges are scored with the determinant that circles bring
+(:mod:`scgim.structure._cyclic`), the best is taken, edges of the circle that it makes needless are left out, and so on. Which are worth scoring is
+seen from what the acyclic graph leaves of a gene's means: perturbations that act on a gene below should leave it where it is.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import networkx as nx
+import numpy as np
 import torch
-from torch import Tensor
 
-from scgim._departures import bends
 from scgim.structure._climb import fit_graph
-from scgim.structure._graph import descendants, topological_order
-from scgim.structure._levels import control_means
+from scgim.structure._cyclic import CyclicScore, Part
+from scgim.structure._graph import reachability
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from scgim._priors import ShiftPrior
-    from scgim.structure._score import GeneFit
     from scgim.structure._statistics import ContextStatistics
 
-_SLOPE_VAR = 1.0  # prior variance of a slope between standardised genes, as of departures at most
-_N_ITERATIONS = 20  # of expectation-maximisation in a regression: convention
-_MIN_MOVEMENT = 1e-9
-_MIN_PERTURBATIONS = 2  # that move a gene: one with a likeness of effects on both genes tells nothing of a loop
+_N_CANDIDATES = 100  # edges back that are scored, those of which direct effects tell most: for time; convention
+_MAX_GENES = 10  # of a circle and all that lies on it: for time; convention
+_MIN_GAIN = 0.5  # nats, as in the search a little more than rounding
 
 
 class Loop(NamedTuple):
-    """An edge back from a gene to one that comes before it in the graph.
-
-    `back` and `forward` are log evidence of the edge back and of the path forward, each without the perturbation that says most and less the cost of an
-    edge; `slope_back` and `slope_forward` are in control standard deviations. Genes are given by number.
-    """
-
-    upstream: int
-    downstream: int
-    back: float
-    forward: float
-    slope_back: float
-    slope_forward: float
-
-
-class Movements:
-    """What moves genes in the treated contexts of a fitted graph.
+    """A circle of genes, and the edge that closes it, from the last to the first.
 
     Parameters
     ----------
-    statistics, adjacency, fit
-        Statistics of the cells, the graph (d, d), and the regressions of all genes on their parents in it.
-    prior
-        Prior of the direct effects.
+    genes
+        The genes, each a parent of the next.
+    weight, evidence
+        Slope of the edge back and its log evidence, that of the perturbation that says most left out.
+    forward_weight, forward_evidence
+        Product of the slopes of the other edges and the least of their log evidences.
     """
 
-    def __init__(self, statistics: ContextStatistics, adjacency: NDArray[np.bool_], fit: GeneFit, prior: ShiftPrior):
-        treated = statistics.group >= 0
-        own = statistics.first_basis()
-        moved = own.means - control_means(own.means, own.group, None)
-        self.group, self.moved = own.group[treated], moved[treated].T  # (K,), (d, K)
-        self.largest = self.moved.abs().amax(1)
-        self.adjacency, self.order = adjacency, topological_order(adjacency)
-        self.parents = [torch.nonzero(torch.as_tensor(column))[:, 0] for column in adjacency.T]
-        self.fit, self.n_basis = fit, statistics.n_basis
-        on = fit.target_probs[:, self.group]
-        self.direct = on * fit.residuals[:, treated]
-        self.residuals = fit.residuals[:, treated]
-        error = statistics.variance_of_means(fit.noise_var)[:, treated]
-        self.variance = error + prior.spike_var + prior.misfit**2 * fit.passed[:, treated]
-
-    def passed(self, gene: int, movements: Tensor) -> Tensor:
-        """What the parents of a gene would pass on if genes had moved like this (d, K), shape (K,)."""
-        parents = self.parents[gene]
-        z = movements[parents]  # (p, K)
-        slopes = self.fit.departures[gene, :, : len(parents)].clone()
-        slopes[0] += self.fit.weights[gene, : len(parents) * self.n_basis : self.n_basis]
-        return (slopes[:, :, None] * bends(z, self.largest[parents])).sum((0, 1))
-
-    def without(self, gene: int) -> Tensor:
-        """Movements of all genes that do not come from one of them, (d, K); of genes that are none of its descendants, all."""
-        below = descendants(self.adjacency, gene)
-        out = self.moved.clone()
-        out[gene] = 0.0
-        for t in self.order:
-            if t != gene and below[t]:
-                passed = self.passed(t, out)
-                carried = self.passed(t, self.moved) - passed
-                # what looks like a direct effect may be an error of what is passed on by the gene, in proportion to that
-                share = self.direct[t].square() / (self.direct[t].square() + carried.square()).clamp_min(_MIN_MOVEMENT)
-                out[t] = passed + share * self.direct[t]
-        return out
+    genes: tuple[int, ...]
+    weight: float
+    evidence: float
+    forward_weight: float
+    forward_evidence: float
 
 
-def regress(
-    residuals: Tensor,
-    movements: Tensor,
-    variance: Tensor,
-    group: Tensor,
-    log_odds: Tensor,
-    slab_var: float,
-    counted: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Regressions of genes' residuals on one movement each, where each perturbation may act on the genes as well.
-
-    Parameters
-    ----------
-    residuals, movements, variance
-        Residuals in treated contexts, what they are regressed on, and the variance of the residuals if the gene is no target, (B, K).
-    group
-        Perturbation of each context, shape (K,).
-    log_odds
-        Prior log odds that each perturbation acts on the gene, shape (B, U).
-    slab_var
-        Variance of the direct effect on a target.
-    counted
-        Contexts that count, 1 or 0, shape (B, K); None for all.
-
-    Returns
-    -------
-    Log marginal likelihood over that without a slope, and slope at its mode, both (B,).
-    """
-    counted = torch.ones_like(residuals) if counted is None else counted
-
-    def by_perturbation(values: Tensor) -> Tensor:
-        return torch.zeros_like(log_odds).index_add_(1, group, values * counted)
-
-    def log_densities(slopes: Tensor) -> tuple[Tensor, Tensor]:
-        left = residuals - slopes[:, None] * movements
-        off, on = (by_perturbation(-0.5 * (left.square() / v + v.log())) for v in (variance, variance + slab_var))
-        return off, on + log_odds
-
-    nothing = torch.zeros_like(residuals[:, 0])
-    without = torch.logaddexp(*log_densities(nothing)).sum(1)
-    found = []
-    for probs in (_target_probs(*log_densities(nothing)), torch.sigmoid(log_odds)):  # as without a slope, and as beforehand
-        for _ in range(_N_ITERATIONS):
-            on = probs[:, group]
-            precision = counted * ((1 - on) / variance + on / (variance + slab_var))
-            a = (movements.square() * precision).sum(1) + 1 / _SLOPE_VAR
-            slopes = (movements * precision * residuals).sum(1) / a
-            probs = _target_probs(*log_densities(slopes))
-        gain = torch.logaddexp(*log_densities(slopes)).sum(1) - without
-        found.append((gain - 0.5 * ((_SLOPE_VAR * a).log() + slopes.square() / _SLOPE_VAR), slopes))
-    (first, first_slopes), (second, second_slopes) = found
-    return torch.maximum(first, second), torch.where(first >= second, first_slopes, second_slopes)
-
-
-def _target_probs(off: Tensor, on: Tensor) -> Tensor:
-    return torch.sigmoid(on - off)
-
-
-def find_loops(
-    statistics: ContextStatistics,
-    adjacency: NDArray[np.bool_],
-    prior: ShiftPrior,
-    edge_cost: NDArray[np.float64],
-    intervention: str = "shift",
-) -> list[Loop]:
-    """Edges that the data ask for and that would close a cycle, those of most evidence first.
+class Feedback:
+    """Edges back in a fitted graph.
 
     Parameters
     ----------
@@ -179,59 +61,119 @@ def find_loops(
         Prior of the direct effects.
     edge_cost
         Log evidence that each edge must bring, shape (d, d).
-    intervention
-        "shift" or "hard".
     """
-    fit = fit_graph(statistics, prior, adjacency, intervention)
-    network = Movements(statistics, adjacency, fit, prior)
-    odds = prior.target_log_odds(statistics.n_groups, torch.arange(statistics.n_genes)).T
-    loops = [loop for i in range(statistics.n_genes) for loop in _loops_of(network, i, odds, prior.slab_var, edge_cost)]
-    return sorted(loops, key=lambda loop: -loop.back)
 
+    def __init__(
+        self,
+        statistics: ContextStatistics,
+        adjacency: NDArray[np.bool_],
+        prior: ShiftPrior,
+        edge_cost: NDArray[np.float64],
+    ):
+        self.adjacency = np.asarray(adjacency, dtype=bool).copy()
+        self.score = CyclicScore(statistics, prior, edge_cost)
+        hints = hints_of_feedback(statistics, self.adjacency, prior)
+        possible = reachability(self.adjacency).T & ~np.eye(len(adjacency), dtype=bool) & np.isfinite(edge_cost)
+        likely = np.argsort(-np.where(possible, hints, -np.inf), axis=None, kind="stable")[: possible.sum()]
+        rows, columns = np.unravel_index(likely[:_N_CANDIDATES], possible.shape)
+        self.candidates = list(zip(rows.tolist(), columns.tolist(), strict=True))
+        self.n_perturbations = statistics.n_groups
+        self.back: list[tuple[int, int]] = []
 
-def _loops_of(
-    network: Movements, i: int, odds: Tensor, slab_var: float, edge_cost: NDArray[np.float64]
-) -> list[Loop]:
-    """Edges back to gene i, one after the other as long as the data ask for more."""
-    below = descendants(network.adjacency, i)
-    below[i] = False
-    exogenous = network.without(i)
-    candidates = [int(j) for j in below.nonzero()[0] if _n_moving(exogenous[j], network.group) >= _MIN_PERTURBATIONS]
-    residuals, loops = network.residuals[i], []
-    while candidates:
-        movements = exogenous[candidates]
-        same = (network.variance[i].expand_as(movements), network.group, odds[i].expand(len(candidates), -1), slab_var)
-        gain, slopes = regress(residuals.expand_as(movements), movements, *same)
-        gain = gain - torch.as_tensor(edge_cost[candidates, i])
+    def find(self) -> list[Loop]:
+        """All loops that the data ask for, those of most evidence first."""
+        while self._add_best():
+            pass
+        loops = [self._loop(j, i) for j, i in self.back if self.adjacency[j, i] and self._is_closed(j, i)]
+        return sorted(loops, key=lambda loop: -loop.evidence)
+
+    def _add_best(self) -> bool:
+        """Take the edge back that raises the score most; whether any does."""
+        trials = [(edge, part) for edge in self.candidates if (part := self._with_edge(*edge)) is not None]
+        if not trials:
+            return False
+        before = self.score.scores([Part.of(self.adjacency, part.genes) for _, part in trials])
+        gain = np.array(self.score.scores([part for _, part in trials])) - before
         k = int(gain.argmax())
-        if gain[k] <= 0:
-            break
-        j, slope = candidates.pop(k), float(slopes[k])
-        back = _without_strongest(residuals, exogenous[j], network.variance[i], network.group, odds[i], slab_var)
-        if back <= edge_cost[j, i]:
-            break
-        loops.append(_loop(network, i, j, back - float(edge_cost[j, i]), slope, exogenous[j], odds, slab_var, edge_cost))
-        residuals = residuals - slope * exogenous[j]
-    return loops
+        if gain[k] <= _MIN_GAIN:
+            return False
+        (j, i), part = trials[k]
+        self.adjacency[j, i] = True
+        self.back.append((j, i))
+        self.candidates.remove((j, i))
+        self._leave_out_needless(part.genes)
+        return True
+
+    def _leave_out_needless(self, genes: tuple[int, ...]) -> None:
+        """Leave out edges into the genes of a circle, one after the other, as long as the score rises."""
+        while True:
+            edges = [(p, j) for j in genes for p in np.flatnonzero(self.adjacency[:, j]).tolist()]
+            gain = -self._evidence(genes, edges)
+            k = int(gain.argmax())
+            if gain[k] <= _MIN_GAIN:
+                return
+            self.adjacency[edges[k]] = False
+
+    def _evidence(self, genes: tuple[int, ...], edges: list[tuple[int, int]], left_out: int = -1) -> NDArray[np.float64]:
+        """Log evidence of edges into some genes, each given all others."""
+        parts = [Part.of(self._without(edge), genes, left_out) for edge in edges]
+        return self.score.score(Part.of(self.adjacency, genes, left_out)) - np.array(self.score.scores(parts))
+
+    def _without(self, edge: tuple[int, int]) -> NDArray[np.bool_]:
+        out = self.adjacency.copy()
+        out[edge] = False
+        return out
+
+    def _with_edge(self, j: int, i: int) -> Part | None:
+        """The circle that an edge from j to i closes; None if it closes none, or one of too many genes."""
+        trial = self.adjacency.copy()
+        trial[j, i] = True
+        genes = circle_of(trial, i)
+        return Part.of(trial, genes) if j in genes and len(genes) <= _MAX_GENES else None
+
+    def _is_closed(self, j: int, i: int) -> bool:
+        return j in circle_of(self.adjacency, i)
+
+    def _loop(self, j: int, i: int) -> Loop:
+        genes = circle_of(self.adjacency, i)
+        path = nx.shortest_path(nx.DiGraph(self.adjacency), i, j)
+        forward = list(zip(path[:-1], path[1:], strict=True))
+        # all at once: one batch
+        choices = range(self.n_perturbations)
+        self.score.scores(
+            [Part.of(a, genes, u) for u in choices for a in (self.adjacency, self._without((j, i)))]
+        )
+        least = min(float(self._evidence(genes, [(j, i)], u)[0]) for u in choices)
+        part = Part.of(self.adjacency, genes)
+        slopes = [self.score.slope(part, *edge) for edge in forward]
+        return Loop(
+            tuple(int(g) for g in path),
+            self.score.slope(part, j, i),
+            least,
+            float(np.prod(slopes)),
+            float(self._evidence(genes, forward).min()),
+        )
 
 
-def _loop(network, i, j, back, slope, exogenous, odds, slab_var, edge_cost) -> Loop:
-    """The loop of an edge back from j to i, whose evidence and slope are known."""
-    own, carried = network.moved[i], network.moved[j] - exogenous
-    total = float((own * carried).sum() / own.square().sum().clamp_min(_MIN_MOVEMENT))
-    not_from_j = own - slope * exogenous
-    forward = _without_strongest(carried, not_from_j, network.variance[j], network.group, odds[j], slab_var)
-    # what the loop passes round again is part of the slope on movements that do not come from i
-    return Loop(i, j, back, forward - float(edge_cost[i, j]), slope / (1 + slope * total), total)
+def circle_of(adjacency: NDArray[np.bool_], gene: int) -> tuple[int, ...]:
+    """Genes that a gene leads to and that lead to it, itself among them, in order."""
+    graph = nx.DiGraph(adjacency)
+    return tuple(sorted((nx.descendants(graph, gene) & nx.ancestors(graph, gene)) | {gene}))
 
 
-def _without_strongest(residuals, movements, variance, group, log_odds, slab_var: float) -> float:
-    """Log evidence of a regression without the perturbation that says most."""
-    n = len(log_odds)
-    counted = (group != torch.arange(n)[:, None]).to(residuals.dtype)  # (U, K)
-    rows = [value.expand(n, -1) for value in (residuals, movements, variance)]
-    return float(regress(*rows, group, log_odds.expand(n, -1), slab_var, counted)[0].min())
+def hints_of_feedback(
+    statistics: ContextStatistics, adjacency: NDArray[np.bool_], prior: ShiftPrior
+) -> NDArray[np.float64]:
+    """What direct effects on each gene tell of the residuals of each other, in nats, (d, d) from rows to columns.
 
-
-def _n_moving(movements: Tensor, group: Tensor) -> int:
-    return len(group[movements.abs() > _MIN_MOVEMENT].unique())
+    Residuals count by their variance over whether the gene is a target itself, as in an acyclic graph a gene of a circle will be called one.
+    """
+    fit = fit_graph(statistics, prior, adjacency)
+    treated = statistics.group >= 0
+    on = fit.target_probs[:, statistics.group[treated]]  # (d, K)
+    residuals = fit.residuals[:, treated]
+    error = statistics.variance_of_means(fit.noise_var)[:, treated] + prior.spike_var
+    precision = 1 / (error + prior.misfit**2 * fit.passed[:, treated] + on * prior.slab_var)
+    direct = on * residuals
+    square = direct.square() @ precision.T + 1
+    return (0.5 * (direct @ (precision * residuals).T).square() / square).numpy()
