@@ -22,7 +22,7 @@ def test_numbers_are_those_of_the_model(model):
     assert report.values["treated_cells"] == model.n_cells_.sum()
     off = model.control_check_.index[~model.control_check_["agree"]]
     assert report["controls"].index.tolist() == off.tolist()
-    assert list(report.tables) == ["controls", "cut", "features", "usual_targets"]
+    assert list(report.tables) == ["controls", "cut", "feedback", "features", "usual_targets"]
     assert "edges" in repr(report)
 
 

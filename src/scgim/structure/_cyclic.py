@@ -12,7 +12,6 @@ all genes of a circle are therefore fitted together, by Newton's method without 
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -30,10 +29,10 @@ if TYPE_CHECKING:
     from scgim.structure._statistics import ContextStatistics
 
 _MIN_NOISE, _RIDGE = 1e-6, 1e-6  # as in the score of acyclic graphs
-_N_STEPS, _N_HALVINGS, _SHORTER = 20, 6, 3.0  # of Newton's method: convention
+_N_STEPS, _N_HALVINGS, _SHORTER = 30, 6, 3.0  # of Newton's method: convention
 _UNSTABLE = -50.0  # log determinant of what does not settle: convention
 _BATCH_ELEMENTS = 2**21
-_AT_REST = 1e-3  # nats; steps that gain less are the last
+_AT_REST = 0.02  # nats; steps that gain less are the last
 
 
 class Part(NamedTuple):
@@ -59,12 +58,18 @@ class Part(NamedTuple):
         parents = tuple(tuple(np.flatnonzero(adjacency[:, j]).tolist()) for j in genes)
         return cls(tuple(genes), parents, left_out)
 
+    @property
+    def whole(self) -> Part:
+        """The same with the cells of all perturbations."""
+        return self._replace(left_out=-1)
+
 
 class Fitted(NamedTuple):
-    """Scores (C,), less the costs of edges, and slopes within and between contexts on average (C, s, p)."""
+    """A part that was fitted: its score, less the costs of edges, slopes between contexts (s, p), and coefficients (s, b, p)."""
 
-    score: Tensor
+    score: float
     slopes: Tensor
+    theta: Tensor
 
 
 class CyclicScore:
@@ -95,7 +100,7 @@ class CyclicScore:
         self.moved, self.functions, self.steepness = moved, functions, steepness  # (d, K), (b, d, K) twice
         self.covariance = s.gram / self.dof
         self.log_odds = prior.target_log_odds(s.n_groups, torch.arange(s.n_genes)).T  # (d, U)
-        self._known: dict[Part, tuple[float, Tensor]] = {}
+        self._known: dict[Part, Fitted] = {}
 
     def score(self, part: Part) -> float:
         """Score of a part, from the cache where it is known."""
@@ -103,18 +108,22 @@ class CyclicScore:
 
     def scores(self, parts: Sequence[Part]) -> list[float]:
         """Scores of parts, from the cache where they are known."""
-        new = [part for part in dict.fromkeys(parts) if part not in self._known]
-        for batch in self._batches(new):
-            fitted = _Batch(self, batch).fitted()
-            for part, score, slopes in zip(batch, fitted.score.tolist(), fitted.slopes, strict=True):
-                self._known[part] = score, slopes
-        return [self._known[part][0] for part in parts]
+        wanted = dict.fromkeys(parts)
+        # without some cells not much changes, so the fit to all of them comes first
+        for some in (dict.fromkeys(part.whole for part in wanted), wanted):
+            for batch in self._batches([part for part in some if part not in self._known]):
+                self._known |= zip(batch, _Batch(self, batch).fitted(), strict=True)
+        return [self._known[part].score for part in parts]
+
+    def start_of(self, part: Part) -> Tensor | None:
+        """Coefficients to start from, (s, b, p); None if nothing is known."""
+        return self._known[part.whole].theta if part.whole in self._known else None
 
     def slope(self, part: Part, source: int, target: int) -> float:
         """Slope of a gene of a part on one of its parents."""
         self.score(part)
         j = part.genes.index(target)
-        return float(self._known[part][1][j, part.parents[j].index(source)])
+        return float(self._known[part].slopes[j, part.parents[j].index(source)])
 
     def _batches(self, parts: list[Part]) -> Iterator[list[Part]]:
         """Parts of like size, few enough to work on at once."""
@@ -145,7 +154,7 @@ class _Batch:
             for j, own in enumerate(part.parents):
                 parents[c, j, : len(own)], is_parent[c, j, : len(own)] = own, True
                 cost[c] += of.edge_cost[list(own), part.genes[j]].sum()
-        self.of, self.cost = of, torch.as_tensor(cost)
+        self.of, self.parts, self.cost = of, parts, torch.as_tensor(cost)
         self.genes, self.is_gene = torch.as_tensor(genes), torch.as_tensor(is_gene)
         self.parents, self.is_parent = torch.as_tensor(parents), torch.as_tensor(is_parent)
         on = self.is_parent[:, :, None, :].expand(-1, -1, len(of.functions), -1).flatten(2)
@@ -239,22 +248,33 @@ class _Batch:
                 break
         return theta
 
+    def start(self) -> Tensor:
+        """Coefficients to start from."""
+        theta = torch.zeros_like(self.mask).unflatten(2, (-1, self.width))
+        for own, part in zip(theta, self.parts, strict=True):
+            known = self.of.start_of(part)
+            if known is not None:
+                own[: known.shape[0], :, : known.shape[2]] = known
+        return theta.flatten(2)
+
     @torch.no_grad()
-    def fitted(self) -> Fitted:
-        """Scores and slopes at the best coefficients."""
-        theta = self.fit(torch.zeros_like(self.mask))
+    def fitted(self) -> list[Fitted]:
+        """The parts at their best coefficients."""
+        theta = self.fit(self.start())
         score = self.objective(theta) - self.cost
-        n_own = theta.shape[-1] - self.width
-        if n_own:  # integrating over the departures
+        slopes, n_own = theta[..., : self.width], theta.shape[-1] - self.width
+        if n_own:
             bent = self.z[:, :, self.width :]
             a = (bent * self.precision(theta)[:, :, None]) @ bent.mT + torch.eye(n_own, dtype=theta.dtype)
-            score = score - 0.5 * (torch.logdet(a) * self.is_gene).sum(1)
-        slopes = theta[..., : self.width].clone()
-        if n_own:  # a straight line that passes on as much
-            passed = (theta[..., None] * self.z).unflatten(2, (-1, self.width)).sum(2)
-            x = self.z[:, :, : self.width]
+            score = score - 0.5 * (torch.logdet(a) * self.is_gene).sum(1)  # integrating over the departures
+            # a straight line that passes on as much
+            passed, x = (theta[..., None] * self.z).unflatten(2, (-1, self.width)).sum(2), self.z[:, :, : self.width]
             slopes = (passed * x).sum(-1) / x.square().sum(-1).clamp_min(_RIDGE)
-        return Fitted(score, slopes)
+        theta, out = theta.unflatten(2, (-1, self.width)), []
+        for c, (value, part) in enumerate(zip(score.tolist(), self.parts, strict=True)):
+            n, p = len(part.genes), max(map(len, part.parents))
+            out.append(Fitted(value, slopes[c, :n, :p].clone(), theta[c, :n, :, :p].clone()))
+        return out
 
 
 def _log_determinant(slopes: Tensor) -> Tensor:

@@ -7,15 +7,18 @@ seen from what the acyclic graph leaves of a gene's means: perturbations that ac
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 import numpy as np
-import torch
 
 from scgim.structure._climb import fit_graph
 from scgim.structure._cyclic import CyclicScore, Part
 from scgim.structure._graph import reachability
+from scgim.structure._search import CELLS_A_GENE, Loop, StructureResult, cells_a_gene
+from scgim.structure._watch import SearchWatch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,29 +26,35 @@ if TYPE_CHECKING:
     from scgim._priors import ShiftPrior
     from scgim.structure._statistics import ContextStatistics
 
-_N_CANDIDATES = 100  # edges back that are scored, those of which direct effects tell most: for time; convention
-_MAX_GENES = 10  # of a circle and all that lies on it: for time; convention
+_N_CANDIDATES = 30  # edges back that are scored, those of which direct effects tell most: for time; convention
+_MAX_GENES = 8  # of a circle and all that lies on it: for time; convention
 _MIN_GAIN = 0.5  # nats, as in the search a little more than rounding
 
 
-class Loop(NamedTuple):
-    """A circle of genes, and the edge that closes it, from the last to the first.
+def with_loops(
+    statistics: ContextStatistics,
+    result: StructureResult,
+    *,
+    intervention: str = "shift",
+    edge_log_odds: float | NDArray,
+    regulators: NDArray[np.bool_] | None = None,
+    watch: SearchWatch | None = None,
+    **_: Any,
+) -> StructureResult:
+    """The result of a search with loops that its graph leaves out; options are those of the search.
 
-    Parameters
-    ----------
-    genes
-        The genes, each a parent of the next.
-    weight, evidence
-        Slope of the edge back and its log evidence, that of the perturbation that says most left out.
-    forward_weight, forward_evidence
-        Product of the slopes of the other edges and the least of their log evidences.
+    Not looked for, so that `loops` is None: under hard interventions, which cut the parents that a loop goes through; where a plate has few wells a
+    gene; and where the search was ended early, or is now.
     """
-
-    genes: tuple[int, ...]
-    weight: float
-    evidence: float
-    forward_weight: float
-    forward_evidence: float
+    watch = SearchWatch() if watch is None else watch
+    if intervention != "shift" or cells_a_gene(statistics) < CELLS_A_GENE or watch.is_stopped:
+        return result
+    d = statistics.n_genes
+    cost = 0.5 * math.log(float(statistics.n_cells.sum())) - np.broadcast_to(np.asarray(edge_log_odds, float), (d, d))
+    loops = None
+    with watch.may_end_early():
+        loops = Feedback(statistics, result.adjacency, result.prior, cost, regulators, watch).find()
+    return replace(result, loops=loops)
 
 
 class Feedback:
@@ -61,6 +70,10 @@ class Feedback:
         Prior of the direct effects.
     edge_cost
         Log evidence that each edge must bring, shape (d, d).
+    regulators
+        Genes that may be parents of others, boolean (d,); None for all.
+    watch
+        May end it early.
     """
 
     def __init__(
@@ -69,11 +82,16 @@ class Feedback:
         adjacency: NDArray[np.bool_],
         prior: ShiftPrior,
         edge_cost: NDArray[np.float64],
+        regulators: NDArray[np.bool_] | None = None,
+        watch: SearchWatch | None = None,
     ):
+        self.watch = watch or SearchWatch()
         self.adjacency = np.asarray(adjacency, dtype=bool).copy()
         self.score = CyclicScore(statistics, prior, edge_cost)
         hints = hints_of_feedback(statistics, self.adjacency, prior)
         possible = reachability(self.adjacency).T & ~np.eye(len(adjacency), dtype=bool) & np.isfinite(edge_cost)
+        if regulators is not None:
+            possible &= np.asarray(regulators, dtype=bool)[:, None]
         likely = np.argsort(-np.where(possible, hints, -np.inf), axis=None, kind="stable")[: possible.sum()]
         rows, columns = np.unravel_index(likely[:_N_CANDIDATES], possible.shape)
         self.candidates = list(zip(rows.tolist(), columns.tolist(), strict=True))
@@ -83,9 +101,16 @@ class Feedback:
     def find(self) -> list[Loop]:
         """All loops that the data ask for, those of most evidence first."""
         while self._add_best():
-            pass
-        loops = [self._loop(j, i) for j, i in self.back if self.adjacency[j, i] and self._is_closed(j, i)]
-        return sorted(loops, key=lambda loop: -loop.evidence)
+            self.watch.check()
+        loops = []
+        for j, i in self.back:
+            if self.adjacency[j, i] and j in circle_of(self.adjacency, i):
+                loops.append(self._loop(j, i))
+                self.watch.check()
+        # one perturbation with a likeness of effects on two genes is not enough
+        loops = [loop for loop in loops if min(loop.evidence, loop.forward_evidence) > 0]
+        unique = {_turned(loop.genes): loop for loop in sorted(loops, key=lambda loop: loop.evidence)}
+        return sorted(unique.values(), key=lambda loop: -loop.evidence)
 
     def _add_best(self) -> bool:
         """Take the edge back that raises the score most; whether any does."""
@@ -114,7 +139,9 @@ class Feedback:
                 return
             self.adjacency[edges[k]] = False
 
-    def _evidence(self, genes: tuple[int, ...], edges: list[tuple[int, int]], left_out: int = -1) -> NDArray[np.float64]:
+    def _evidence(
+        self, genes: tuple[int, ...], edges: list[tuple[int, int]], left_out: int = -1
+    ) -> NDArray[np.float64]:
         """Log evidence of edges into some genes, each given all others."""
         parts = [Part.of(self._without(edge), genes, left_out) for edge in edges]
         return self.score.score(Part.of(self.adjacency, genes, left_out)) - np.array(self.score.scores(parts))
@@ -131,18 +158,14 @@ class Feedback:
         genes = circle_of(trial, i)
         return Part.of(trial, genes) if j in genes and len(genes) <= _MAX_GENES else None
 
-    def _is_closed(self, j: int, i: int) -> bool:
-        return j in circle_of(self.adjacency, i)
-
     def _loop(self, j: int, i: int) -> Loop:
+        """The shortest circle that an edge back from j to i closes."""
         genes = circle_of(self.adjacency, i)
         path = nx.shortest_path(nx.DiGraph(self.adjacency), i, j)
         forward = list(zip(path[:-1], path[1:], strict=True))
         # all at once: one batch
         choices = range(self.n_perturbations)
-        self.score.scores(
-            [Part.of(a, genes, u) for u in choices for a in (self.adjacency, self._without((j, i)))]
-        )
+        self.score.scores([Part.of(a, genes, u) for u in choices for a in (self.adjacency, self._without((j, i)))])
         least = min(float(self._evidence(genes, [(j, i)], u)[0]) for u in choices)
         part = Part.of(self.adjacency, genes)
         slopes = [self.score.slope(part, *edge) for edge in forward]
@@ -153,6 +176,12 @@ class Feedback:
             float(np.prod(slopes)),
             float(self._evidence(genes, forward).min()),
         )
+
+
+def _turned(genes: tuple[int, ...]) -> tuple[int, ...]:
+    """The same circle from its first gene on."""
+    k = genes.index(min(genes))
+    return genes[k:] + genes[:k]
 
 
 def circle_of(adjacency: NDArray[np.bool_], gene: int) -> tuple[int, ...]:
