@@ -62,7 +62,8 @@ def test_the_report_has_it(model):
 
 
 def test_what_is_given_is_a_copy(model):
-    model.get_feedback().loc[0, "evidence"] = np.nan
+    table = model.get_feedback()
+    table.loc[0, "evidence"] = np.nan
     assert model.get_feedback()["evidence"].notna().all()
 
 

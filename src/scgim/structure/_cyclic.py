@@ -65,11 +65,12 @@ class Part(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """A part that was fitted: its score, less the costs of edges, slopes between contexts (s, p), and coefficients (s, b, p)."""
+    """A part that was fitted: its score, less the costs of edges, slopes between contexts (s, p), coefficients (s, b, p) and intercepts (s,)."""
 
     score: float
     slopes: Tensor
     theta: Tensor
+    intercepts: Tensor
 
 
 class CyclicScore:
@@ -87,10 +88,14 @@ class CyclicScore:
 
     def __init__(self, statistics: ContextStatistics, prior: ShiftPrior, edge_cost: NDArray[np.float64]):
         s = statistics.first_basis()
-        treated = s.group >= 0
+        control = s.group < 0
         self.statistics, self.prior, self.edge_cost = s, prior, edge_cost
-        self.group, self.n_cells, self.dof = s.group[treated], s.n_cells[treated], s.residual_dof
-        moved = (s.means[treated] - s.means[~treated].mean(0)).T
+        self.group, self.n_cells, self.dof = (
+            s.group % (s.n_groups + 1),
+            s.n_cells,
+            s.residual_dof,
+        )  # controls are the last
+        moved = (s.means - s.means[control].mean(0)).T
         u = (moved / moved.abs().amax(1, keepdim=True).clamp_min(_RIDGE)).abs()
         functions, steepness = moved[None], torch.ones_like(moved)[None]
         if prior.departure_var:
@@ -115,9 +120,9 @@ class CyclicScore:
                 self._known |= zip(batch, _Batch(self, batch).fitted(), strict=True)
         return [self._known[part].score for part in parts]
 
-    def start_of(self, part: Part) -> Tensor | None:
-        """Coefficients to start from, (s, b, p); None if nothing is known."""
-        return self._known[part.whole].theta if part.whole in self._known else None
+    def start_of(self, part: Part) -> Fitted | None:
+        """A fit to start from; None if there is none."""
+        return self._known.get(part.whole)
 
     def slope(self, part: Part, source: int, target: int) -> float:
         """Slope of a gene of a part on one of its parents."""
@@ -141,7 +146,7 @@ class CyclicScore:
 
 
 class _Batch:
-    """Parts (C) of up to s genes with up to p parents, b functions of each; `theta` (C, s, b p) are their coefficients."""
+    """Parts (C) of up to s genes with up to p parents, b functions of each; `theta` (C, s, b p + 1) are their coefficients, the intercept last."""
 
     def __init__(self, of: CyclicScore, parts: list[Part]):
         n, s = len(parts), max(len(part.genes) for part in parts)
@@ -158,7 +163,7 @@ class _Batch:
         self.genes, self.is_gene = torch.as_tensor(genes), torch.as_tensor(is_gene)
         self.parents, self.is_parent = torch.as_tensor(parents), torch.as_tensor(is_parent)
         on = self.is_parent[:, :, None, :].expand(-1, -1, len(of.functions), -1).flatten(2)
-        self.mask = on.to(of.moved.dtype)  # (C, s, b p)
+        self.mask = torch.cat([on, self.is_gene[..., None]], 2).to(of.moved.dtype)  # (C, s, b p + 1)
         # which gene of the part each parent is, (C, s, p, s)
         same = self.parents[..., None] == self.genes[:, None, None, :]
         self.inside = (same & self.is_parent[..., None] & self.is_gene[:, None, None, :]).to(of.moved.dtype)
@@ -166,8 +171,9 @@ class _Batch:
         self.counted = (of.group != left_out[:, None]).to(of.moved.dtype)  # (C, K)
         self.y = of.moved[self.genes]  # (C, s, K)
         # (b, C, s, p, K) to (C, s, b p, K)
-        self.z = of.functions[:, self.parents].permute(1, 2, 0, 3, 4).flatten(2, 3) * self.mask[..., None]
-        self.steep = of.steepness[:, self.parents].permute(1, 2, 0, 3, 4).flatten(2, 3) * self.mask[..., None]
+        z, steep = (f[:, self.parents].permute(1, 2, 0, 3, 4).flatten(2, 3) for f in (of.functions, of.steepness))
+        self.z = torch.cat([z, torch.ones_like(z[:, :, :1])], 2) * self.mask[..., None]
+        self.steep = steep * self.mask[..., :-1, None]
         pairs = is_parent[..., :, None] & is_parent[..., None, :]
         self.xx = of.covariance[self.parents[..., :, None], self.parents[..., None, :]] * torch.as_tensor(pairs)
         self.xy = of.covariance[self.parents, self.genes[..., None]] * self.is_parent
@@ -178,35 +184,39 @@ class _Batch:
     def residuals(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What parents leave of the means (C, s, K), its variance if the gene is no target, and the noise within contexts (C, s)."""
         prior, s, w = self.of.prior, self.of.statistics, theta[..., : self.width]
-        passed = (theta[..., None] * self.z).unflatten(2, (-1, self.width)).sum(2)  # (C, s, p, K)
+        passed = self.passed(theta)
         noise = self.yy - 2 * (w * self.xy).sum(-1) + torch.einsum("csp,cspq,csq->cs", w, self.xx, w)
         noise = noise.clamp_min(_MIN_NOISE)
         state_var = 0.0 if s.state_var is None else s.state_var[self.genes]
         variance = (noise + state_var)[..., None] / self.of.n_cells + prior.spike_var
         variance = variance + prior.misfit**2 * passed.square().sum(2)
-        return self.y - passed.sum(2), variance, noise
+        return self.y - passed.sum(2) - theta[..., -1:], variance, noise
+
+    def passed(self, theta: Tensor) -> Tensor:
+        """What each parent passes on, (C, s, p, K)."""
+        return (theta[..., :-1, None] * self.z[:, :, :-1]).unflatten(2, (-1, self.width)).sum(2)
 
     def densities(self, residuals: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        """Log densities of the cells of each perturbation if a gene is no target and if it is, (C, s, U)."""
+        """Log densities of the cells of each perturbation if a gene is no target and if it is, controls last, (C, s, U + 1)."""
         out = []
         for v in (variance, variance + self.of.prior.slab_var):
             value = -0.5 * (residuals.square() / v + v.log()) * self.counted[:, None]
-            out.append(torch.zeros_like(self.odds).index_add_(2, self.of.group, value))
+            out.append(value.new_zeros(*value.shape[:2], self.odds.shape[2] + 1).index_add_(2, self.of.group, value))
         return out[0], out[1]
 
     def objective(self, theta: Tensor) -> Tensor:
         """Log posterior of coefficients, direct effects summed out, (C,)."""
         residuals, variance, noise = self.residuals(theta)
         off, on = self.densities(residuals, variance)
-        evidence = torch.logaddexp(off, on + self.odds) - torch.nn.functional.softplus(self.odds)
-        by_gene = evidence.sum(2) - 0.5 * self.of.dof * noise.log()
-        by_gene = by_gene - 0.5 * theta[..., self.width :].square().sum(2)
+        treated = torch.logaddexp(off[..., :-1], on[..., :-1] + self.odds) - torch.nn.functional.softplus(self.odds)
+        by_gene = treated.sum(2) + off[..., -1] - 0.5 * self.of.dof * noise.log()
+        by_gene = by_gene - 0.5 * theta[..., self.width : -1].square().sum(2)
         return (by_gene * self.is_gene).sum(1) + self.log_determinants(theta)
 
     def log_determinants(self, theta: Tensor) -> Tensor:
         """Log determinants of the Jacobian, within contexts for each cell and between them for each mean, summed, (C,)."""
         within = torch.einsum("csp,cspt->cts", theta[..., : self.width], self.inside)
-        slopes = (theta[..., None] * self.steep).unflatten(2, (-1, self.width)).sum(2)  # (C, s, p, K)
+        slopes = (theta[..., :-1, None] * self.steep).unflatten(2, (-1, self.width)).sum(2)  # (C, s, p, K)
         between = torch.einsum("cspk,cspt->ckts", slopes, self.inside)
         total = self.of.dof * _log_determinant(within)
         return total + (self.counted * _log_determinant(between)).sum(1)
@@ -215,7 +225,8 @@ class _Batch:
         """Precision of residuals, over whether the gene is a target, (C, s, K)."""
         residuals, variance, _ = self.residuals(theta)
         off, on = self.densities(residuals, variance)
-        probs = torch.sigmoid(on - off + self.odds)[:, :, self.of.group]
+        probs = torch.sigmoid((on - off)[..., :-1] + self.odds)
+        probs = torch.nn.functional.pad(probs, (0, 1))[:, :, self.of.group]  # controls are never targets
         return self.counted[:, None] * ((1 - probs) / variance + probs / (variance + self.of.prior.slab_var))
 
     def curvature(self, theta: Tensor) -> Tensor:
@@ -224,7 +235,7 @@ class _Batch:
         out = (self.z * self.precision(theta)[:, :, None]) @ self.z.mT
         out[..., : self.width, : self.width] += self.of.dof * self.xx / noise[..., None, None]
         own = torch.ones(theta.shape[-1], dtype=theta.dtype)
-        own[: self.width] = _RIDGE
+        own[: self.width] = own[-1] = _RIDGE
         return out + torch.diag_embed(own * self.mask + (1 - self.mask))
 
     def fit(self, theta: Tensor) -> Tensor:
@@ -250,30 +261,32 @@ class _Batch:
 
     def start(self) -> Tensor:
         """Coefficients to start from."""
-        theta = torch.zeros_like(self.mask).unflatten(2, (-1, self.width))
-        for own, part in zip(theta, self.parts, strict=True):
+        theta = torch.zeros_like(self.mask[..., :-1]).unflatten(2, (-1, self.width))
+        intercepts = torch.zeros_like(self.mask[..., -1:])
+        for c, part in enumerate(self.parts):
             known = self.of.start_of(part)
             if known is not None:
-                own[: known.shape[0], :, : known.shape[2]] = known
-        return theta.flatten(2)
+                n, _, p = known.theta.shape
+                theta[c, :n, :, :p], intercepts[c, :n, 0] = known.theta, known.intercepts
+        return torch.cat([theta.flatten(2), intercepts], 2)
 
     @torch.no_grad()
     def fitted(self) -> list[Fitted]:
         """The parts at their best coefficients."""
         theta = self.fit(self.start())
         score = self.objective(theta) - self.cost
-        slopes, n_own = theta[..., : self.width], theta.shape[-1] - self.width
+        slopes, n_own = theta[..., : self.width], theta.shape[-1] - 1 - self.width
         if n_own:
-            bent = self.z[:, :, self.width :]
+            bent = self.z[:, :, self.width : -1]
             a = (bent * self.precision(theta)[:, :, None]) @ bent.mT + torch.eye(n_own, dtype=theta.dtype)
             score = score - 0.5 * (torch.logdet(a) * self.is_gene).sum(1)  # integrating over the departures
             # a straight line that passes on as much
-            passed, x = (theta[..., None] * self.z).unflatten(2, (-1, self.width)).sum(2), self.z[:, :, : self.width]
+            passed, x = self.passed(theta), self.z[:, :, : self.width]
             slopes = (passed * x).sum(-1) / x.square().sum(-1).clamp_min(_RIDGE)
-        theta, out = theta.unflatten(2, (-1, self.width)), []
+        intercepts, theta, out = theta[..., -1], theta[..., :-1].unflatten(2, (-1, self.width)), []
         for c, (value, part) in enumerate(zip(score.tolist(), self.parts, strict=True)):
             n, p = len(part.genes), max(map(len, part.parents))
-            out.append(Fitted(value, slopes[c, :n, :p].clone(), theta[c, :n, :, :p].clone()))
+            out.append(Fitted(value, slopes[c, :n, :p].clone(), theta[c, :n, :, :p].clone(), intercepts[c, :n].clone()))
         return out
 
 
