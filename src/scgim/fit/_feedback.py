@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 from scvi import settings
 
+from scgim._departures import MIN_GAIN
+
 if TYPE_CHECKING:
     from scgim.structure._search import Loop
 
 _N_SHOWN = 3  # in a message
-# Nats from which a loop is worth a warning: mechanisms of another form can pass for a weak one. As for departures.
-_MIN_EVIDENCE = 10.0
 _MAX_EVIDENCE = 50.0  # what is more certain does not show in a probability
 
 
@@ -25,7 +25,7 @@ def feedback_table(loops: list[Loop], genes: list[str]) -> pd.DataFrame:
     forward = np.array([loop.forward_evidence for loop in loops], dtype=float)
     weight = np.array([loop.weight for loop in loops], dtype=float)
     forward_weight = np.array([loop.forward_weight for loop in loops], dtype=float)
-    certain = np.minimum(evidence, forward).clip(-_MAX_EVIDENCE, _MAX_EVIDENCE)
+    certainty = np.array([loop.certainty for loop in loops], dtype=float).clip(-_MAX_EVIDENCE, _MAX_EVIDENCE)
     return pd.DataFrame(
         {
             "loop": [" -> ".join([*own, own[0]]) for own in names],
@@ -36,14 +36,16 @@ def feedback_table(loops: list[Loop], genes: list[str]) -> pd.DataFrame:
             "forward_weight": forward_weight,
             "forward_evidence": forward,
             "gain": weight * forward_weight,
-            "probability": 1 / (1 + np.exp(-certain)),
+            "probability": 1 / (1 + np.exp(-certainty)),
         }
     ).astype({"loop": object, "source": object, "target": object})
 
 
 def strongest(table: pd.DataFrame) -> pd.DataFrame:
     """Loops that both directions speak for clearly."""
-    return table[table[["evidence", "forward_evidence"]].min(axis=1) > _MIN_EVIDENCE]
+    return table[
+        table[["evidence", "forward_evidence"]].min(axis=1) > MIN_GAIN
+    ]  # mechanisms of another form can pass for a weak loop
 
 
 def warn_of_feedback(table: pd.DataFrame | None) -> None:

@@ -29,6 +29,8 @@ class ResultsMixin(ScreenModel):
     def get_adjacency(self) -> pd.DataFrame:
         """Probability of each edge, over many graphs and choices of perturbations (for `mechanism="mlp"`, given the rest of the graph).
 
+        Both directions of an edge can be probable where the cells ask for feedback (:meth:`get_feedback`).
+
         Returns
         -------
         Genes x genes, row = source, column = target, values in [0, 1].
@@ -79,7 +81,7 @@ class ResultsMixin(ScreenModel):
         - `probability`: that of the less certain direction, from the evidence
 
         Mechanisms of another form than the model's can pass for weak feedback: a warning at the end of :meth:`train` names loops with more than
-        10 nats of evidence for both directions.
+        10 nats of evidence for both directions, and only these are among the probabilities of :meth:`get_adjacency`.
 
         Raises
         ------

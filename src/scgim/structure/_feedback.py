@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import networkx as nx
 import numpy as np
 
+from scgim._departures import MIN_GAIN
 from scgim.structure._climb import fit_graph
 from scgim.structure._cyclic import CyclicScore, Part
 from scgim.structure._graph import reachability
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from scgim._priors import ShiftPrior
     from scgim.structure._statistics import ContextStatistics
 
-_N_CANDIDATES = 30  # edges back that are scored, those of which direct effects tell most: for time; convention
+_N_CANDIDATES = 50  # edges back that are scored, those of which direct effects tell most: for time; convention
 _MAX_GENES = 8  # of a circle and all that lies on it: for time; convention
 _MIN_GAIN = 0.5  # nats, as in the search a little more than rounding
 
@@ -41,7 +42,7 @@ def with_loops(
     watch: SearchWatch | None = None,
     **_: Any,
 ) -> StructureResult:
-    """The result of a search with loops that its graph leaves out; options are those of the search.
+    """The result of a search with loops that its graph leaves out, and with their edges among the probabilities; options are those of the search.
 
     Not looked for, so that `loops` is None: under hard interventions, which cut the parents that a loop goes through; where a plate has few wells a
     gene; and where the search was ended early, or is now.
@@ -54,7 +55,17 @@ def with_loops(
     loops = None
     with watch.may_end_early():
         loops = Feedback(statistics, result.adjacency, result.prior, cost, regulators, watch).find()
-    return replace(result, loops=loops)
+    return replace(result, loops=loops, edge_probs=_probs_with(result.edge_probs, loops or []))
+
+
+def _probs_with(probs: NDArray[np.float64], loops: list[Loop]) -> NDArray[np.float64]:
+    """Probabilities of edges (d, d), with those of clear loops: graphs that were drawn have one direction or the other."""
+    probs = probs.copy()
+    for loop in loops:
+        if loop.certainty > MIN_GAIN:
+            sources, targets = list(loop.genes), [*loop.genes[1:], loop.genes[0]]
+            probs[sources, targets] = np.maximum(probs[sources, targets], 1 / (1 + math.exp(-loop.certainty)))
+    return probs
 
 
 class Feedback:
@@ -108,7 +119,7 @@ class Feedback:
                 loops.append(self._loop(j, i))
                 self.watch.check()
         # one perturbation with a likeness of effects on two genes is not enough
-        loops = [loop for loop in loops if min(loop.evidence, loop.forward_evidence) > 0]
+        loops = [loop for loop in loops if loop.certainty > 0]
         unique = {_turned(loop.genes): loop for loop in sorted(loops, key=lambda loop: loop.evidence)}
         return sorted(unique.values(), key=lambda loop: -loop.evidence)
 

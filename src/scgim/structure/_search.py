@@ -63,6 +63,11 @@ class Loop(NamedTuple):
     forward_weight: float
     forward_evidence: float
 
+    @property
+    def certainty(self) -> float:
+        """Log evidence of the less certain direction."""
+        return min(self.evidence, self.forward_evidence)
+
 
 @dataclass(frozen=True)
 class StructureResult:
