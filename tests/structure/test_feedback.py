@@ -203,5 +203,5 @@ def test_one_perturbation_is_not_enough():
     feedback.candidates, feedback.back = [], [(1, 0)]
     feedback.adjacency[:] = False
     feedback.adjacency[[0, 1], [1, 0]] = True
-    feedback._loop = lambda j, i: loop
+    feedback._climb, feedback._loop = (lambda: None), (lambda j, i: loop)
     assert feedback.find() == []

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _N_CANDIDATES = 50  # edges back that are scored, those of which direct effects tell most: for time; convention
 _MAX_GENES = 8  # of a circle and all that lies on it: for time; convention
+_N_STARTS = 3  # edges back to begin with: for time; convention
 _MIN_GAIN = 0.5  # nats, as in the search a little more than rounding
 
 
@@ -111,8 +112,7 @@ class Feedback:
 
     def find(self) -> list[Loop]:
         """All loops that the data ask for, those of most evidence first."""
-        while self._add_best():
-            self.watch.check()
+        self._climb()
         loops = []
         for j, i in self.back:
             if self.adjacency[j, i] and j in circle_of(self.adjacency, i):
@@ -123,32 +123,47 @@ class Feedback:
         unique = {_turned(loop.genes): loop for loop in sorted(loops, key=lambda loop: loop.evidence)}
         return sorted(unique.values(), key=lambda loop: -loop.evidence)
 
-    def _add_best(self) -> bool:
-        """Take the edge back that raises the score most; whether any does."""
-        trials = [(edge, part) for edge in self.candidates if (part := self._with_edge(*edge)) is not None]
-        if not trials:
-            return False
-        before = self.score.scores([Part.of(self.adjacency, part.genes) for _, part in trials])
-        gain = np.array(self.score.scores([part for _, part in trials])) - before
-        k = int(gain.argmax())
-        if gain[k] <= _MIN_GAIN:
-            return False
-        (j, i), part = trials[k]
-        self.adjacency[j, i] = True
-        self.back.append((j, i))
-        self.candidates.remove((j, i))
-        self._leave_out_needless(part.genes)
-        return True
+    def _climb(self) -> None:
+        """Take edges back, the best first, as long as the score rises; where this ends depends on the first, of which some are tried."""
+        start, best = self.adjacency, (0.0, self.adjacency, self.back)
+        for first in self._gains([])[:_N_STARTS]:
+            self.adjacency, self.back, total, steps = start.copy(), [], 0.0, [first]
+            while steps:
+                total += self._take(*steps[0])
+                self.watch.check()
+                steps = self._gains(self.back)
+            best = max(best, (total, self.adjacency, self.back), key=lambda end: end[0])
+        _, self.adjacency, self.back = best
 
-    def _leave_out_needless(self, genes: tuple[int, ...]) -> None:
-        """Leave out edges into the genes of a circle, one after the other, as long as the score rises."""
-        while True:
-            edges = [(p, j) for j in genes for p in np.flatnonzero(self.adjacency[:, j]).tolist()]
+    def _gains(self, taken: list[tuple[int, int]]) -> list[tuple[float, tuple[int, int], tuple[int, ...]]]:
+        """What each edge back adds to the score, the edge and its circle, for those that add anything, the best first."""
+        trials = [
+            (edge, part)
+            for edge in self.candidates
+            if edge not in taken and not self.adjacency[edge] and (part := self._with_edge(*edge)) is not None
+        ]
+        before = self.score.scores([Part.of(self.adjacency, part.genes) for _, part in trials])
+        after = self.score.scores([part for _, part in trials])
+        gains = [(new - old, edge, part.genes) for (edge, part), old, new in zip(trials, before, after, strict=True)]
+        return sorted((gain for gain in gains if gain[0] > _MIN_GAIN), key=lambda gain: -gain[0])
+
+    def _take(self, gain: float, edge: tuple[int, int], genes: tuple[int, ...]) -> float:
+        """Take an edge back, and leave out what it makes needless; returns by how much the score rises."""
+        self.adjacency[edge] = True
+        self.back = [*self.back, edge]
+        return gain + self._leave_out_needless(genes)
+
+    def _leave_out_needless(self, genes: tuple[int, ...]) -> float:
+        """Leave out edges into the genes of a circle, one after the other, as long as the score rises; returns by how much it does."""
+        total = 0.0
+        while edges := [(int(p), j) for j in genes for p in np.flatnonzero(self.adjacency[:, j])]:
             gain = -self._evidence(genes, edges)
             k = int(gain.argmax())
             if gain[k] <= _MIN_GAIN:
-                return
+                break
             self.adjacency[edges[k]] = False
+            total += float(gain[k])
+        return total
 
     def _evidence(
         self, genes: tuple[int, ...], edges: list[tuple[int, int]], left_out: int = -1
