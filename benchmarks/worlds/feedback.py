@@ -1,7 +1,7 @@
 """Feedback: is it found where it is, and not where it is not? `python benchmarks/worlds/feedback.py --seeds 0 1 2`.
 
 Worlds with loops and without: linear ones that are made here, of 8 genes of which two and three act on each other in a circle, or of which none do;
-the kinetic world (:mod:`benchmarks.worlds.kinetic`) with 30 genes and ten regulators; and GeneNetWeaver's networks, which have loops and thermodynamic
+the kinetic world (:mod:`benchmarks.worlds.kinetic`) with 15 genes and six regulators; and GeneNetWeaver's networks, which have loops and thermodynamic
 regulation. Seeds are those of the world and of the fit; GeneNetWeaver's worlds are fitted once.
 
 A loop that is found is true if all its genes lie in one circle of the true network (a strongly connected component), and a circle is found if
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 
 _GENES, _DRUGS, _DOSES, _CELLS, _CONTROLS = 8, 20, 2, 40, 300
 _LOOPS = {(0, 1): 0.7, (1, 0): 0.5, (2, 3): 0.8, (3, 4): 0.7, (4, 2): 0.5, (0, 5): -0.8, (5, 6): 0.7, (3, 7): 0.9}
-_KINETIC = {"n_genes": 30, "n_regulators": 10, "n_drugs": 30, "n_new_drugs": 2, "mean_count": 4.0, "n_states": 1}
+_KINETIC = {"n_genes": 15, "n_regulators": 6, "n_drugs": 20, "n_new_drugs": 2, "n_classes": None, "doses": (0.5, 5.0)}
+_KINETIC |= {"n_cells": 30, "n_controls": 300, "mean_count": 10.0}
 _CLEAR = 10.0  # nats, from which the model warns
 
 
@@ -82,7 +83,7 @@ def worlds(seeds: list[int], data: Path) -> Iterator[tuple[str, int, ad.AnnData,
     for seed in seeds:
         yield "linear, loops", seed, linear(seed, loops=True), "normal"
         yield "linear, acyclic", seed, linear(seed, loops=False), "normal"
-        yield "kinetic, 5 feedback edges", seed, kinetic_cells(seed, 5), "nb"
+        yield "kinetic, 3 feedback edges", seed, kinetic_cells(seed, 3), "nb"
         yield "kinetic, acyclic", seed, kinetic_cells(seed, 0), "nb"
     for name in ("size10_1", "size10_2", "size100_1"):
         yield name, seeds[0], gnw.read(data / "shared" / "data", name), "normal"
