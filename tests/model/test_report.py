@@ -23,7 +23,7 @@ def test_numbers_are_those_of_the_model(model):
     assert report.values["treated_cells_trained_on"] == model.n_cells_.sum()
     off = model.control_check_.index[~model.control_check_["agree"]]
     assert report["controls"].index.tolist() == off.tolist()
-    assert list(report.tables) == ["controls", "cut", "features", "usual_targets", "dense_cluster"]
+    assert list(report.tables) == ["controls", "cut", "feedback", "features", "usual_targets", "dense_cluster"]
     assert len(report["dense_cluster"]) == 0
     graph = model.get_graph()
     assert report.values["edges_less_likely_than_not"] == (graph["probability"] < 0.5).sum()

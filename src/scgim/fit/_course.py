@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
+    import pandas as pd
     from lightning.pytorch import Trainer
     from numpy.typing import NDArray
 
@@ -35,6 +36,8 @@ class Course:
         Log evidence of each edge, from the fit.
     trace
         Score after each round of the search.
+    feedback
+        Loops that the graph leaves out, from the search; None if they were not looked for.
     folder
         Where checkpoints go; None for nowhere.
     every
@@ -52,6 +55,7 @@ class Course:
     edge_probs: Any = None
     evidence: NDArray | None = None
     trace: list[float] | None = None
+    feedback: pd.DataFrame | None = None
     folder: CheckpointFolder | None = None
     every: int = 1
     resumed: dict | None = None

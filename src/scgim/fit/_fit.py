@@ -16,6 +16,7 @@ from scgim.fit._baselines import match_baselines
 from scgim.fit._contexts import drifts, match_contexts
 from scgim.fit._continuous import match_continuous, sums_to_means
 from scgim.fit._controls import check_controls
+from scgim.fit._feedback import feedback_table, warn_of_feedback
 from scgim.fit._hidden import fit_hidden
 from scgim.fit._inference import gather_information, infer_edges, infer_targets
 from scgim.fit._levels import carry_to_levels
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from scgim.fit._course import Course
     from scgim.interventions._stacking import DrugGenerator
     from scgim.module import GIMModule
+    from scgim.structure._search import StructureResult
     from scgim.train import BatchLoader
 
 logger = logging.getLogger(__name__)
@@ -145,6 +147,11 @@ class Fit:
             start_from(self.module, statistics, result, states)
             settle_covariates(self.module, self.loader)
         self.course.edge_probs, self.course.trace = result.edge_probs, result.trace
+        self._note_feedback(result)
+
+    def _note_feedback(self, result: StructureResult) -> None:
+        found = result.loops
+        self.course.feedback = None if found is None else feedback_table(found, self.names.genes)
 
     def _warn_of_many_genes(self) -> None:
         """Say that the search takes long, and what to do, where any of many genes may regulate."""
@@ -215,6 +222,7 @@ class Fit:
         with self._watched_search() as watch:
             result = fit_hidden(self.module, self.loader, self.seed, watch, self.features)
         self.course.trace = result.trace
+        self._note_feedback(result)
         note_ranges(self.module, self.loader, of_parents=False)
         carry_to_levels(self.module, self.loader, None)
         self._check()
@@ -231,6 +239,7 @@ class Fit:
         """Compare with priors and control cells, and fit the generator to what was found."""
         warn_of_prior(self.module.knowledge, self.measured, self.names)
         warn_of_usual_targets(self.module.knowledge, self.measured, self.names)
+        warn_of_feedback(self.course.feedback)
         self.usable = True
         self.module.eval()
         self.controls = check_controls(self.module, self.loader, self.names.genes)

@@ -11,6 +11,7 @@ import torch
 from scgim.fit._inference import passage_of, write_interventions
 from scgim.fit._search import search_by_means
 from scgim.structure._climb import fit_graph
+from scgim.structure._feedback import with_loops
 from scgim.structure._moments import HiddenExpression, MomentAccumulator
 from scgim.structure._over_graphs import with_probs_over_graphs
 from scgim.structure._watch import SearchWatch
@@ -67,6 +68,7 @@ def fit_hidden(
     less_sure = replace(statistics, n_cells=_CERTAINTY * statistics.n_cells)
     result = search_by_means(module, less_sure, known_targets=module.knowledge.known_targets(), **options)
     result = with_probs_over_graphs(less_sure, result, **options)
+    result = with_loops(less_sure, result, **options)
     module.mechanism.set_graph(result.adjacency)
     d = statistics.n_genes
     fit = fit_graph(statistics, result.prior, result.adjacency, n_iterations=_N_ITERATIONS)

@@ -15,6 +15,7 @@ from scgim.interventions._joint import Screen, estimate_jointly
 from scgim.interventions._passage import Passage
 from scgim.nn._mechanism import parent_table
 from scgim.structure._climb import fit_graph
+from scgim.structure._feedback import with_loops
 from scgim.structure._functions import refine_structure
 from scgim.structure._levels import pooled_over_levels
 from scgim.structure._over_graphs import with_probs_over_graphs
@@ -65,6 +66,7 @@ def search_graph(
         result = _informed_search(module, statistics, result, features, options)
     if module.mechanism.is_linear:  # regressions on functions of any form take too long for many sets of parents
         result = with_probs_over_graphs(statistics, result, **options)
+        result = with_loops(statistics, result, **options)
     return result, states
 
 

@@ -68,6 +68,8 @@ class ScreenModel(BaseModelClass):
     """Observed and simulated control cells, gene by gene."""
     edge_evidence_: NDArray[np.float64] | None = None
     """Log evidence of each edge that the search found, at the fit; those with none were cut. -inf elsewhere."""
+    feedback_: pd.DataFrame | None = None
+    """Loops that the graph leaves out; None if they were not looked for."""
     train_settings_: dict[str, Any] | None = None
     """Arguments of the last :meth:`train` that decide on its result."""
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from scgim._report import Report, about
 from scgim._validation import quote_some
+from scgim.fit._feedback import strongest
 from scgim.model._base import ScreenModel
 from scgim.model._halves import agreement_of_halves, refit_halves
 
@@ -47,6 +48,7 @@ class ReportMixin(ScreenModel):
 
         - `controls`: genes in which simulated control cells differ from the observed ones, with the moments of both
         - `cut`: edges that the search found and the fit did not bear out, with their log evidence
+        - `feedback`: loops that the graph leaves out, as :meth:`get_feedback` has them
         - `features`: mean squared error of measured drugs that were left out, relative to that of no effect: of the mean of the other
           drugs at that dose, and of what is predicted for a new drug
         - `usual_targets`: genes that are called targets of many perturbations
@@ -70,6 +72,8 @@ class ReportMixin(ScreenModel):
             self.module.knowledge.interventions().target_probs.numpy() > _CALLED, self.perturbations, self.gene_names_
         )[self._drugs.is_measured & self._drugs.is_drug]
         tables = {"controls": self._controls_off(), "cut": self._cut_edges()}
+        if self.feedback_ is not None:
+            tables["feedback"] = about(self.get_feedback(), "loops that the cells ask for and the graph leaves out")
         if self.drug_embedding is not None:
             tables["features"] = self._features_table()
         tables["usual_targets"] = _usual_targets(called)
@@ -125,6 +129,10 @@ class ReportMixin(ScreenModel):
         if len(off := tables["controls"]):
             out.append(
                 f"Simulated control cells differ from the observed ones in {quote_some(off.index)}: doubt these genes, and those below them."
+            )
+        if "feedback" in tables and len(clear := strongest(tables["feedback"])):
+            out.append(
+                f"The graph leaves out feedback, {quote_some(clear['loop'])}: doubt directions and targets of these genes."
             )
         if "features" in tables and not self._drugs.features_tell:
             out.append(

@@ -30,6 +30,8 @@ class ResultsMixin(ScreenModel):
     def get_adjacency(self) -> pd.DataFrame:
         """Probability of each edge, over many graphs and choices of perturbations (for `mechanism="mlp"`, given the rest of the graph).
 
+        Both directions of an edge can be probable where the cells ask for feedback (:meth:`get_feedback`).
+
         Returns
         -------
         Genes x genes, row = source, column = target, values in [0, 1].
@@ -59,6 +61,47 @@ class ResultsMixin(ScreenModel):
             }
         )
         return frame.sort_values("weight", key=np.abs, ascending=False, ignore_index=True)
+
+    def get_feedback(self) -> pd.DataFrame:
+        """Loops of genes that the cells ask for and that the graph, which is acyclic, leaves out.
+
+        An edge back, from a gene to one that comes before it in the graph, is scored as other edges are, with the determinant that a loop
+        brings to the density of cells: perturbations of the one gene move the other, in both directions. The best is taken, edges that it makes
+        needless are left out, and so on. Other results of the model are those of the acyclic graph: between genes of a loop, directions of
+        edges, and which of the genes is a target, are to be doubted.
+
+        Returns
+        -------
+        One row a loop, the most certain first; none where nothing speaks for one:
+
+        - `loop`: its genes, each a parent of the next
+        - `source`, `target`: the edge back, which the graph leaves out
+        - `weight`: its slope, in control standard deviations of the target for one of the source (of log expression, for counts)
+        - `evidence`: log evidence for it, less what an edge must bring, without the perturbation that says most
+        - `forward_weight`, `forward_evidence`: product of the slopes of the other edges, and the least of their log evidences
+        - `gain`: product of all slopes; below zero the feedback is negative
+        - `probability`: that of the less certain direction, from the evidence
+
+        Mechanisms of another form than the model's can pass for weak feedback: a warning at the end of :meth:`train` names loops with more than
+        10 nats of evidence for both directions, and only these are among the probabilities of :meth:`get_adjacency`.
+
+        Raises
+        ------
+        ValueError
+            Feedback was not looked for: with `mechanism="mlp"` or `intervention="hard"`, where a plate has few wells a gene, or where the search was
+            ended early.
+
+        Examples
+        --------
+        >>> model.get_feedback()
+        """
+        self._check_if_trained(warn=False)
+        if self.feedback_ is None:
+            raise ValueError(
+                "Feedback was not looked for. It is with `mechanism='linear'` and `intervention='shift'`, 12 cells a gene and more, and a search "
+                "that is not ended early."
+            )
+        return self.feedback_.copy()
 
     def get_states(self, adata: AnnData | None = None) -> pd.DataFrame:
         """Hidden states of cells: what acts on many genes of a cell beside network, drugs and covariates, such as the cell cycle.

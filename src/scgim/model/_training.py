@@ -103,7 +103,8 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
         mechanisms and shifts; of others, targets alone have this prior, found at the end). Mechanisms
         and effects are fitted on the graph by gradient descent, edges without support are cut, and the fit is refined. Targets, effects
         and generator are fitted in turn at the end, and simulated control cells are compared with the observed ones: a warning
-        names genes in which they differ, and `control_check_` holds their moments.
+        names genes in which they differ, and `control_check_` holds their moments. Another names loops that the cells ask for and the
+        graph, which is acyclic, leaves out (:meth:`get_feedback`).
 
         Parameters
         ----------
@@ -235,6 +236,8 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
             self.control_check_ = fit.controls
         if fit.course.evidence is not None:
             self.edge_evidence_ = np.asarray(fit.course.evidence)
+        if fit.usable:
+            self.feedback_ = fit.course.feedback
         if fit.generator is not None:
             self._drugs.generator = fit.generator
         if self.module.measurement == "latent" and fit.usable:  # there was no descent, which would have noted these

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -43,6 +43,31 @@ _N_PERTURBATIONS = 20  # random moves a round: convention, for time
 _SHARE_TO_GO_ON = 4  # part of the budget, 1 / this, for a search that goes on from another: little is left to be done
 
 
+class Loop(NamedTuple):
+    """A circle of genes, and the edge that closes it, from the last to the first.
+
+    Parameters
+    ----------
+    genes
+        The genes, each a parent of the next.
+    weight, evidence
+        Slope of the edge back and its log evidence, that of the perturbation that says most left out.
+    forward_weight, forward_evidence
+        Product of the slopes of the other edges and the least of their log evidences.
+    """
+
+    genes: tuple[int, ...]
+    weight: float
+    evidence: float
+    forward_weight: float
+    forward_evidence: float
+
+    @property
+    def certainty(self) -> float:
+        """Log evidence of the less certain direction."""
+        return min(self.evidence, self.forward_evidence)
+
+
 @dataclass(frozen=True)
 class StructureResult:
     """What the search found.
@@ -59,6 +84,8 @@ class StructureResult:
         Prior of the direct effects, fitted to the data.
     trace
         Score after each round.
+    loops
+        Feedback that the graph leaves out (:mod:`scgim.structure._feedback`); None if it was not looked for.
     """
 
     adjacency: NDArray[np.bool_]
@@ -66,6 +93,7 @@ class StructureResult:
     score: float
     prior: ShiftPrior
     trace: list[float]
+    loops: list[Loop] | None = None
 
 
 class GraphSearch:
