@@ -16,6 +16,7 @@ from torch.func import functional_call
 from scgim._priors import MIN_SPIKE_VAR
 from scgim.interventions._levels import of_new_drugs
 from scgim.interventions._stacking import DrugGenerator, Responses
+from scgim.module._depth import DepthOfCells
 from scgim.module._knowledge import Knowledge
 from scgim.module._spike_and_slab import SpikeAndSlab
 from scgim.module._states import StatesOfCells
@@ -109,6 +110,7 @@ class GIMModule(PyroBaseModuleClass):
         levels = None if level is None or not len(level) else torch.as_tensor(np.asarray(level), dtype=torch.long)
         self.knowledge = Knowledge(codes, doses, n_genes, levels)
         self.states = StatesOfCells(n_genes, n_contexts, n_covariates)
+        self.depth = DepthOfCells(n_genes, n_contexts, n_covariates)
 
     @property
     def device(self) -> torch.device:
