@@ -20,11 +20,11 @@ from scgim._validation import (
     check_matrix_type,
     matrix_name,
 )
+from scgim.fit._depth import read_depth
 from scgim.model._fields import ScreenField, context_codes
 from scgim.predict._covariates import CovariateDesign, ScaledDesign
 from scgim.predict._drugs import Drugs
 from scgim.predict._sampler import Sampler, enough_samples
-from scgim.fit._depth import read_depth
 from scgim.predict._states import cell_states
 from scgim.train import Cells
 

@@ -274,7 +274,9 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
             if estimated and can_tell_depth(self.module, len(training)):
                 seed = 0 if settings.seed is None else settings.seed
                 with threads_for(0):
-                    model = estimate_depth(self.module, training, seed, SearchWatch(None if max_seconds is None else max_seconds / 2))
+                    model = estimate_depth(
+                        self.module, training, seed, SearchWatch(None if max_seconds is None else max_seconds / 2)
+                    )
                 if model is None:
                     cells = replace(cells, log_size=np.zeros_like(cells.log_size))
             self.module.depth.write(model)

@@ -33,6 +33,7 @@ class DepthOfCells(nn.Module):
             "inverse_dispersion": (n_genes,),
             "centre": (n_genes,),
             "spread": (n_genes,),
+            "depth": (n_contexts,),
             "variance": (),
         }
         for name, shape in shapes.items():

@@ -2,12 +2,12 @@ r"""How deeply each cell was sequenced, where nobody says: a factor that all gen
 
 Genes follow each other because the network links them and because depth :math:`s_n` scales all of them alike,
 
-.. math:: x_{nj} \sim \mathrm{NB}(s_n \exp(b_j + W_j^T h_{n, \mathrm{pa}(j)} + \psi_{kj}), r_j), \qquad \log s_n \sim N(0, \sigma^2),
+.. math:: x_{nj} \sim \mathrm{NB}(s_n \exp(b_j + W_j^T h_{n, \mathrm{pa}(j)} + \psi_{kj}), r_j), \qquad \log s_n \sim N(m_k, \sigma^2),
 
 with parent features h of :math:`x_n / s_n`. Totals over few genes are no measure of it, as they rest on the genes of most counts. Here depth, graph
 and parameters are found in turn by expectation-maximisation: the posterior of each cell's depth is a normal one about its mode, and a cell
 enters the rest as two half cells, one standard deviation to either side of it, so that what is not known of its depth is not taken for expression.
-Direct effects are shrunk by the probability that they are none, and so the depth of a whole context is told from what all its genes have in common.
+Direct effects are shrunk by the probability that they are none, and so the mean depth :math:`m_k` of a context is told from what its genes have in common.
 A graph of all cells would have edges in the place of depth; the first ones rest on the means of contexts, as with hidden states.
 """
 
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MIN_DEPTH_VAR = 0.01  # of log depth, a spread of 10 %, below which cells are taken to have the same: convention
-# Shares of the cells whose scatter counts, from one graph to the next. Convention.
-_FIRST_SHARE, _SHARES = 0.003, (0.003, 0.01, 0.01, 0.03, 0.1, 0.3)
+# Shares of the cells whose scatter counts, from one graph to the next; half-way down again, as edges that stand for depth stay once they are
+# in. Convention.
+_FIRST_SHARE, _SHARES = 0.003, (0.003, 0.01, 0.03, 0.1, 0.03, 0.01, 0.03, 0.1, 0.3)
 _N_ROUNDS = 3  # of parameters and depth, on each graph: convention
 _N_PARAMETER_STEPS, _N_DEPTH_STEPS, _N_FIRST_DEPTH_STEPS = 3, 3, 12  # of Newton's method: conventions
 _MAX_STEP, _MAX_SHIFT_STEP = 1.0, 2.0  # e-folds, where a likelihood is far from its parabola
@@ -71,8 +72,10 @@ class DepthModel:
         Of each gene, shape (d,).
     centre, spread
         Of log1p of counts over depth in control cells, shape (d,).
+    depth
+        Mean log depth of each context, shape (K,).
     variance
-        Variance of log depth, a scalar.
+        Variance of log depth within contexts, a scalar.
     """
 
     weights: Tensor
@@ -82,6 +85,7 @@ class DepthModel:
     inverse_dispersion: Tensor
     centre: Tensor
     spread: Tensor
+    depth: Tensor
     variance: Tensor
 
     def features(self, x: Tensor, log_depth: Tensor) -> Tensor:
@@ -92,9 +96,11 @@ class DepthModel:
         self, cells: DepthCells, log_depth: Tensor | None = None, n_steps: int = _N_FIRST_DEPTH_STEPS
     ) -> tuple[Tensor, Tensor]:
         """Mode and standard deviation of the log depth of each cell, both (N, 1); a context of -1 is taken for one without effects."""
-        known = self.base + cells.covariates @ self.covariate_effect
-        known = known + torch.where(cells.context[:, None] >= 0, self.shift[cells.context.clamp_min(0)], 0.0)
-        log_depth = torch.zeros_like(known[:, :1]) if log_depth is None else log_depth
+        context = cells.context.clamp_min(0)
+        is_known = (cells.context >= 0)[:, None]
+        known = self.base + cells.covariates @ self.covariate_effect + torch.where(is_known, self.shift[context], 0.0)
+        usual = torch.where(is_known, self.depth[context][:, None], 0.0)
+        log_depth = usual if log_depth is None else log_depth
         for _ in range(n_steps):
             h = self.features(cells.x, log_depth)
             mean = torch.exp((known + h @ self.weights + log_depth).clamp(-_MAX_LOG_MEAN, _MAX_LOG_MEAN))
@@ -102,7 +108,8 @@ class DepthModel:
             change = 1 - (per_size / (1 + per_size) / self.spread) @ self.weights  # of the log mean with log depth
             share = 1 / (1 + mean / self.inverse_dispersion)
             precision = (change.square() * mean * share).sum(1, keepdim=True) + 1 / self.variance
-            slope = (change * (cells.x - mean) * share).sum(1, keepdim=True) - log_depth / self.variance
+            slope = (change * (cells.x - mean) * share).sum(1, keepdim=True)
+            slope = slope - (log_depth - usual) / self.variance
             log_depth = log_depth + (slope / precision).clamp(-_MAX_STEP, _MAX_STEP)
         return log_depth, precision.rsqrt()
 
@@ -152,7 +159,7 @@ def find_depth(
             model = _fit(model, cells, depths, result, precision)
             mode, sd = model.posterior(cells, depths.mode, _N_DEPTH_STEPS)
             depths = _Depths(mode - mode.mean(), sd)
-            model = replace(model, variance=(depths.mode.square() + sd.square()).mean())
+            model = _with_prior_of(model, cells, depths)
         logger.info("Depth: variance %.4f, of which %.4f is open.", model.variance, depths.sd.square().mean())
         if model.variance < MIN_DEPTH_VAR:
             return None
@@ -171,6 +178,7 @@ def _start(cells: DepthCells, group: Tensor, first_variance: float, options: dic
         inverse_dispersion=zero + _FIRST_INVERSE_DISPERSION,
         centre=zero,
         spread=zero + 1,
+        depth=torch.zeros(len(group), dtype=torch.float64),
         variance=torch.tensor(first_variance, dtype=torch.float64),
     )
     none = torch.zeros_like(cells.x[:, :1])
@@ -183,7 +191,21 @@ def _start(cells: DepthCells, group: Tensor, first_variance: float, options: dic
     expected = torch.exp((model.features(cells.x, none) @ weights).clamp(-_MAX_LOG_MEAN, _MAX_LOG_MEAN))
     logs = _log_ratio(cells.x, expected, cells.context, len(group))
     base = _log_ratio(cells.x, expected, torch.where(group < 0, 0, 1)[cells.context], 2)[0]
-    return replace(model, weights=weights, base=base, shift=torch.where(group[:, None] < 0, 0.0, logs - base))
+    shift = torch.where(group[:, None] < 0, 0.0, logs - base)
+    depth = shift.median(1).values  # what most genes do
+    return replace(model, weights=weights, base=base, shift=shift - depth[:, None], depth=depth)
+
+
+def _with_prior_of(model: DepthModel, cells: DepthCells, depths: _Depths) -> DepthModel:
+    """The model with the mean and variance that depths have within contexts."""
+    n_cells = torch.bincount(cells.context, minlength=len(model.depth))
+    total = torch.zeros_like(model.depth).index_add_(0, cells.context, depths.mode[:, 0])
+    depth = total / n_cells.clamp_min(1)
+    return replace(
+        model,
+        depth=depth,
+        variance=((depths.mode[:, 0] - depth[cells.context]).square() + depths.sd[:, 0].square()).mean(),
+    )
 
 
 def _log_ratio(x: Tensor, expected: Tensor, code: Tensor, n: int) -> Tensor:
