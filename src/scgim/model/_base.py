@@ -57,6 +57,8 @@ class ScreenModel(BaseModelClass):
     """Training cells of each perturbation."""
     search_trace_: list[float]
     """Score of the graph after each round of the search."""
+    measurement_reason_: str | None = None
+    """Why parents act by their counts or by hidden expression, where that was chosen in training."""
     control_check_: pd.DataFrame | None = None
     """Observed and simulated control cells, gene by gene."""
     edge_evidence_: NDArray[np.float64] | None = None
@@ -66,6 +68,7 @@ class ScreenModel(BaseModelClass):
 
     _plan_kwargs: dict[str, Any] = {}
     _covariates: CovariateDesign
+    _against_latent: list[str]
     _known_drugs: Drugs | None = None
 
     def __getstate__(self) -> dict:

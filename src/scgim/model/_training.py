@@ -21,6 +21,7 @@ from scgim._validation import quote_some
 from scgim.fit._course import Course
 from scgim.fit._depth import can_tell_depth, estimate_depth, read_depth
 from scgim.fit._fit import Fit, Names
+from scgim.fit._measurement import choose_measurement
 from scgim.model._arguments import check_device, check_rate, check_seconds, check_trainer_arguments, whole_number
 from scgim.model._base import ScreenModel
 from scgim.model._checkpoints import attributes_of, resume
@@ -49,6 +50,7 @@ _FIRST_BATCH = 4096  # cells in a pass without gradients, or as many as the mini
 # Without progress, a third of the epochs and at least this many stop the fit: convention.
 _PATIENCE, _MIN_PATIENCE = 3, 10
 _TINY = 1e-3  # seconds that are left to the search at least
+_PART_TO_CHOOSE = 4  # of the time that the search may take, to choose how parents act
 
 
 @contextmanager
@@ -188,6 +190,8 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
             course = resume(self, resume_from)
         started = time.monotonic()
         cells = self._with_depth(cells, course, max_search_seconds, known=resume_from is not None)
+        if resume_from is None and self.init_params_["non_kwargs"]["measurement"] == "auto":
+            self._choose_measurement(cells.take(course.indices[0]), max_search_seconds)
         if max_search_seconds is not None:
             max_search_seconds = max(max_search_seconds - (time.monotonic() - started), _TINY)
         course.write_to(checkpoint_dir, resume_from, every)
@@ -228,7 +232,7 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
             measured=torch.as_tensor(self._drugs.is_measured),
             names=Names(self.gene_names_, self.perturbations),
             descend=partial(self._descend, course, arguments),
-            seed=0 if settings.seed is None else settings.seed,
+            seed=self._seed,
             progress=arguments["enable_progress_bar"],
             search_seconds=search_seconds,
         )
@@ -272,10 +276,9 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
         if not known:
             training, model = cells.take(course.indices[0]), None
             if estimated and can_tell_depth(self.module, len(training)):
-                seed = 0 if settings.seed is None else settings.seed
                 with threads_for(0):
                     model = estimate_depth(
-                        self.module, training, seed, SearchWatch(None if max_seconds is None else max_seconds / 2)
+                        self.module, training, self._seed, SearchWatch(None if max_seconds is None else max_seconds / 2)
                     )
                 if model is None:
                     cells = replace(cells, log_size=np.zeros_like(cells.log_size))
@@ -286,6 +289,24 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
             cells = replace(cells, log_size=drawn.astype(np.float32))
         self.control_pool_ = self._pool_of(cells)
         return replace(cells, log_size=log_size.astype(np.float32)) if self.module.depth.is_known else cells
+
+    def _choose_measurement(self, training: Cells, max_seconds: float | None) -> None:
+        """Take parents to act by their counts or by hidden expression, whichever explains the cells better."""
+        self.module.take_measurement("direct")
+        if self._against_latent:
+            choice, reason = "direct", f"hidden expression does not go with {', '.join(self._against_latent)}"
+        else:
+            loader = BatchLoader(training, _FIRST_BATCH, shuffle=False)
+            watch = SearchWatch(None if max_seconds is None else max_seconds / _PART_TO_CHOOSE)
+            with threads_for(0):
+                choice, reason = choose_measurement(self.module, loader, self._seed, watch)
+        self.module.take_measurement(choice)
+        self.measurement_reason_ = reason
+        logger.info("measurement='auto' chose %r: %s.", choice, reason)
+
+    @property
+    def _seed(self) -> int:
+        return 0 if settings.seed is None else settings.seed
 
     def _pool_of(self, cells: Cells) -> dict[str, NDArray]:
         """Covariates and size factors of control cells, which predicted cells have."""
