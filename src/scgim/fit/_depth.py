@@ -5,25 +5,26 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from scgim._size_factors import common_variance
 from scgim.fit._statistics import MAX_SAMPLED_CELLS
 from scgim.structure._depth import MIN_DEPTH_VAR, DepthCells, find_depth
 from scgim.structure._search import CELLS_A_GENE
+from scgim.structure._watch import SearchWatch
 from scgim.train import BatchLoader
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from scgim.module import GIMModule
     from scgim.structure._depth import DepthModel
-    from scgim.structure._watch import SearchWatch
     from scgim.train import Cells
 
 logger = logging.getLogger(__name__)
 
 _MIN_GENES = 8  # of fewer, depth and a network cannot be told apart
 _MAX_GENES = 60  # of more, searches take too long, and totals tell depth well
+_PART = 2  # of the time that the search may take: convention
 _BATCH_SIZE = 4096  # cells at a time: for memory, results do not depend on it
 
 
@@ -35,13 +36,13 @@ def can_tell_depth(module: GIMModule, n_cells: int) -> bool:
 
 
 @torch.no_grad()
-def estimate_depth(module: GIMModule, cells: Cells, seed: int, watch: SearchWatch) -> DepthModel | None:
-    """Model of the depth of cells; None where it does not differ between control cells."""
-    group = module.group.cpu()
-    control = np.flatnonzero((group < 0).numpy()[cells.context])
-    variance = common_variance(cells.x[control[:MAX_SAMPLED_CELLS]])
+def estimate_depth(
+    module: GIMModule, cells: Cells, variance: float, seed: int, max_seconds: float | None
+) -> DepthModel | None:
+    """Model of the depth of cells; None where it does not differ. `variance` is what the counts of control cells betray of log depth."""
     if variance < MIN_DEPTH_VAR:
         return None
+    group = module.group.cpu()
     rows = torch.randperm(len(cells), generator=torch.Generator().manual_seed(0))[:MAX_SAMPLED_CELLS]
     some = BatchLoader(cells, _BATCH_SIZE, shuffle=False).take(rows)
     options: dict[str, Any] = {
@@ -50,6 +51,7 @@ def estimate_depth(module: GIMModule, cells: Cells, seed: int, watch: SearchWatc
         "known_targets": module.knowledge.known_targets(),
         "seed": seed,
     }
+    watch = SearchWatch(None if max_seconds is None else max_seconds / _PART)
     sample = DepthCells(some["x"].double(), some["context"], some["covariates"].double())
     model = find_depth(sample, group, variance, watch, **options)
     if model is None:

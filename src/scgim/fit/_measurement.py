@@ -12,14 +12,15 @@ from scgim.fit._hidden import LESS_SURE, gather_moments
 from scgim.fit._statistics import gather_statistics, set_scales
 from scgim.structure._reliability import evidence_by_counts, evidence_by_hidden
 from scgim.structure._search import CELLS_A_GENE, search_structure
+from scgim.structure._watch import SearchWatch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from scgim.module import GIMModule
-    from scgim.structure._watch import SearchWatch
     from scgim.train import BatchLoader
 
+_PART = 4  # of the time that the search may take: convention
 _MAX_GENES = 200  # of more, the comparison takes too long
 # Nats that hidden expression must bring, and for each cell: real counts depart a little from either model. Conventions.
 _MIN_EVIDENCE, _MIN_EVIDENCE_A_CELL = 10.0, 0.003
@@ -29,7 +30,7 @@ _MIN_GAIN_A_GENE = (
 
 
 @torch.no_grad()
-def choose_measurement(module: GIMModule, loader: BatchLoader, seed: int, watch: SearchWatch) -> tuple[str, str]:
+def choose_measurement(module: GIMModule, loader: BatchLoader, seed: int, max_seconds: float | None) -> tuple[str, str]:
     """`"direct"` or `"latent"`, and why: whichever explains the covariance of cells within contexts better.
 
     Both are tried on graphs that were searched quickly under either. The module holds the scales of the cells afterwards.
@@ -44,6 +45,7 @@ def choose_measurement(module: GIMModule, loader: BatchLoader, seed: int, watch:
         hidden = gather_moments(module, loader).statistics
     except ValueError:
         return "direct", "counts are too few for the moments of hidden expression"
+    watch = SearchWatch(None if max_seconds is None else max_seconds / _PART)
     options: dict[str, Any] = {
         "edge_log_odds": module.knowledge.edge_log_odds.cpu().numpy(),
         "regulators": module.knowledge.told_regulators(),

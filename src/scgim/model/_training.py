@@ -17,6 +17,7 @@ import torch
 from scvi import settings
 from scvi.model.base import PyroSviTrainMixin
 
+from scgim._size_factors import common_variance
 from scgim._validation import quote_some
 from scgim.fit._course import Course
 from scgim.fit._depth import can_tell_depth, estimate_depth, read_depth
@@ -26,7 +27,6 @@ from scgim.model._arguments import check_device, check_rate, check_seconds, chec
 from scgim.model._base import ScreenModel
 from scgim.model._checkpoints import attributes_of, resume
 from scgim.predict._covariates import centre_and_scale
-from scgim.structure._watch import SearchWatch
 from scgim.train import BatchLoader, Cells, CellsDataModule, GIMTrainingPlan
 from scgim.train._data import keep_contexts, split_cells
 from scgim.train._guard import GIMTrainRunner, KeepGoodState, explained_failures
@@ -50,7 +50,6 @@ _FIRST_BATCH = 4096  # cells in a pass without gradients, or as many as the mini
 # Without progress, a third of the epochs and at least this many stop the fit: convention.
 _PATIENCE, _MIN_PATIENCE = 3, 10
 _TINY = 1e-3  # seconds that are left to the search at least
-_PART_TO_CHOOSE = 4  # of the time that the search may take, to choose how parents act
 
 
 @contextmanager
@@ -189,8 +188,11 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
         else:
             course = resume(self, resume_from)
         started = time.monotonic()
+        choose = resume_from is None and self.init_params_["non_kwargs"]["measurement"] == "auto"
+        if choose:
+            self.module.take_measurement("direct")
         cells = self._with_depth(cells, course, max_search_seconds, known=resume_from is not None)
-        if resume_from is None and self.init_params_["non_kwargs"]["measurement"] == "auto":
+        if choose:
             self._choose_measurement(cells.take(course.indices[0]), max_search_seconds)
         if max_search_seconds is not None:
             max_search_seconds = max(max_search_seconds - (time.monotonic() - started), _TINY)
@@ -276,10 +278,10 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
         if not known:
             training, model = cells.take(course.indices[0]), None
             if estimated and can_tell_depth(self.module, len(training)):
+                controls = np.flatnonzero(training.context < self._n_controls)[:_MAX_CONTROL_POOL]
                 with threads_for(0):
-                    model = estimate_depth(
-                        self.module, training, self._seed, SearchWatch(None if max_seconds is None else max_seconds / 2)
-                    )
+                    variance = common_variance(training.x[controls])
+                    model = estimate_depth(self.module, training, variance, self._seed, max_seconds)
                 if model is None:
                     cells = replace(cells, log_size=np.zeros_like(cells.log_size))
             self.module.depth.write(model)
@@ -292,14 +294,12 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
 
     def _choose_measurement(self, training: Cells, max_seconds: float | None) -> None:
         """Take parents to act by their counts or by hidden expression, whichever explains the cells better."""
-        self.module.take_measurement("direct")
         if self._against_latent:
             choice, reason = "direct", f"hidden expression does not go with {', '.join(self._against_latent)}"
         else:
             loader = BatchLoader(training, _FIRST_BATCH, shuffle=False)
-            watch = SearchWatch(None if max_seconds is None else max_seconds / _PART_TO_CHOOSE)
             with threads_for(0):
-                choice, reason = choose_measurement(self.module, loader, self._seed, watch)
+                choice, reason = choose_measurement(self.module, loader, self._seed, max_seconds)
         self.module.take_measurement(choice)
         self.measurement_reason_ = reason
         logger.info("measurement='auto' chose %r: %s.", choice, reason)
