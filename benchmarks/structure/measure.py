@@ -25,6 +25,8 @@ def measure(job: Job, place: Place) -> list[dict[str, float]]:
     row = {"cpu": cost.cpu, "wall": cost.wall, "memory_mb": cost.memory_mb, **common.model_scores(model, adata)}
     controls = model.control_check_
     row["variance_ratio"] = float(np.median(controls["simulated_variance"] / controls["variance"]))
+    if "size_factor" in adata.obs:
+        row["depth_error"] = float(np.std(np.log(model.get_size_factors() / adata.obs["size_factor"])))
     row["n_states"] = model.get_states().shape[1]
     if "predict" in job.labels:
         row |= _unseen_drugs(job, model, adata)

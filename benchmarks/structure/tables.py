@@ -17,6 +17,7 @@ TARGETS = {"target_auprc": "target AUPRC", "target_f1": "target F1"}
 COST = {"cpu": "CPU s"}
 CALIBRATION = {"edge_ece": "edge calibration error", "target_ece": "target calibration error"}
 STATES = {"n_states": "states found", "variance_ratio": "variance in simulated controls over that observed"}
+DEPTH = {"depth_error": "error of log size factors", "variance_ratio": STATES["variance_ratio"]}
 DECISIONS = {
     "edge_precision": "edge precision",
     "edge_recall": "edge recall",
@@ -141,6 +142,15 @@ def _states_goals(frame: pd.DataFrame) -> list[dict]:
     return [*rows, goal("none: states found", means.loc[none, "n_states"].mean(), 0, at_least=False)]
 
 
+def _depth_goals(frame: pd.DataFrame) -> list[dict]:
+    means = frame.groupby(["world", "size factors"])[["edge_auprc", "depth_error"]].mean()
+    estimated = means.xs("estimated", level=1)
+    return [
+        goal("depth varies: edge AUPRC", estimated.loc["depth varies", "edge_auprc"], 0.95, at_least=True),
+        goal("none: error of log size factors", estimated.loc["none", "depth_error"], 0, at_least=False),
+    ]
+
+
 def _size_figure(frame: pd.DataFrame) -> str:
     scores = {"edge_auprc": "edge AUPRC", "target_auprc": "target AUPRC", "cpu": "CPU seconds"}
     return curves(frame, "genes", scores, "graph", "structure-size", log_y=("cpu",))
@@ -184,5 +194,6 @@ REPORTS = {
     "mlp": Report(("graph", "fitted"), EDGES | TARGETS | CALIBRATION | COST),
     "noise": Report(("mean count", "graph", "fitted"), EDGES | TARGETS | COST, _noise_goals, _noise_figure),
     "misspecification": Report(("world", "fitted"), EDGES | DECISIONS | TARGETS | CALIBRATION),
+    "depth": Report(("world", "size factors"), DEPTH | EDGES | DECISIONS | TARGETS | CALIBRATION | COST, _depth_goals),
     "states": Report(("world",), STATES | EDGES | DECISIONS | TARGETS | CALIBRATION | COST, _states_goals),
 }

@@ -93,6 +93,13 @@ class Key:
         def states(key: str) -> str:
             return f"{key}_states"
 
+    class obs:
+        """Columns of cells."""
+
+        @staticmethod
+        def size_factor(key: str) -> str:
+            return f"{key}_size_factor"
+
     class var:
         """Columns of genes."""
 

@@ -1,8 +1,9 @@
 """Size factors: how deeply each cell was sequenced, relative to the average training cell. One rule, for model and plots.
 
-They are, in this order: the column that the user names; totals over the genes of the AnnData divided by the mean total of the
-training cells, where control cells differ in depth; ones. Totals over a small panel are mostly biology, so name a column with totals over
-all genes of the cell where these are known (:func:`scgim.pp.select_genes` makes one).
+They are, in this order: the column that the user names; where control cells differ in depth, what is estimated together with a network
+(:mod:`scgim.structure._depth`), or else totals over the genes of the AnnData divided by the mean total of the training cells; ones. Totals over a
+small panel are mostly biology, so name a column with totals over all genes of the cell where these are known (:func:`scgim.pp.select_genes`
+makes one).
 """
 
 from __future__ import annotations
@@ -67,10 +68,10 @@ def estimate_size_factors(
         return np.ones(counts.shape[0])
     totals = total_counts(counts)
     logger.info(
-        "Size factors are the totals over the %d genes given (common variance %.3f). Pass `size_factor_key` with totals "
-        "over all genes of the cell where they are known.",
-        counts.shape[1],
+        "Cells differ in depth (common variance %.3f). Size factors are totals over the %d genes given, unless they can be estimated. Pass "
+        "`size_factor_key` with totals over all genes of the cell where they are known.",
         variance,
+        counts.shape[1],
     )
     return totals / totals.mean()
 

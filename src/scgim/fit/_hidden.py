@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # In cells without counting noise; the kinetic world at half a count a gene is worth 8, and its targets and most of its network are found.
 _MIN_CELLS_WORTH = 5
-_CERTAINTY = 0.5  # of means in the search: mechanisms saturate, and where they are taken for linear means miss by as much as by chance
+LESS_SURE = 0.5  # of means in the search: mechanisms saturate, and where they are taken for linear means miss by as much as by chance
 _N_ITERATIONS = 30  # of expectation-maximisation in the last fit, which nothing comes after: convention
 _FIRST_SPIKE = 1e-3  # variance of the spike to start from, before it is fitted: an effect of 3 %
 
@@ -65,7 +65,7 @@ def fit_hidden(
         "seed": seed,
         "watch": SearchWatch() if watch is None else watch,
     }
-    less_sure = replace(statistics, n_cells=_CERTAINTY * statistics.n_cells)
+    less_sure = replace(statistics, n_cells=LESS_SURE * statistics.n_cells)
     result = search_by_means(module, less_sure, known_targets=module.knowledge.known_targets(), **options)
     result = with_probs_over_graphs(less_sure, result, **options)
     result = with_loops(less_sure, result, **options)

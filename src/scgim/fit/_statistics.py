@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scgim.nn._likelihood import parent_features
 from scgim.structure._functions import SampledCells
-from scgim.structure._statistics import ContextStatistics, StatisticsAccumulator
+from scgim.structure._statistics import ContextStatistics, StatisticsAccumulator, of_half_cells
 
 if TYPE_CHECKING:
     from scgim.module import GIMModule
@@ -93,7 +93,11 @@ def _basis(h: Tensor, is_linear: bool) -> list[Tensor]:
 
 
 def gather_statistics(module: GIMModule, loader: BatchLoader) -> ContextStatistics:
-    """Statistics of the training cells; nonlinear mechanisms are searched for with nonlinear functions as well."""
+    """Statistics of the training cells; nonlinear mechanisms are searched for with nonlinear functions as well.
+
+    Where depth is estimated, each cell enters as two half cells, a standard deviation to either side: what is open of its depth is not taken
+    for expression.
+    """
     d, is_linear = len(module.centre), module.mechanism.is_linear
     n_basis = len(_basis(module.centre, is_linear))
     accumulator = StatisticsAccumulator(
@@ -106,9 +110,20 @@ def gather_statistics(module: GIMModule, loader: BatchLoader) -> ContextStatisti
     )
     for raw in loader:
         batch = to_device(raw, module.device)
-        h = module.parent_features(batch["x"], batch["log_size"]).double()
-        accumulator.update(torch.cat(_basis(h, is_linear), 1), batch["context"], batch["covariates"].double())
-    return accumulator.finalise()
+        for log_size in _likely_log_sizes(module, batch):
+            h = module.parent_features(batch["x"], log_size).double()
+            accumulator.update(torch.cat(_basis(h, is_linear), 1), batch["context"], batch["covariates"].double())
+    statistics = accumulator.finalise()
+    return of_half_cells(statistics) if module.depth.is_known else statistics
+
+
+def _likely_log_sizes(module: GIMModule, batch: dict[str, Tensor]) -> list[Tensor]:
+    """Log size factors, (B, 1): as given, or a standard deviation to either side of what was estimated."""
+    log_size = batch["log_size"]
+    if not module.depth.is_known:
+        return [log_size]
+    _, sd = module.depth.read(batch, known=True)
+    return [(log_size - sd).to(log_size), (log_size + sd).to(log_size)]
 
 
 @torch.no_grad()

@@ -57,6 +57,7 @@ class AnnotationMixin(ScreenModel):
         where drugs have at most 4096 features, their importance (:meth:`get_feature_importance`). In names of columns "/" is stored as the
         division slash, since files use the former for groups; plots take both. `var["gim_controls_agree"]`
         marks genes in which simulated control cells are like the observed ones; `uns["gim"]["controls"]` says how they differ.
+        Size factors, if they were estimated, are in `obs["gim_size_factor"]` (:meth:`get_size_factors`).
         Hidden states, if any were found, are in `obsm["gim_states"]` (:meth:`get_states`), where the cells have the columns that the model was set up with.
         """
         self._check_if_trained(warn=False)
@@ -72,8 +73,13 @@ class AnnotationMixin(ScreenModel):
         self._store_graph(adata, key_added)
         if self.module.states.n and self._has_cells(adata):
             adata.obsm[Key.obsm.states(key_added)] = self._states(adata)
-        self._store_drugs(adata, key_added, n_samples, level)
         params = self._stored_params()
+        if self.module.depth.is_known and self._has_cells(adata):
+            params["size_factor_key"] = Key.obs.size_factor(
+                key_added
+            )  # so that plots have the size factors of the model
+            adata.obs[params["size_factor_key"]] = self.get_size_factors(adata)
+        self._store_drugs(adata, key_added, n_samples, level)
         if level is not None:
             params |= {"effect_modifier_key": self._covariates.modifier, "level": level}
         entries = {
@@ -165,7 +171,7 @@ class AnnotationMixin(ScreenModel):
         setup = self._setup_args
         keys = ("perturbation_key", "control", "dosage_key", "drug_embedding_key", "layer", "size_factor_key")
         params = {k: setup[k] for k in keys if setup[k] is not None}
-        if self._mean_total is not None:
+        if self._mean_total is not None and not self.module.depth.is_known:
             params["mean_total"] = self._mean_total  # so that plots have the size factors of the model
         mechanism = "linear" if self.module.mechanism.is_linear else "mlp"
         options = {

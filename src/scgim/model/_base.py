@@ -20,6 +20,7 @@ from scgim._validation import (
     check_matrix_type,
     matrix_name,
 )
+from scgim.fit._depth import read_depth
 from scgim.model._arguments import check_default_type
 from scgim.model._fields import ScreenField, context_codes
 from scgim.predict._covariates import CovariateDesign, ScaledDesign
@@ -64,6 +65,8 @@ class ScreenModel(BaseModelClass):
     """Training cells of each perturbation."""
     search_trace_: list[float]
     """Score of the graph after each round of the search."""
+    measurement_reason_: str | None = None
+    """Why parents act by their counts or by hidden expression, where that was chosen in training."""
     control_check_: pd.DataFrame | None = None
     """Observed and simulated control cells, gene by gene."""
     edge_evidence_: NDArray[np.float64] | None = None
@@ -75,6 +78,7 @@ class ScreenModel(BaseModelClass):
 
     _plan_kwargs: dict[str, Any] = {}
     _covariates: CovariateDesign
+    _against_latent: list[str]
     _known_drugs: Drugs | None = None
 
     def __getstate__(self) -> dict:
@@ -240,11 +244,11 @@ class ScreenModel(BaseModelClass):
         manager = self.get_anndata_manager(adata, required=True)
         x = readable(manager.get_from_registry(REGISTRY_KEYS.X_KEY))
         context = np.asarray(manager.get_from_registry(REGISTRY.CONTEXT), dtype=np.int64).ravel()
+        covariates = self._covariates.encode(adata.obs)
         if training and self._setup_args["size_factor_key"] is None and not self._is_continuous:
             size = estimate_size_factors(x, (context >= 0) & (context < self._n_controls))
         else:
-            size = self._size_factors_of(adata, x)
-        covariates = self._covariates.encode(adata.obs)
+            size = self._size_factors_of(adata, x, context, covariates)
         return Cells(x, context, covariates, np.log(size).astype(np.float32))
 
     def _states(self, adata: AnnData | None) -> pd.DataFrame:
@@ -262,8 +266,25 @@ class ScreenModel(BaseModelClass):
             return None
         return self.mean_total_
 
-    def _size_factors_of(self, adata: AnnData, values: Any) -> NDArray[np.float64]:
-        """Size factors of cells with given values, on the scale of the training cells."""
+    def _size_factors_of(
+        self,
+        adata: AnnData,
+        values: Any,
+        context: NDArray[np.int64] | None = None,
+        covariates: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float64]:
+        """Size factors of cells with given values, on the scale of the training cells.
+
+        Where they are estimated, contexts and covariates of the cells tell of them; without, cells are taken for controls like the others.
+        """
         if self._is_continuous:
             return np.ones(adata.n_obs)
+        if self.module.depth.is_known:
+            n, n_covariates = adata.n_obs, self.module.covariate_effect.shape[0]
+            context = np.full(n, -1) if context is None else context
+            design = np.zeros((n, n_covariates)) if covariates is None else self._design.scaled(covariates)
+            log_size, _ = read_depth(
+                self.module, Cells(values, context, design.astype(np.float32), np.zeros(n, np.float32))
+            )
+            return np.exp(log_size)
         return known_size_factors(adata.obs, self._setup_args["size_factor_key"], values, self._mean_total)

@@ -51,17 +51,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 INTERVENTIONS = ("shift", "hard")
-MEASUREMENTS = ("direct", "latent")
-_LIKELY = (
-    0.5  # probability of a target of one member, which is then one of the combination whatever is known of the others
-)
+MEASUREMENTS = ("auto", "direct", "latent")
+# Probability of a target of one member, which is then one of the combination whatever is known of the others
+_LIKELY = 0.5
 
 
-def _check_latent(mechanism: str, likelihood: str, intervention: str, covariates: list[str]) -> None:
+def _against_latent(mechanism: str, likelihood: str, intervention: str, covariates: list[str]) -> list[str]:
     """What a network of hidden expression cannot be combined with."""
     found = {"mechanism": mechanism, "likelihood": likelihood, "intervention": intervention}
     wrong = [f"{k}={v!r}" for k, v in found.items() if v not in ("linear", "nb", "poisson", "shift")]
-    wrong += [f"covariate {key!r}" for key in covariates]
+    return wrong + [f"covariate {key!r}" for key in covariates]
+
+
+def _check_latent(wrong: list[str]) -> None:
     if wrong:
         raise ValueError(
             f"`measurement='latent'` takes linear mechanisms, counts, shifts and no covariates; found {', '.join(wrong)}. "
@@ -115,6 +117,8 @@ class GIM(
     measurement
         `"direct"`: parents act by their counts. `"latent"`: by hidden expression, of which counts are a Poisson sample, as
         in single-cell data of few counts a gene; fitted by moments. It takes linear mechanisms, shifts and no covariates.
+        `"auto"`: whichever explains the covariance of cells within contexts better, chosen in training; :meth:`report` says
+        which, and why.
     n_hidden
         Hidden units a gene of `"mlp"` mechanisms.
     target_prior
@@ -167,8 +171,9 @@ class GIM(
             if locals()[name] not in allowed:
                 raise ValueError(f"`{name}` must be one of {list(allowed)}, found {locals()[name]!r}.")
         self._covariates = CovariateDesign(self.registry)
+        self._against_latent = _against_latent(mechanism, likelihood, intervention, self._covariates.keys)
         if measurement == "latent":
-            _check_latent(mechanism, likelihood, intervention, self._covariates.keys)
+            _check_latent(self._against_latent)
             likelihood = "poisson"
         screen = self._screen
         dosage = np.asarray(screen["context_dosage"])
@@ -191,7 +196,7 @@ class GIM(
             mechanism=mechanism,
             intervention=intervention,
             n_hidden=n_hidden,
-            measurement=measurement,
+            measurement="latent" if measurement == "latent" else "direct",
             regulators=None if told is None else np.asarray(told, dtype=bool),
             members=members,
         )
@@ -251,7 +256,9 @@ class GIM(
             Continuous columns of `obs` that shift expression.
         size_factor_key
             Column of `obs` with the size factor of each cell, from all genes of the cell, not only those modelled. None
-            for totals over the given genes, where control cells differ in depth, else ones.
+            to estimate it together with a network, where control cells differ in depth, else ones
+            (:meth:`get_size_factors`). Where a network is no help (fewer than 8 or more than 60 genes, fewer than twelve cells a
+            gene, an effect modifier, `measurement="latent"`), totals over the given genes are taken instead.
         regulator_key
             Boolean column of `var`: genes that may regulate others (:func:`scgim.pp.mark_regulators`); edges from other genes have
             probability 0. Drugs may act on any gene all the same. None if any gene may regulate.

@@ -96,6 +96,9 @@ class ReportMixin(ScreenModel):
             "targets": int(called.to_numpy().sum()),
             "perturbations_without_target": int((~called.any(axis=1)).sum()),
         }
+        if self.measurement_reason_ is not None:
+            out["parents_act_by"] = "hidden expression" if self.module.measurement == "latent" else "counts"
+            out["since"] = self.measurement_reason_
         if self.control_check_ is not None:
             out["genes_whose_controls_agree"] = f"{int(self.control_check_['agree'].sum())} of {called.shape[1]}"
         return out

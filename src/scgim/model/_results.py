@@ -122,6 +122,28 @@ class ResultsMixin(ScreenModel):
         self._check_if_trained(warn=False)
         return self._states(adata)
 
+    def get_size_factors(self, adata: AnnData | None = None) -> pd.Series:
+        """How deeply each cell was sequenced, as the model has it.
+
+        Without `size_factor_key` it is estimated together with a network where control cells differ in depth
+        (:meth:`setup_anndata`).
+
+        Parameters
+        ----------
+        adata
+            Cells of the same genes; None for the training data.
+
+        Returns
+        -------
+        Size factor of each cell, around 1: estimated, or total over the mean total, or 1 throughout; as they were given where `size_factor_key`
+        names them.
+        """
+        self._check_if_trained(warn=False)
+        log_size = self._cells(self._validate_screen(adata)).log_size
+        return pd.Series(
+            np.exp(log_size), self._own_data().obs_names if adata is None else adata.obs_names, name="size_factor"
+        )
+
     def get_targets(
         self,
         drug_embedding: pd.DataFrame | ArrayLike | str | list[str] | None = None,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +17,12 @@ import torch
 from scvi import settings
 from scvi.model.base import PyroSviTrainMixin
 
+from scgim._size_factors import common_variance
 from scgim._validation import quote_some
 from scgim.fit._course import Course
+from scgim.fit._depth import can_tell_depth, estimate_depth, read_depth
 from scgim.fit._fit import Fit, Names
+from scgim.fit._measurement import choose_measurement
 from scgim.model._arguments import check_device, check_rate, check_seconds, check_trainer_arguments, whole_number
 from scgim.model._base import ScreenModel
 from scgim.model._checkpoints import attributes_of, resume
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lightning.pytorch import Trainer
+    from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +49,7 @@ _MAX_CONTROL_POOL = 5000  # control cells whose depth and covariates are drawn f
 _FIRST_BATCH = 4096  # cells in a pass without gradients, or as many as the minibatches of the fit hold
 # Without progress, a third of the epochs and at least this many stop the fit: convention.
 _PATIENCE, _MIN_PATIENCE = 3, 10
+_TINY = 1e-3  # seconds that are left to the search at least
 
 
 @contextmanager
@@ -182,6 +189,15 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
             course = Course(indices, epochs, lr, batch_size, stop)
         else:
             course = resume(self, resume_from)
+        started = time.monotonic()
+        choose = resume_from is None and self.init_params_["non_kwargs"]["measurement"] == "auto"
+        if choose:
+            self.module.take_measurement("direct")
+        cells = self._with_depth(cells, course, max_search_seconds, known=resume_from is not None)
+        if choose:
+            self._choose_measurement(cells.take(course.indices[0]), max_search_seconds)
+        if max_search_seconds is not None:
+            max_search_seconds = max(max_search_seconds - (time.monotonic() - started), _TINY)
         course.write_to(checkpoint_dir, resume_from, every)
         self._note_measured(cells.context[course.indices[0]])
         self._plan_kwargs = plan_kwargs or {}
@@ -220,7 +236,7 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
             measured=torch.as_tensor(self._drugs.is_measured & self._drugs.is_drug),
             names=Names(self.gene_names_, self.perturbations),
             descend=partial(self._descend, course, arguments),
-            seed=0 if settings.seed is None else settings.seed,
+            seed=self._seed,
             progress=arguments["enable_progress_bar"],
             search_seconds=search_seconds,
         )
@@ -253,6 +269,52 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
         n_continuous = len(self._covariates.continuous)
         self.covariate_scaling_ = centre_and_scale(cells.covariates, n_continuous, control)
         cells = Cells(cells.x, cells.context, self._design.scaled(cells.covariates), cells.log_size)
+        self.control_pool_ = self._pool_of(cells)
+        self.mean_total_ = float(cells.x.sum() / len(cells))
+        return cells
+
+    def _with_depth(self, cells: Cells, course: Course, max_seconds: float | None, *, known: bool) -> Cells:
+        """Cells with size factors that are estimated from the training cells, where they were not given and can be told.
+
+        Cells that are predicted have those of controls, drawn from what is known of each.
+        """
+        estimated = self._setup_args["size_factor_key"] is None and not self._is_continuous
+        if not known:
+            training, model = cells.take(course.indices[0]), None
+            if estimated and can_tell_depth(self.module, len(training)):
+                controls = np.flatnonzero(training.context < self._n_controls)[:_MAX_CONTROL_POOL]
+                with threads_for(0):
+                    variance = common_variance(training.x[controls])
+                    model = estimate_depth(self.module, training, variance, self._seed, max_seconds)
+                if model is None:
+                    cells = replace(cells, log_size=np.zeros_like(cells.log_size))
+            self.module.depth.write(model)
+        if self.module.depth.is_known:
+            log_size, sd = read_depth(self.module, cells)
+            drawn = log_size + sd * np.random.default_rng(0).normal(size=len(cells))
+            cells = replace(cells, log_size=drawn.astype(np.float32))
+        self.control_pool_ = self._pool_of(cells)
+        return replace(cells, log_size=log_size.astype(np.float32)) if self.module.depth.is_known else cells
+
+    def _choose_measurement(self, training: Cells, max_seconds: float | None) -> None:
+        """Take parents to act by their counts or by hidden expression, whichever explains the cells better."""
+        if self._against_latent:
+            choice, reason = "direct", f"hidden expression does not go with {', '.join(self._against_latent)}"
+        else:
+            loader = BatchLoader(training, _FIRST_BATCH, shuffle=False)
+            with threads_for(0):
+                choice, reason = choose_measurement(self.module, loader, self._seed, max_seconds)
+        self.module.take_measurement(choice)
+        self.measurement_reason_ = reason
+        logger.info("measurement='auto' chose %r: %s.", choice, reason)
+
+    @property
+    def _seed(self) -> int:
+        return 0 if settings.seed is None else settings.seed
+
+    def _pool_of(self, cells: Cells) -> dict[str, NDArray]:
+        """Covariates and size factors of control cells, which predicted cells have."""
+        control = cells.context < self._n_controls
         pool = np.flatnonzero(control)
         if len(pool) > _MAX_CONTROL_POOL:
             order = np.random.default_rng(0).permutation(pool)
@@ -263,9 +325,7 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
                     [order[:_MAX_CONTROL_POOL], order[_MAX_CONTROL_POOL:][rank[_MAX_CONTROL_POOL:] < _MIN_OF_LEVEL]]
                 )
             )
-        self.control_pool_ = {"covariates": cells.covariates[pool], "log_size": cells.log_size[pool]}
-        self.mean_total_ = float(cells.x.sum() / len(cells))
-        return cells
+        return {"covariates": cells.covariates[pool], "log_size": cells.log_size[pool]}
 
     def _note_measured(self, context: np.ndarray) -> None:
         """Count the training cells of each perturbation; those without any are predicted like drugs never measured."""

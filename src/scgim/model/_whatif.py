@@ -232,5 +232,5 @@ class WhatIfMixin(ScreenModel):
             check_gene_names(cells.var_names, self.gene_names_)
             check_counts(self._values(cells), where=matrix_name(self._setup_args["layer"]).replace("adata", "cells"))
             counts = self._values(cells)
-        size = self._size_factors_of(cells, counts)
+        size = self._size_factors_of(cells, counts, covariates=self._covariates.encode(cells.obs))
         return torch.as_tensor(np.log(size).astype(np.float32))

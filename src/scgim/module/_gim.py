@@ -16,6 +16,7 @@ from torch.func import functional_call
 from scgim._priors import MIN_SPIKE_VAR
 from scgim.interventions._levels import of_new_drugs
 from scgim.interventions._stacking import DrugGenerator, Responses
+from scgim.module._depth import DepthOfCells
 from scgim.module._knowledge import Knowledge
 from scgim.module._spike_and_slab import SpikeAndSlab
 from scgim.module._states import StatesOfCells
@@ -93,8 +94,11 @@ class GIMModule(PyroBaseModuleClass):
         members: NDArray | None = None,
     ):
         super().__init__()
-        self.measurement = measurement
-        self.likelihood, self.intervention, self.n_obs = likelihood, intervention, None
+        self.intervention, self.n_obs = intervention, None
+        self._likelihood = likelihood
+        # in the state, as it may be chosen in training
+        self.register_buffer("is_latent", torch.tensor(measurement == "latent"))
+        self.take_measurement(measurement)
         n_contexts, n_groups = len(group), int(max(group)) + 1
         self.mechanism = make_mechanism(mechanism, n_genes, n_hidden, regulators)
         self.intercept = nn.Parameter(torch.zeros(n_genes))
@@ -113,6 +117,13 @@ class GIMModule(PyroBaseModuleClass):
         together = None if members is None else torch.as_tensor(np.asarray(members), dtype=torch.long)
         self.knowledge = Knowledge(codes, doses, n_genes, levels, together)
         self.states = StatesOfCells(n_genes, n_contexts, n_covariates)
+        self.depth = DepthOfCells(n_genes, n_contexts, n_covariates)
+
+    def take_measurement(self, measurement: str) -> None:
+        """Take `"direct"` or `"latent"`; counts are a Poisson sample of hidden expression."""
+        self.measurement = measurement
+        self.likelihood = "poisson" if measurement == "latent" else self._likelihood
+        self.is_latent.fill_(measurement == "latent")
 
     @property
     def device(self) -> torch.device:
@@ -138,6 +149,8 @@ class GIMModule(PyroBaseModuleClass):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As in torch; the graph first, since the shapes of parameters depend on it."""
+        state_dict = {"is_latent": self.is_latent, **state_dict}  # of a model from before it was chosen
+        self.take_measurement("latent" if state_dict["is_latent"] else "direct")
         graph = next((value for name, value in state_dict.items() if name.endswith("adjacency")), None)
         if graph is not None:
             self.mechanism.set_graph(torch.as_tensor(graph).cpu().numpy().astype(bool))

@@ -122,7 +122,7 @@ def search_with_states(
     if few_cells or not result.prior.departure_var or statistics.n_genes > _MAX_GENES:
         return result, None
     found, states, evidence = result, None, result.score
-    first = search_structure(_fewer_cells(statistics, _FIRST_SHARE), max_evaluations=0, **options)
+    first = search_structure(fewer_cells(statistics, _FIRST_SHARE), max_evaluations=0, **options)
     for n_states, shares in product(range(1, MAX_STATES + 1), _WAYS):
         own, trial, with_states = _anneal(statistics, first, n_states, shares, options)
         logger.info("Log evidence of %d hidden states: %.1f; of the best so far: %.1f.", n_states, own, evidence)
@@ -152,7 +152,7 @@ def _anneal(
         own = states.taken_out(statistics)
         if not own.gram.isfinite().all():
             return -math.inf, first, states
-        result = search_structure(_fewer_cells(own, share), max_evaluations=0, **options)
+        result = search_structure(fewer_cells(own, share), max_evaluations=0, **options)
         states = _start(statistics, own, result, n_states, share)
     found = [(-math.inf, first, states)]
     for _ in range(_N_LAST):
@@ -175,22 +175,24 @@ def _start(
     statistics: ContextStatistics, own: ContextStatistics, result: StructureResult, n_states: int, share: float
 ) -> HiddenStates:
     """States of what a graph leaves, whose weights are those of means of contexts; `own` are the statistics that it was found on."""
-    weights = _weights(*_regressions(_fewer_cells(own, _FIRST_SHARE), result))
+    weights = weights_of(*regressions_of(fewer_cells(own, _FIRST_SHARE), result))
     states = HiddenStates(weights, *_factors(_noise_covariance(statistics, weights), n_states))
     return _fit(statistics, result, states, share)
 
 
-def _fewer_cells(statistics: ContextStatistics, share: float) -> ContextStatistics:
+def fewer_cells(statistics: ContextStatistics, share: float) -> ContextStatistics:
     """Statistics whose scatter counts for a share of the cells."""
     return replace(statistics, gram=share * statistics.gram, dof=share * statistics.residual_dof)
 
 
-def _regressions(statistics: ContextStatistics, result: StructureResult) -> tuple[StructureResult, GeneFit]:
+def regressions_of(statistics: ContextStatistics, result: StructureResult) -> tuple[StructureResult, GeneFit]:
+    """The result, and regressions of all genes on their parents in its graph."""
     search = StructureSearch(statistics, result.prior)
     return result, search.fit([(j, tuple(np.flatnonzero(own).tolist())) for j, own in enumerate(result.adjacency.T)])
 
 
-def _weights(result: StructureResult, fit: GeneFit) -> Tensor:
+def weights_of(result: StructureResult, fit: GeneFit) -> Tensor:
+    """Weights of all genes on each other by their regressions, (d, d), from rows to columns."""
     weights = torch.zeros(result.adjacency.shape, dtype=torch.float64)
     for j, own in enumerate(result.adjacency.T):
         weights[np.flatnonzero(own), j] = fit.weights[j, : int(own.sum())]
@@ -224,7 +226,7 @@ def _fit(
     statistics: ContextStatistics, result: StructureResult, states: HiddenStates, share: float = 1.0
 ) -> HiddenStates:
     """Weights, loadings and noise of a graph together, by descent on the likelihood; scatter counts for a share of the cells."""
-    precision = _precision_of_means(_fewer_cells(states.taken_out(statistics), share), result)
+    precision = _precision_of_means(fewer_cells(states.taken_out(statistics), share), result)
     edges, means = torch.as_tensor(result.adjacency).double(), statistics.means
     dof = share * statistics.residual_dof
     parameters = [t.clone().requires_grad_() for t in (states.weights, states.loadings, states.noise_var.log())]
@@ -250,7 +252,7 @@ def _fit(
 
 def _precision_of_means(statistics: ContextStatistics, result: StructureResult) -> Tensor:
     """Precision of the displacement of the mean of each context, effects of drugs summed out, shape (K, d)."""
-    _, fit = _regressions(statistics, result)
+    _, fit = regressions_of(statistics, result)
     target = torch.nn.functional.pad(fit.target_probs, (0, 1))[:, statistics.group % (statistics.n_groups + 1)]
     prior = result.prior
     spike = statistics.variance_of_means(fit.noise_var) + prior.spike_var + prior.misfit**2 * fit.passed
@@ -270,8 +272,8 @@ def _minus_log_density(covariance: Tensor, loadings: Tensor, noise_var: Tensor) 
 def _evidence(statistics: ContextStatistics, result: StructureResult, states: HiddenStates) -> float:
     """Log evidence of graph and states, comparable with the score of a graph without (Bayesian information criterion)."""
     taken_out, dof = states.taken_out(statistics), statistics.residual_dof
-    _, fit = _regressions(taken_out, result)
-    weights, noise_var = _weights(result, fit), fit.noise_var
+    _, fit = regressions_of(taken_out, result)
+    weights, noise_var = weights_of(result, fit), fit.noise_var
     covariance = _noise_covariance(statistics, weights)
     seen = _minus_log_density(covariance, states.loadings, noise_var)
     completed = 0.5 * (noise_var.log() + _noise_covariance(taken_out, weights).diagonal() / noise_var).sum()

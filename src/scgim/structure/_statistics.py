@@ -207,6 +207,13 @@ class StatisticsAccumulator:
         )
 
 
+def of_half_cells(statistics: ContextStatistics) -> ContextStatistics:
+    """Statistics of cells of which each was added twice, in two versions that count half."""
+    s = statistics
+    by_group = None if s.gram_by_group is None else s.gram_by_group / 2
+    return replace(s, gram=s.gram / 2, n_cells=s.n_cells / 2, gram_by_group=by_group)
+
+
 def _regression(gram: Tensor, n_columns: int) -> Tensor:
     """Coefficients of the features on the covariates within contexts, shape (Q, P)."""
     covariates = gram[n_columns:, n_columns:]

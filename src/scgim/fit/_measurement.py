@@ -1,0 +1,82 @@
+"""Whether parents act by their counts or by hidden expression, where the user leaves that to the data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from scgim.fit._hidden import LESS_SURE, gather_moments
+from scgim.fit._statistics import gather_statistics, set_scales
+from scgim.structure._reliability import evidence_by_counts, evidence_by_hidden
+from scgim.structure._search import CELLS_A_GENE, search_structure
+from scgim.structure._watch import SearchWatch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from scgim.module import GIMModule
+    from scgim.train import BatchLoader
+
+_PART = 4  # of the time that the search may take: convention
+_MAX_GENES = 200  # of more, the comparison takes too long
+# Nats that hidden expression must bring, and for each cell: real counts depart a little from either model. Conventions.
+_MIN_EVIDENCE, _MIN_EVIDENCE_A_CELL = 10.0, 0.003
+_MIN_GAIN_A_GENE = (
+    0.5  # nats of log-likelihood for the reliability of each gene, twice what chance brings, to look further
+)
+
+
+@torch.no_grad()
+def choose_measurement(module: GIMModule, loader: BatchLoader, seed: int, max_seconds: float | None) -> tuple[str, str]:
+    """`"direct"` or `"latent"`, and why: whichever explains the covariance of cells within contexts better.
+
+    Both are tried on graphs that were searched quickly under either. The module holds the scales of the cells afterwards.
+    """
+    d = len(module.centre)
+    if d > _MAX_GENES or loader.n < CELLS_A_GENE * d:
+        return (
+            "direct",
+            f"{d} genes and {loader.n} cells are too many or too few for a comparison with hidden expression",
+        )
+    try:
+        hidden = gather_moments(module, loader).statistics
+    except ValueError:
+        return "direct", "counts are too few for the moments of hidden expression"
+    watch = SearchWatch(None if max_seconds is None else max_seconds / _PART)
+    options: dict[str, Any] = {
+        "edge_log_odds": module.knowledge.edge_log_odds.cpu().numpy(),
+        "regulators": module.knowledge.told_regulators(),
+        "known_targets": module.knowledge.known_targets(),
+        "max_evaluations": 0,
+        "seed": seed,
+        "watch": watch,
+    }
+    set_scales(module, loader)
+    statistics = gather_statistics(module, loader)
+    n, correlation = statistics.residual_dof, _correlation(statistics.gram)
+    graph = search_structure(statistics, **options).adjacency
+    by_counts = evidence_by_counts(correlation, n, graph)
+    by_hidden = evidence_by_hidden(correlation, n, graph)
+    if watch.is_stopped:
+        return "direct", "the time of the search was over before a comparison with hidden expression"
+    # where reliabilities are one, they bring next to nothing, and another graph is no better
+    if by_hidden + 0.5 * d * math.log(n) - by_counts > _MIN_GAIN_A_GENE * d:
+        less_sure = replace(hidden, n_cells=LESS_SURE * hidden.n_cells)
+        graph = search_structure(less_sure, **options).adjacency
+        own = evidence_by_hidden(correlation, n, graph, _correlation(hidden.gram))
+        by_hidden = max(by_hidden, own)
+    gain = by_hidden - by_counts
+    choice = "latent" if gain > max(_MIN_EVIDENCE, _MIN_EVIDENCE_A_CELL * n) else "direct"
+    than = "better" if gain > 0 else "worse"
+    return (
+        choice,
+        f"hidden expression explains how genes go together in cells {than} than counts do, by {abs(gain):.1f} nats",
+    )
+
+
+def _correlation(gram: Tensor) -> Tensor:
+    spread = gram.diagonal().sqrt()
+    return gram / torch.outer(spread, spread)
