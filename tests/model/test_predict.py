@@ -158,6 +158,7 @@ def test_one_drug_at_several_dosages(model):
     assert list(predicted.obs["perturbation"].unique()) == ["drug_1"]
 
 
+@pytest.mark.filterwarnings("ignore:Predicted means leave the range")
 def test_dosages_far_outside_are_finite_and_monotone(model, features):
     dosages = [0.0, 1e-12, 1e-3, 1.0, 1e3, 1e12]
     for rows in (["drug_1"] * 6, features.iloc[[0] * 6]):

@@ -29,16 +29,6 @@ def test_scores_of_the_training_data(model, adata):
     np.testing.assert_allclose(scores["log_likelihood"], mean.loc[scores.index], rtol=1e-6)
 
 
-def test_the_default_type_of_torch_does_not_matter(model):
-    expected = model.score(seed=0)
-    torch.set_default_dtype(torch.float64)
-    try:
-        found = model.score(seed=0)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    pd.testing.assert_frame_equal(found, expected, rtol=1e-5)
-
-
 def test_controls_against_the_distribution(model, adata):
     """Log-likelihood of control cells, which have no direct effects, from the formula."""
     member = (adata.obs["perturbation"] == "control").to_numpy()

@@ -72,7 +72,8 @@ def match_contexts(module: GIMModule, loader: BatchLoader) -> Drift:
         codes, cells = zip(*known[start : start + step], strict=True)
         for part, value in zip(found, _match_observed(module, loader, list(cells), n, controls), strict=True):
             part[list(codes)] = value
-    return Drift(*found[:2], Means(*found[2:]))
+    added, error_var, *means = found
+    return Drift(added, error_var, Means(*means))
 
 
 def cells_each(n_genes: int, n_contexts: int) -> int:
