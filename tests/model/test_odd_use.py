@@ -120,8 +120,6 @@ def test_models_are_pickled_without_their_trainer(model):
     )
 
 
-# depth that is not given moves all genes of a cell, which can pass for feedback
-@pytest.mark.filterwarnings("ignore:The cells ask for feedback")
 def test_normalised_cells_are_refused_where_counts_are_read(adata, fit):
     deep = adata.copy()
     rng = np.random.default_rng(0)
