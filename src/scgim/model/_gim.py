@@ -332,7 +332,7 @@ class GIM(
         """Put what is known beforehand into the module."""
         knowledge = self.module.knowledge
         regulators = np.asarray(self._screen.get("regulators", np.ones(len(genes))), dtype=bool)
-        knowledge.regulators.copy_(torch.as_tensor(regulators))
+        knowledge.regulators.copy_(torch.tensor(regulators))
         if targets is not None:
             drugs = self.perturbations[: knowledge.n_drugs]
             known = prior_log_odds(targets, drugs, genes, "target_prior", "perturbations")
