@@ -11,22 +11,33 @@ bends, for saturation, and a threshold. Or each departure is a share of the slop
 .. math:: \sum_i m_i w_i (1 + \delta_{i1} + \delta_{i2} |u_i| + \delta_{i3} u_i^4),
 
 so that nothing passes along an edge that cells of a context show nothing of: many weak parents can then not explain together why a gene
-moves that is a target. Evidence chooses between the two. What is left beside has a variance that grows with what has passed, by the square of the misfit
+moves that is a target. The search is made with either, and the graph of the higher score is kept. What is left beside has a variance that grows with what has passed, by the square of the misfit
 rho: a mechanism that is wrong is wrong in proportion.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from scgim._priors import ShiftPrior
+
 N_BENDS = 3
 # mechanisms are taken to be wrong until the data say how far they are right
-FIRST_MISFIT, FIRST_DEPARTURE_VAR = 0.3, 0.3
+_FIRST_MISFIT, _FIRST_DEPARTURE_VAR = 0.3, 0.3
 MAX_DEPARTURE_VAR = 1.0  # slopes within contexts say something, or there is nothing to depart from
 MIN_GAIN = 10.0  # nats that speak for wrong mechanisms; with few perturbations targets and departures can take each other's place
 MISFITS = (0.0, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)  # to choose from
 _MIN_MOVEMENT = 1e-9
+
+
+def first_departures(prior: ShiftPrior, *, proportional: bool) -> ShiftPrior:
+    """The prior with mechanisms that are wrong to start with, in one way or the other."""
+    return replace(prior, misfit=_FIRST_MISFIT, departure_var=_FIRST_DEPARTURE_VAR, proportional=proportional)
 
 
 def bends(moved: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ import torch
 
 import scgim.fit._search as search
 from scgim._priors import ShiftPrior
-from scgim.fit._search import regressions, search_graph
+from scgim.fit._search import search_graph
 from scgim.fit._statistics import gather_statistics
-from scgim.structure._search import StructureResult
+from scgim.structure._search import StructureResult, regressions
 
 PARENTS = [[], [], [0], [0, 1]]
 FEATURES = torch.arange(6.0).reshape(3, 2)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from scgim.module._matching import MAX_STEP, N_ROUNDS
-from scgim.nn._likelihood import parent_features
+from scgim.module._matching import MAX_STEP, CellsToDraw, down_the_network
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,22 +47,15 @@ def match_baselines(module: GIMModule, loader: BatchLoader) -> None:
     error = x.double().std(0) / (x.double().mean(0) + enough) / min(len(rows), n) ** 0.5
     tolerance = (_N_ERRORS * error).clamp_max(_TOLERANCE)
     shift, targets = draw_effects(module, context.cpu())
-    base = module.intercept + covariates @ module.covariate_effect + shift
-    h, rng = torch.zeros_like(shift), torch.Generator(module.device).manual_seed(0)
-    if module.states.n:
-        base = base + module.states.draw(len(base), rng)
-    for layer in module.layers():
-        genes = torch.tensor(layer, device=module.device)
-        for _ in range(N_ROUNDS):
-            own = base[:, genes] + module.baseline_offset[genes]
-            values, mean, _ = module.draw_genes(genes, own, h, targets, log_size, rng)
-            drawn = parent_features(values, log_size, module.likelihood)
-            h[:, genes] = (drawn - module.centre[genes]) / module.spread[genes]
-            step = observed[genes] - torch.log(mean.double().sum(0) / depth + enough)
-            step = step - step.clamp(-tolerance[genes], tolerance[genes])
-            if not step.any():
-                break
-            module.baseline_offset[genes] += step.clamp(-MAX_STEP, MAX_STEP).to(module.baseline_offset)
+
+    def move(_: int, genes: Tensor, mean: Tensor, __: Tensor) -> bool:
+        step = observed[genes] - torch.log(mean.double().sum(0) / depth + enough)
+        step = step - step.clamp(-tolerance[genes], tolerance[genes])
+        module.baseline_offset[genes] += step.clamp(-MAX_STEP, MAX_STEP).to(module.baseline_offset)
+        return bool(step.any())
+
+    cells_to_draw = CellsToDraw(covariates, log_size, shift, targets)
+    down_the_network(module, cells_to_draw, lambda genes: module.baseline_offset[genes], move)
 
 
 def draw_effects(module: GIMModule, context: Tensor) -> tuple[Tensor, Tensor]:

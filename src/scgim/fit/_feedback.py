@@ -10,6 +10,7 @@ import pandas as pd
 from scvi import settings
 
 from scgim._departures import MIN_GAIN
+from scgim._validation import quote_some
 
 if TYPE_CHECKING:
     from scgim.structure._search import Loop
@@ -43,9 +44,8 @@ def feedback_table(loops: list[Loop], genes: list[str]) -> pd.DataFrame:
 
 def strongest(table: pd.DataFrame) -> pd.DataFrame:
     """Loops that both directions speak for clearly."""
-    return table[
-        table[["evidence", "forward_evidence"]].min(axis=1) > MIN_GAIN
-    ]  # mechanisms of another form can pass for a weak loop
+    # mechanisms of another form can pass for a weak loop
+    return table[table[["evidence", "forward_evidence"]].min(axis=1) > MIN_GAIN]
 
 
 def warn_of_feedback(table: pd.DataFrame | None) -> None:
@@ -53,10 +53,8 @@ def warn_of_feedback(table: pd.DataFrame | None) -> None:
     clear = None if table is None else strongest(table)
     if clear is None or clear.empty:
         return
-    shown = ", ".join(clear["loop"].iloc[:_N_SHOWN])
-    more = f" and {len(clear) - _N_SHOWN} more" if len(clear) > _N_SHOWN else ""
     warnings.warn(
-        f"The cells ask for feedback, which the graph cannot have: {shown}{more}. Of these genes some direct effects and edges stand for what the "
+        f"The cells ask for feedback, which the graph cannot have: {quote_some(clear['loop'], _N_SHOWN)}. Of these genes some direct effects and edges stand for what the "
         "loop does; `get_feedback()` has the evidence for both directions.",
         UserWarning,
         stacklevel=settings.warnings_stacklevel,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scgim._departures import FIRST_DEPARTURE_VAR, FIRST_MISFIT
+from scgim._departures import first_departures
 from scgim.fit._shrinkage import shrunken
 from scgim.fit._statistics import to_device
 from scgim.interventions._combinations import share, together
@@ -180,7 +180,7 @@ def write_interventions(
     log_dosage, curves, member = known.log_dosage.cpu()[seen], known.curve_grid(), known.membership()
     member = None if member is None else member[seen]
     screen = Screen(shift, precision, group, log_dosage, of_drugs, curves, known.dosage_range(), passage, member)
-    estimate = estimate_jointly(screen, replace(prior, misfit=FIRST_MISFIT, departure_var=FIRST_DEPARTURE_VAR))
+    estimate = estimate_jointly(screen, first_departures(prior, proportional=prior.proportional))
     found, prior, beside = estimate.interventions, estimate.prior, estimate.programme
     known.note_informed(prior, measured)
     known.note_responses(seen, shift, precision)

@@ -24,9 +24,7 @@ _PART = 4  # of the time that the search may take: convention
 _MAX_GENES = 200  # of more, the comparison takes too long
 # Nats that hidden expression must bring, and for each cell: real counts depart a little from either model. Conventions.
 _MIN_EVIDENCE, _MIN_EVIDENCE_A_CELL = 10.0, 0.003
-_MIN_GAIN_A_GENE = (
-    0.5  # nats of log-likelihood for the reliability of each gene, twice what chance brings, to look further
-)
+_MIN_GAIN_A_GENE = 0.5  # nats of log-likelihood for its reliability, twice what chance brings, to look further
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,18 +13,16 @@ from scgim.interventions._effects import estimate_interventions
 from scgim.interventions._joint import Screen, estimate_jointly
 from scgim.interventions._passage import Passage
 from scgim.nn._mechanism import parent_table
-from scgim.structure._climb import fit_graph
 from scgim.structure._feedback import with_loops
 from scgim.structure._functions import refine_structure
 from scgim.structure._levels import pooled_over_levels
 from scgim.structure._over_graphs import with_probs_over_graphs
-from scgim.structure._search import StructureResult, search_structure
+from scgim.structure._search import StructureResult, regressions, search_structure, weights_of
 from scgim.structure._states import search_with_states
 from scgim.structure._watch import SearchWatch
 
 if TYPE_CHECKING:
     from scgim.module import GIMModule
-    from scgim.structure._score import GeneFit
     from scgim.structure._states import HiddenStates
     from scgim.structure._statistics import ContextStatistics
     from scgim.train import BatchLoader
@@ -101,9 +98,6 @@ def search_by_means(module: GIMModule, statistics: ContextStatistics, **options:
         return result
     fit = regressions(statistics, result, module.intervention)
     parents, mask = (torch.as_tensor(t) for t in parent_table(result.adjacency))
-    slopes = torch.zeros(statistics.n_genes, statistics.n_genes, dtype=torch.float64)
-    for j, own in enumerate(result.adjacency.T):
-        slopes[np.flatnonzero(own), j] = fit.weights[j, : int(own.sum())]
     treated = statistics.group >= 0
     moved = (statistics.means - statistics.means[~treated].mean(0))[treated, : statistics.n_genes]
     member = _levels(module, statistics)
@@ -114,7 +108,7 @@ def search_by_means(module: GIMModule, statistics: ContextStatistics, **options:
         module.knowledge.log_dosage.cpu()[statistics.observed][treated],
         module.knowledge.curve_grid(),
         replace(result.prior, known=None),
-        Passage(moved, slopes, parents, mask),
+        Passage(moved, weights_of(result, fit), parents, mask),
         None if member is None else member[treated],
     )
     return search_structure(statistics, departures=False, **options) if found.n_programmes else result
@@ -149,8 +143,3 @@ def _informed_search(
         return result
     module.knowledge.note_informed(found.prior, measured)
     return search_structure(statistics, known_targets=module.knowledge.known_targets(), start=result, **options)
-
-
-def regressions(statistics: ContextStatistics, result: StructureResult, intervention: str) -> GeneFit:
-    """Regressions of all genes on their parents in the graph that was found."""
-    return fit_graph(statistics, result.prior, result.adjacency, intervention)

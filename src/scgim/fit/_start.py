@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from scgim.fit._search import regressions
 from scgim.nn._mechanism import linear_part
+from scgim.structure._search import regressions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +61,7 @@ def start_from(
     scale = float(stretch.median()) ** 2
     prior = result.prior
     module.knowledge.prior.copy_(torch.tensor([prior.target_prob, prior.slab_var * scale, prior.spike_var * scale]))
+    module.knowledge.proportional.fill_(prior.proportional)
     module.to(device)
 
 

@@ -122,10 +122,9 @@ def estimate_interventions(
         if best.evidence > fit.evidence + MIN_LEVEL_GAIN:
             fit, prior = best, replace(prior, level_share=best.prior.level_share)
     if passage is not None:
-        kinds = [cast("_Fit", _fit(data, replace(prior, proportional=kind), 0)) for kind in (False, True)]
-        loose = max(kinds, key=lambda kind: kind.evidence)
+        loose = cast("_Fit", _fit(data, prior, 0))
         if loose.evidence > fit.evidence + MIN_GAIN:
-            fit, prior = loose, replace(prior, proportional=loose.prior.proportional)
+            fit = loose
         else:
             data = data._replace(passage=None)
     while n_programmes < _MAX_PROGRAMMES:

@@ -75,9 +75,8 @@ class AnnotationMixin(ScreenModel):
             adata.obsm[Key.obsm.states(key_added)] = self._states(adata)
         params = self._stored_params()
         if self.module.depth.is_known and self._has_cells(adata):
-            params["size_factor_key"] = Key.obs.size_factor(
-                key_added
-            )  # so that plots have the size factors of the model
+            # so that plots have the size factors of the model
+            params["size_factor_key"] = Key.obs.size_factor(key_added)
             adata.obs[params["size_factor_key"]] = self.get_size_factors(adata)
         self._store_drugs(adata, key_added, n_samples, level)
         if level is not None:

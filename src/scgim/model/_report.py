@@ -21,10 +21,8 @@ _CALLED = 0.5  # probability from which a target is called
 _USUAL_SHARE, _MIN_USUAL = 0.25, 3  # a gene called for this share of the perturbations, and at least so many, is listed
 _MANY_TARGETS, _MIN_MANY = 0.2, 6  # of the genes, and at least so many: a drug of few targets is what the model assumes
 _LITTLE = 0.5  # agreement of two halves below which half of what one finds is not in the other
-_DENSE, _MIN_DENSE = (
-    0.6,
-    6,
-)  # share of the edges that genes of a cluster could have, and edges of each: networks are sparser
+# share of the edges that genes of a cluster could have, and edges of each: networks are sparser
+_DENSE, _MIN_DENSE = 0.6, 6
 _MUCH_BETTER = 0.95  # of the error of the mean: what features bring below it is worth naming
 
 

@@ -56,6 +56,8 @@ class Knowledge(nn.Module):
         self.register_buffer("log_dosage", torch.zeros(k).double() if log_dosage is None else log_dosage)
         # prior of the direct effects: probability of a target, variances of slab and spike
         self.register_buffer("prior", torch.tensor(_UNFITTED_PRIOR, dtype=torch.float64))
+        # whether mechanisms are wrong between contexts in proportion to their slopes, as the search has found
+        self.register_buffer("proportional", torch.tensor(False))
         # what is given beforehand: log odds of targets, where anything is known, and of edges
         self.register_buffer("target_log_odds", torch.zeros(u, d, dtype=torch.float64))
         self.register_buffer("target_is_known", torch.zeros(u, d, dtype=torch.bool))
@@ -179,7 +181,7 @@ class Knowledge(nn.Module):
     def shift_prior(self) -> ShiftPrior:
         """Prior of the direct effects, features left out."""
         target_prob, slab_var, spike_var = self.prior.tolist()
-        return ShiftPrior(target_prob, slab_var, spike_var, self.given_targets())
+        return ShiftPrior(target_prob, slab_var, spike_var, self.given_targets(), proportional=bool(self.proportional))
 
     def given_targets(self) -> Tensor | None:
         """Log odds of targets that are given beforehand, NaN where nothing is, shape (U, d); None if none is."""

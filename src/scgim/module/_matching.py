@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -20,6 +20,54 @@ N_ROUNDS, MAX_STEP = 6, 0.5
 _N_FULL = 3
 _NEAR = 0.02  # in log means, which ends it: convention
 _MAX_DRIFT = 5.0  # e-folds; what would need more is no drift
+
+
+class CellsToDraw(NamedTuple):
+    """Covariates (B, Q) and log size factors (B, 1) of cells, their effects and targets, both (B, d)."""
+
+    covariates: Tensor
+    log_size: Tensor
+    shift: Tensor
+    targets: Tensor
+
+
+def down_the_network(
+    module: GIMModule,
+    cells: CellsToDraw,
+    offset: Callable[[Tensor], Tensor],
+    move: Callable[[int, Tensor, Tensor, Tensor], bool],
+    n_rounds: int = N_ROUNDS,
+) -> None:
+    """Draw genes, parents first, and go on with what they act on once their means are as they should be.
+
+    Parameters
+    ----------
+    module
+        The module.
+    cells
+        The cells to be drawn, B in number.
+    offset
+        From genes (g,), what their predictors have beside, broadcastable to (B, g).
+    move
+        From the number of the round, genes (g,), their means given the parents and their parent features, not standardised (both B, g):
+        changes offsets, and says whether to draw these genes again.
+    n_rounds
+        Rounds at most.
+    """
+    rng = torch.Generator(module.device).manual_seed(0)
+    base = module.intercept + cells.covariates @ module.covariate_effect + cells.shift
+    if module.states.n:
+        base = base + module.states.draw(len(base), rng)
+    h = torch.zeros_like(cells.shift)
+    for layer in module.layers():
+        genes = torch.tensor(layer, device=module.device)
+        for k in range(n_rounds):
+            own = base[:, genes] + offset(genes).to(base)
+            values, mean, _ = module.draw_genes(genes, own, h, cells.targets, cells.log_size, rng)
+            features = parent_features(values, cells.log_size, module.likelihood)
+            h[:, genes] = (features - module.centre[genes]) / module.spread[genes]
+            if not move(k, genes, mean, features):
+                break
 
 
 def means_of(values: Tensor, context: Tensor) -> Tensor:
@@ -62,24 +110,23 @@ def match_means(
     log_size = cells["log_size"]
     shift, targets = (part.to(module.device) for part in effects)
     depth = means_of(log_size.exp(), context)
-    rng = torch.Generator(module.device).manual_seed(0)
-    base = module.intercept + cells["covariates"] @ module.covariate_effect + module.baseline_offset + shift
-    base = base + module.states.draw(len(base), rng)
     drift = torch.zeros(len(depth), shift.shape[1], dtype=torch.float64)
-    log_mean, h = torch.zeros_like(drift), torch.zeros_like(shift)
-    for layer in module.layers():
-        genes, goal = torch.tensor(layer), None
-        for k in range(N_ROUNDS):
-            own = base[:, genes] + drift[:, genes].to(base)[context]
-            values, expected, _ = module.draw_genes(genes.to(module.device), own, h, targets, log_size, rng)
-            features = parent_features(values, log_size, module.likelihood)
-            h[:, genes] = (features - module.centre[genes]) / module.spread[genes]
-            drawn = torch.log(means_of(expected, context) / depth + enough)
-            goal = wanted(drawn, genes, features) if goal is None else goal
-            step = goal - drawn
-            if step.abs().max() < _NEAR:
-                break
-            share = 1 / max(1, k + 2 - _N_FULL)
-            drift[:, genes] = (drift[:, genes] + share * step.clamp(-MAX_STEP, MAX_STEP)).clamp(-_MAX_DRIFT, _MAX_DRIFT)
-        log_mean[:, genes] = goal
+    log_mean = torch.full_like(drift, torch.nan)
+
+    def offset(genes: Tensor) -> Tensor:
+        return module.baseline_offset[genes] + drift[:, genes.cpu()].to(shift)[context]
+
+    def move(k: int, at: Tensor, expected: Tensor, features: Tensor) -> bool:
+        genes = at.cpu()
+        drawn = torch.log(means_of(expected, context) / depth + enough)
+        if not k:
+            log_mean[:, genes] = wanted(drawn, genes, features)
+        step = log_mean[:, genes] - drawn
+        if step.abs().max() < _NEAR:
+            return False
+        share = 1 / max(1, k + 2 - _N_FULL)
+        drift[:, genes] = (drift[:, genes] + share * step.clamp(-MAX_STEP, MAX_STEP)).clamp(-_MAX_DRIFT, _MAX_DRIFT)
+        return True
+
+    down_the_network(module, CellsToDraw(cells["covariates"], log_size, shift, targets), offset, move)
     return drift, log_mean

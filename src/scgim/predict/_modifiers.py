@@ -27,17 +27,10 @@ def modifier_table(found: Interventions, names: list[str], genes: list[str], lev
         if measured.sum() < 2:
             continue
         chosen = np.flatnonzero(found.target_probs[u].numpy() > 0.5)
-        if not len(
-            chosen
-        ):  # no effect that could differ; the gene that looks most like a target would be a choice by chance
-            rows[name] = {
-                "n_levels": int(measured.sum()),
-                "n_targets": 0,
-                "spread": 0.0,
-                "statistic": 0.0,
-                "df": 0,
-                "p_value": 1.0,
-            }
+        if not len(chosen):
+            # no effect that could differ; the gene that looks most like a target would be a choice by chance
+            nothing = {"n_targets": 0, "spread": 0.0, "statistic": 0.0, "df": 0, "p_value": 1.0}
+            rows[name] = {"n_levels": int(measured.sum()), **nothing}
             continue
         effect, precision = (part[u][np.ix_(measured, chosen)] for part in (heights, information))
         mean = (precision * effect).sum(0) / precision.sum(0)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from scgim.interventions._levels import LEVEL_FIELDS, OF_ONE_LEVEL, LevelEffects, completed
-from scgim.nn._likelihood import parent_features
+from scgim.module._matching import CellsToDraw, down_the_network
 from scgim.predict._means import MIN_MEAN
 from scgim.predict._sampler import enough_samples
 
@@ -85,26 +85,24 @@ def match(module: GIMModule, cells: Backdrop, shift: Tensor, targets: Tensor, go
     covariates, log_size, shift, targets = (
         t.to(device) for t in (cells.covariates, cells.log_size[:, None], shift.float(), targets)
     )
-    rng = torch.Generator(device).manual_seed(0)
-    base = module.intercept + module.baseline_offset + covariates @ module.covariate_effect + shift
-    base = base + module.states.draw(len(base), rng)
     depth = log_size.exp().double().mean()
-    offset, h = torch.zeros(len(goal), dtype=torch.float64, device=device), torch.zeros_like(base)
-    for layer in module.layers():
-        genes = torch.tensor(layer, device=device)
-        for _ in range(_N_ROUNDS):
-            own = base[:, genes] + offset[genes].to(base)
-            values, mean, _ = module.draw_genes(genes, own, h, targets, log_size, rng)
-            features = parent_features(values, log_size, module.likelihood)
-            h[:, genes] = (features - module.centre[genes]) / module.spread[genes]
-            if counts:
-                drawn = (mean.double().mean(0) / depth).clamp_min(MIN_MEAN).log()
-            else:
-                drawn = ((mean - module.centre[genes]) / module.spread[genes]).double().mean(0)
-            step = goal.to(device)[genes] - drawn
-            if step.abs().max() < _NEAR:
-                break
-            offset[genes] += step
+    goal, offset = goal.to(device), torch.zeros(len(goal), dtype=torch.float64, device=device)
+
+    def move(_: int, genes: Tensor, mean: Tensor, __: Tensor) -> bool:
+        if counts:
+            drawn = (mean.double().mean(0) / depth).clamp_min(MIN_MEAN).log()
+        else:
+            drawn = ((mean - module.centre[genes]) / module.spread[genes]).double().mean(0)
+        step = goal[genes] - drawn
+        if step.abs().max() < _NEAR:
+            return False
+        offset[genes] += step
+        return True
+
+    cells_to_draw = CellsToDraw(covariates, log_size, shift, targets)
+    down_the_network(
+        module, cells_to_draw, lambda genes: module.baseline_offset[genes] + offset[genes], move, _N_ROUNDS
+    )
     return offset.cpu()
 
 

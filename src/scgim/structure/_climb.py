@@ -8,13 +8,12 @@ genes are many, most of them cannot be parents of a given one: a score test of a
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from scgim._departures import FIRST_DEPARTURE_VAR, FIRST_MISFIT, MIN_GAIN, N_BENDS
+from scgim._departures import MIN_GAIN, N_BENDS, first_departures
 from scgim._priors import EDGE_LOG_ODDS
 from scgim.structure._graph import descendants, out_degrees, reachability
 from scgim.structure._out_degree import OutDegreePrior
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-6  # nats; what rounding may feign, so that moves do not go round in circles
 # Numbers in the design and the normal equations of a batch of regressions, 1 MB, so that it stays in a core's cache: for time alone
 _BATCH_ELEMENTS = 2**17
-# Times the gain of departures of any size that proportional ones must have, since the graph was found for mechanisms that hold: 1.3 times among
-# the knock-outs of Papalexi et al., where they are right, and 1.07 in a fit of GeneNetWeaver's 100 genes, where they cost targets
-_CLEARLY_MORE = 1.2
 # Up to this number of genes all are scored as parents of each. With more, these many further parents are; others have
 # edge probability 0. Conventions, for time; what they do to results is in the tables `sensitivity-kinetic` and
 # `-nonlinear` of docs/benchmarks.md.
@@ -363,18 +359,14 @@ def batches(
 
 def evidence_for_misfit(
     statistics: ContextStatistics, prior: ShiftPrior, adjacency: NDArray[np.bool_], intervention: str = "shift"
-) -> ShiftPrior | None:
-    """Prior to start from where the evidence of a graph is clearly for mechanisms that are wrong between contexts; else None."""
-    wrong = replace(prior, misfit=FIRST_MISFIT, departure_var=FIRST_DEPARTURE_VAR)
-    evidence, kinds = [], [prior, wrong, replace(wrong, proportional=True)]
-    for trial in kinds:
+) -> bool:
+    """Whether the evidence of a graph is clearly for mechanisms that are wrong between contexts, in either way."""
+    evidence = []
+    for trial in (prior, *(first_departures(prior, proportional=kind) for kind in (False, True))):
         for _ in range(_PRIOR_ROUNDS):
             trial = empirical_prior(statistics, fit_graph(statistics, trial, adjacency, intervention), trial)
         evidence.append(float(fit_graph(statistics, trial, adjacency, intervention).log_evidence.sum()))
-    free, proportional = (value - evidence[0] for value in evidence[1:])
-    if proportional > _CLEARLY_MORE * max(free, MIN_GAIN):
-        return kinds[2]
-    return kinds[1] if free > MIN_GAIN else None
+    return max(evidence[1:]) > evidence[0] + MIN_GAIN
 
 
 def toggle(parents: Parents, gene: int) -> Parents:

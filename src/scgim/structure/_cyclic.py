@@ -90,11 +90,8 @@ class CyclicScore:
         s = statistics.first_basis()
         control = s.group < 0
         self.statistics, self.prior, self.edge_cost = s, prior, edge_cost
-        self.group, self.n_cells, self.dof = (
-            s.group % (s.n_groups + 1),
-            s.n_cells,
-            s.residual_dof,
-        )  # controls are the last
+        self.group = s.group % (s.n_groups + 1)  # controls are the last
+        self.n_cells, self.dof = s.n_cells, s.residual_dof
         moved = (s.means - s.means[control].mean(0)).T
         u = (moved / moved.abs().amax(1, keepdim=True).clamp_min(_RIDGE)).abs()
         functions, steepness = moved[None], torch.ones_like(moved)[None]

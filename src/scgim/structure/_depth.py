@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scgim.structure._search import search_structure
-from scgim.structure._states import fewer_cells, regressions_of, weights_of
+from scgim.structure._search import regressions, search_structure, weights_of
+from scgim.structure._states import fewer_cells
 from scgim.structure._statistics import ContextStatistics, StatisticsAccumulator, of_half_cells
 from scgim.structure._watch import SearchWatch
 
@@ -187,7 +187,7 @@ def _start(cells: DepthCells, group: Tensor, first_variance: float, options: dic
     result = search_structure(statistics, max_evaluations=0, **options)
     mean = cells.x.mean(0)
     stretch = model.spread * (1 + mean) / mean.clamp_min(_MIN_MEAN)  # log1p moves by less than the log mean does
-    weights = weights_of(*regressions_of(statistics, result)) * stretch
+    weights = weights_of(result, regressions(statistics, result)) * stretch
     expected = torch.exp((model.features(cells.x, none) @ weights).clamp(-_MAX_LOG_MEAN, _MAX_LOG_MEAN))
     logs = _log_ratio(cells.x, expected, cells.context, len(group))
     base = _log_ratio(cells.x, expected, torch.where(group < 0, 0, 1)[cells.context], 2)[0]
@@ -239,7 +239,7 @@ def _statistics(cells: DepthCells, group: Tensor, model: DepthModel, depths: _De
 
 def _precision_of_shifts(statistics: ContextStatistics, result: StructureResult, group: Tensor) -> Tensor:
     """Prior precision of direct effects, (K, d): those of targets are free, those of other genes next to none."""
-    _, fit = regressions_of(statistics, result)
+    fit = regressions(statistics, result)
     target = fit.target_probs[:, statistics.group.clamp_min(0)].T
     precision = torch.full((len(group), fit.target_probs.shape[0]), 1 / _SPIKE_VAR, dtype=torch.float64)
     precision[statistics.observed] = (1 - target) / _SPIKE_VAR + target / _SLAB_VAR

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _N_CANDIDATES = 50  # edges back that are scored, those of which direct effects tell most: for time; convention
 _MAX_GENES = 8  # of a circle and all that lies on it: for time; convention
 _N_STARTS = 3  # edges back to begin with: for time; convention
-_MIN_GAIN = 0.5  # nats, as in the search a little more than rounding
+_MIN_STEP = 0.5  # nats, as in the search a little more than rounding
 
 
 def with_loops(
@@ -145,7 +145,7 @@ class Feedback:
         before = self.score.scores([Part.of(self.adjacency, part.genes) for _, part in trials])
         after = self.score.scores([part for _, part in trials])
         gains = [(new - old, edge, part.genes) for (edge, part), old, new in zip(trials, before, after, strict=True)]
-        return sorted((gain for gain in gains if gain[0] > _MIN_GAIN), key=lambda gain: -gain[0])
+        return sorted((gain for gain in gains if gain[0] > _MIN_STEP), key=lambda gain: -gain[0])
 
     def _take(self, gain: float, edge: tuple[int, int], genes: tuple[int, ...]) -> float:
         """Take an edge back, and leave out what it makes needless; returns by how much the score rises."""
@@ -159,7 +159,7 @@ class Feedback:
         while edges := [(int(p), j) for j in genes for p in np.flatnonzero(self.adjacency[:, j])]:
             gain = -self._evidence(genes, edges)
             k = int(gain.argmax())
-            if gain[k] <= _MIN_GAIN:
+            if gain[k] <= _MIN_STEP:
                 break
             self.adjacency[edges[k]] = False
             total += float(gain[k])

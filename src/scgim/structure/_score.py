@@ -148,9 +148,8 @@ def fit_genes(
     may_be_wrong = prior.misfit > 0 or prior.departure_var > 0
     slopes = scatter.slopes(column_mask) if prior.proportional and prior.departure_var else None
     passage = _Passage(x[:, :-1], s, 1 if relevance else parents.shape[1], prior.departure_var, may_be_wrong, slopes)
-    z = (
-        torch.cat([x, passage.columns], 1) if prior.departure_var else x
-    )  # weights of the mechanism, intercept, departures
+    # weights of the mechanism, intercept, departures
+    z = torch.cat([x, passage.columns], 1) if prior.departure_var else x
     ridge = torch.diag_embed(
         torch.cat([1 - column_mask + _RIDGE, _RIDGE + 0 * y[:, :1], 1 + 0 * passage.columns[:, :, 0]], 1)
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
+from scgim._departures import first_departures
 from scgim._priors import EDGE_LOG_ODDS, ShiftPrior
 from scgim.structure._climb import evidence_for_misfit, fit_graph
 from scgim.structure._leaves import Leaves, odds_among
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from scgim.structure._score import GeneFit
     from scgim.structure._statistics import ContextStatistics
 
 # Of expectation-maximisation, in the climbs that the prior is fitted on: few, as these are crude; convention, for time.
@@ -96,6 +98,28 @@ class StructureResult:
     loops: list[Loop] | None = None
 
 
+def regressions(statistics: ContextStatistics, result: StructureResult, intervention: str = "shift") -> GeneFit:
+    """Regressions of all genes on their parents in the graph that was found."""
+    return fit_graph(statistics, result.prior, result.adjacency, intervention)
+
+
+def weights_of(result: StructureResult, fit: GeneFit) -> Tensor:
+    """Weights of all genes on each other by their regressions, (d, d), from rows to columns."""
+    weights = torch.zeros(result.adjacency.shape, dtype=torch.float64)
+    for j, own in enumerate(result.adjacency.T):
+        weights[np.flatnonzero(own), j] = fit.weights[j, : int(own.sum())]
+    return weights
+
+
+class _Settled(NamedTuple):
+    """A graph that the search has settled on, with the prior and the bonus of out-degrees that were fitted to it, and the scores on the way."""
+
+    trace: list[float]
+    adjacency: NDArray[np.bool_]
+    prior: ShiftPrior
+    bonus: NDArray[np.float64]
+
+
 class GraphSearch:
     """Search for a whole graph: among the genes that may regulate, and for the parents of the others.
 
@@ -138,8 +162,8 @@ class GraphSearch:
                 may_regulate,
                 intervention=intervention,
                 edge_log_odds=edge_log_odds,
-                share=self.watch.deadline
-                is None,  # processes whose time is over at different leaves would wait for each other
+                # processes whose time is over at different leaves would wait for each other
+                share=self.watch.deadline is None,
             )
         self.prior = prior
 
@@ -206,8 +230,27 @@ class GraphSearch:
         if self.leaves is None:  # where regulators are told, independent edges are what is left to say
             self.network.update_bonus()
 
-    def failing_mechanisms(self) -> ShiftPrior | None:
-        """Prior to start from where the evidence of the graph is clearly for mechanisms that are wrong between contexts; else None."""
+    def settle_with_departures(self, first: ShiftPrior) -> list[float]:
+        """Settle on mechanisms that are wrong between contexts, in either way, and keep the graph of the higher score; returns its scores.
+
+        Both begin without edges, as a graph that was found for mechanisms that hold leads nowhere.
+        """
+        found: list[_Settled] = []
+        try:
+            for proportional in (False, True):
+                self.adjacency = np.zeros_like(self.adjacency)
+                self.network.bonus[:] = 0.0
+                self.prior = first_departures(first, proportional=proportional)
+                trace = [*self.settle(), self.climb()]
+                found.append(_Settled(trace, self.adjacency, self.prior, self.network.bonus.copy()))
+        finally:  # ended early, what is at hand may be half a graph
+            if found:
+                best = max(found, key=lambda settled: settled.trace[-1])
+                self.adjacency, self.network.bonus[:], self.prior = best.adjacency, best.bonus, best.prior
+        return best.trace
+
+    def mechanisms_fail(self) -> bool:
+        """Whether the evidence of the graph is clearly for mechanisms that are wrong between contexts."""
         return evidence_for_misfit(self.statistics, self.prior, self.adjacency, self.intervention)
 
     def put_in_order(self) -> None:
@@ -323,16 +366,8 @@ def _search(
     else:
         trace += search.settle()
         # few wells say too little of mechanisms to tell in what they fail
-        tell = departures and cells_a_gene(search.statistics) >= CELLS_A_GENE
-        wrong = search.failing_mechanisms() if tell else None
-        if wrong is not None:
-            # from the beginning: a graph that was found for mechanisms that hold leads nowhere
-            search.adjacency = np.zeros_like(search.adjacency)
-            network.bonus[:] = 0.0
-            search.prior = replace(
-                first, misfit=wrong.misfit, departure_var=wrong.departure_var, proportional=wrong.proportional
-            )
-            trace += search.settle()
+        if departures and cells_a_gene(search.statistics) >= CELLS_A_GENE and search.mechanisms_fail():
+            trace += search.settle_with_departures(first)
     if search.prior.departure_var:  # a regression takes several times as long with departures
         max_evaluations //= _SHARE_OF_DEPARTURES
     trace.append(search.climb(thorough=True))

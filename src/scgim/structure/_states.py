@@ -15,14 +15,19 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from scgim.structure._search import CELLS_A_GENE, StructureResult, StructureSearch, cells_a_gene, search_structure
+from scgim.structure._search import (
+    CELLS_A_GENE,
+    StructureResult,
+    cells_a_gene,
+    regressions,
+    search_structure,
+    weights_of,
+)
 
 if TYPE_CHECKING:
-    from scgim.structure._score import GeneFit
     from scgim.structure._statistics import ContextStatistics
 
 logger = logging.getLogger(__name__)
@@ -175,7 +180,7 @@ def _start(
     statistics: ContextStatistics, own: ContextStatistics, result: StructureResult, n_states: int, share: float
 ) -> HiddenStates:
     """States of what a graph leaves, whose weights are those of means of contexts; `own` are the statistics that it was found on."""
-    weights = weights_of(*regressions_of(fewer_cells(own, _FIRST_SHARE), result))
+    weights = weights_of(result, regressions(fewer_cells(own, _FIRST_SHARE), result))
     states = HiddenStates(weights, *_factors(_noise_covariance(statistics, weights), n_states))
     return _fit(statistics, result, states, share)
 
@@ -183,20 +188,6 @@ def _start(
 def fewer_cells(statistics: ContextStatistics, share: float) -> ContextStatistics:
     """Statistics whose scatter counts for a share of the cells."""
     return replace(statistics, gram=share * statistics.gram, dof=share * statistics.residual_dof)
-
-
-def regressions_of(statistics: ContextStatistics, result: StructureResult) -> tuple[StructureResult, GeneFit]:
-    """The result, and regressions of all genes on their parents in its graph."""
-    search = StructureSearch(statistics, result.prior)
-    return result, search.fit([(j, tuple(np.flatnonzero(own).tolist())) for j, own in enumerate(result.adjacency.T)])
-
-
-def weights_of(result: StructureResult, fit: GeneFit) -> Tensor:
-    """Weights of all genes on each other by their regressions, (d, d), from rows to columns."""
-    weights = torch.zeros(result.adjacency.shape, dtype=torch.float64)
-    for j, own in enumerate(result.adjacency.T):
-        weights[np.flatnonzero(own), j] = fit.weights[j, : int(own.sum())]
-    return weights
 
 
 def _noise_covariance(statistics: ContextStatistics, weights: Tensor) -> Tensor:
@@ -252,7 +243,7 @@ def _fit(
 
 def _precision_of_means(statistics: ContextStatistics, result: StructureResult) -> Tensor:
     """Precision of the displacement of the mean of each context, effects of drugs summed out, shape (K, d)."""
-    _, fit = regressions_of(statistics, result)
+    fit = regressions(statistics, result)
     target = torch.nn.functional.pad(fit.target_probs, (0, 1))[:, statistics.group % (statistics.n_groups + 1)]
     prior = result.prior
     spike = statistics.variance_of_means(fit.noise_var) + prior.spike_var + prior.misfit**2 * fit.passed
@@ -272,7 +263,7 @@ def _minus_log_density(covariance: Tensor, loadings: Tensor, noise_var: Tensor) 
 def _evidence(statistics: ContextStatistics, result: StructureResult, states: HiddenStates) -> float:
     """Log evidence of graph and states, comparable with the score of a graph without (Bayesian information criterion)."""
     taken_out, dof = states.taken_out(statistics), statistics.residual_dof
-    _, fit = regressions_of(taken_out, result)
+    fit = regressions(taken_out, result)
     weights, noise_var = weights_of(result, fit), fit.noise_var
     covariance = _noise_covariance(statistics, weights)
     seen = _minus_log_density(covariance, states.loadings, noise_var)
