@@ -75,3 +75,17 @@ def test_ones_where_cells_do_not_differ(adata, fit):
 def test_the_same_seed_gives_the_same_size_factors(model, deep_screen, fit):
     again = fit(deep_screen.copy(), epochs=3)
     np.testing.assert_array_equal(again.get_size_factors(), model.get_size_factors())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_that_is_resumed_has_the_same_size_factors(deep_screen, monkeypatch, tmp_path):
+    """Also where counts differ in their totals, but not, as a network says, in depth."""
+    monkeypatch.setattr("scgim.model._preparation.estimate_depth", lambda *_: None)
+    options = {"enable_progress_bar": False, "accelerator": "cpu"}
+    adata = deep_screen.copy()
+    GIM.setup_anndata(adata)
+    GIM(adata).train(2, checkpoint_dir=tmp_path, **options)
+    resumed = GIM(adata)
+    resumed.train(resume_from=tmp_path, **options)
+    assert not resumed.control_pool_["log_size"].any()
+    assert (resumed.get_size_factors() == 1).all()

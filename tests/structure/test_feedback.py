@@ -59,11 +59,12 @@ def circles(loops):
     return {frozenset(loop.genes) for loop in loops}
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3, 4])
-def test_loops_of_two_and_of_three_genes_are_found_and_no_others(seed):
-    loops = found(loopy(seed))
-    assert circles(loops) == {frozenset({0, 1}), frozenset({2, 3, 4})}
-    assert loops[0].evidence > 100  # those of most evidence come first
+def test_loops_of_two_and_of_three_genes_are_found_and_no_others():
+    truth = {frozenset({0, 1}), frozenset({2, 3, 4})}
+    loops = [found(loopy(seed)) for seed in range(10)]
+    assert sum(circles(own) == truth for own in loops) >= 9
+    assert all(circles(own) <= truth for own in loops)
+    assert min(own[0].evidence for own in loops) > 100  # those of most evidence come first
 
 
 def test_edges_of_clear_loops_are_probable_in_both_directions():
@@ -147,8 +148,11 @@ def test_circle_of_a_gene():
     assert circle_of(adjacency, 3) == (3,)
 
 
-def test_without_a_loop_the_score_is_that_of_acyclic_graphs():
-    statistics, prior = acyclic(3), ShiftPrior(0.1, slab_var=4.0, spike_var=1e-3)
+@pytest.mark.parametrize(
+    "departures", [{}, {"departure_var": 0.2}, {"departure_var": 0.2, "proportional": True}], ids=str
+)
+def test_without_a_loop_the_score_is_that_of_acyclic_graphs(departures):
+    statistics, prior = acyclic(3), ShiftPrior(0.1, slab_var=4.0, spike_var=1e-3, **departures)
     score = CyclicScore(statistics, prior, np.zeros((N_GENES, N_GENES)))
     sets = [(0, ()), (0, (1,)), (0, (2, 5)), (4, ()), (4, (1, 3))]
     ours = score.scores([Part((gene,), (parents,)) for gene, parents in sets])

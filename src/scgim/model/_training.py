@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import logging
-import time
 import warnings
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
-from scvi import settings
 from scvi.model.base import PyroSviTrainMixin
 
-from scgim._size_factors import common_variance
 from scgim._validation import quote_some
 from scgim.fit._course import Course
-from scgim.fit._depth import can_tell_depth, estimate_depth, read_depth
 from scgim.fit._fit import Fit, Names
-from scgim.fit._measurement import choose_measurement
 from scgim.model._arguments import check_device, check_rate, check_seconds, check_trainer_arguments, whole_number
-from scgim.model._base import ScreenModel
 from scgim.model._checkpoints import attributes_of, resume
-from scgim.predict._covariates import centre_and_scale
+from scgim.model._preparation import FIRST_BATCH, PreparationMixin
 from scgim.train import BatchLoader, Cells, CellsDataModule, GIMTrainingPlan
 from scgim.train._data import keep_contexts, split_cells
 from scgim.train._guard import GIMTrainRunner, KeepGoodState, QuietStop, explained_failures
@@ -38,18 +31,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lightning.pytorch import Trainer
-    from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
 
 # Convention: a validation set that is large enough to see the fit stop improving; minibatches that a processor works through at ease.
 _TRAIN_SIZE, _BATCH_SIZE = 0.95, 1024
-_MIN_OF_LEVEL = 100  # of these, of each level of the effect modifier: convention
-_MAX_CONTROL_POOL = 5000  # control cells whose depth and covariates are drawn from, kept in the model: for memory
-_FIRST_BATCH = 4096  # cells in a pass without gradients, or as many as the minibatches of the fit hold
 # Without progress, a third of the epochs and at least this many stop the fit: convention.
 _PATIENCE, _MIN_PATIENCE = 3, 10
-_TINY = 1e-3  # seconds that are left to the search at least
 
 
 @contextmanager
@@ -75,7 +63,7 @@ def _quiet_lightning() -> Iterator[None]:
             logger_.setLevel(level)
 
 
-class TrainingMixin(ScreenModel, PyroSviTrainMixin):
+class TrainingMixin(PreparationMixin, PyroSviTrainMixin):
     """`train` of :class:`scgim.model.GIM`."""
 
     _data_splitter_cls = CellsDataModule
@@ -189,15 +177,7 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
             course = Course(indices, epochs, lr, batch_size, stop)
         else:
             course = resume(self, resume_from)
-        started = time.monotonic()
-        choose = resume_from is None and self.init_params_["non_kwargs"]["measurement"] == "auto"
-        if choose:
-            self.module.take_measurement("direct")
-        cells = self._with_depth(cells, course, max_search_seconds, known=resume_from is not None)
-        if choose:
-            self._choose_measurement(cells.take(course.indices[0]), max_search_seconds)
-        if max_search_seconds is not None:
-            max_search_seconds = max(max_search_seconds - (time.monotonic() - started), _TINY)
+        cells, max_search_seconds = self._measured(cells, course, max_search_seconds, is_new=resume_from is None)
         course.write_to(checkpoint_dir, resume_from, every)
         self._note_measured(cells.context[course.indices[0]])
         self._plan_kwargs = plan_kwargs or {}
@@ -230,7 +210,7 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
         """The training run, ready to go."""
         return Fit(
             self.module,
-            BatchLoader(cells.take(course.indices[0]), max(course.batch_size, _FIRST_BATCH), shuffle=False),
+            BatchLoader(cells.take(course.indices[0]), max(course.batch_size, FIRST_BATCH), shuffle=False),
             course,
             features=None if self.drug_embedding is None else self._drugs.features,
             measured=torch.as_tensor(self._drugs.is_measured & self._drugs.is_drug),
@@ -260,73 +240,6 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
             self.history_ = {"search_score": pd.DataFrame({"search_score": self.search_trace_})}
             self.train_indices, self.validation_indices, self.test_indices = fit.course.indices
 
-    def _prepare_cells(self) -> Cells:
-        """Cells of the training data, covariates centred; keeps what predictions need of the controls."""
-        adata = self._own_data()
-        self._check_unchanged(adata)
-        cells = self._cells(self._validate_anndata(adata), training=True)
-        control = cells.context < self._n_controls
-        n_continuous = len(self._covariates.continuous)
-        self.covariate_scaling_ = centre_and_scale(cells.covariates, n_continuous, control)
-        cells = Cells(cells.x, cells.context, self._design.scaled(cells.covariates), cells.log_size)
-        self.control_pool_ = self._pool_of(cells)
-        self.mean_total_ = float(cells.x.sum() / len(cells))
-        return cells
-
-    def _with_depth(self, cells: Cells, course: Course, max_seconds: float | None, *, known: bool) -> Cells:
-        """Cells with size factors that are estimated from the training cells, where they were not given and can be told.
-
-        Cells that are predicted have those of controls, drawn from what is known of each.
-        """
-        estimated = self._setup_args["size_factor_key"] is None and not self._is_continuous
-        if not known:
-            training, model = cells.take(course.indices[0]), None
-            if estimated and can_tell_depth(self.module, len(training)):
-                controls = np.flatnonzero(training.context < self._n_controls)[:_MAX_CONTROL_POOL]
-                with threads_for(0):
-                    variance = common_variance(training.x[controls])
-                    model = estimate_depth(self.module, training, variance, self._seed, max_seconds)
-                if model is None:
-                    cells = replace(cells, log_size=np.zeros_like(cells.log_size))
-            self.module.depth.write(model)
-        if self.module.depth.is_known:
-            log_size, sd = read_depth(self.module, cells)
-            drawn = log_size + sd * np.random.default_rng(0).normal(size=len(cells))
-            cells = replace(cells, log_size=drawn.astype(np.float32))
-        self.control_pool_ = self._pool_of(cells)
-        return replace(cells, log_size=log_size.astype(np.float32)) if self.module.depth.is_known else cells
-
-    def _choose_measurement(self, training: Cells, max_seconds: float | None) -> None:
-        """Take parents to act by their counts or by hidden expression, whichever explains the cells better."""
-        if self._against_latent:
-            choice, reason = "direct", f"hidden expression does not go with {', '.join(self._against_latent)}"
-        else:
-            loader = BatchLoader(training, _FIRST_BATCH, shuffle=False)
-            with threads_for(0):
-                choice, reason = choose_measurement(self.module, loader, self._seed, max_seconds)
-        self.module.take_measurement(choice)
-        self.measurement_reason_ = reason
-        logger.info("measurement='auto' chose %r: %s.", choice, reason)
-
-    @property
-    def _seed(self) -> int:
-        return 0 if settings.seed is None else settings.seed
-
-    def _pool_of(self, cells: Cells) -> dict[str, NDArray]:
-        """Covariates and size factors of control cells, which predicted cells have."""
-        control = cells.context < self._n_controls
-        pool = np.flatnonzero(control)
-        if len(pool) > _MAX_CONTROL_POOL:
-            order = np.random.default_rng(0).permutation(pool)
-            # of each level of the effect modifier, whose cells are drawn from its own controls, as many as there are
-            rank = pd.Series(order).groupby(cells.context[order]).cumcount().to_numpy()
-            pool = np.sort(
-                np.concatenate(
-                    [order[:_MAX_CONTROL_POOL], order[_MAX_CONTROL_POOL:][rank[_MAX_CONTROL_POOL:] < _MIN_OF_LEVEL]]
-                )
-            )
-        return {"covariates": cells.covariates[pool], "log_size": cells.log_size[pool]}
-
     def _note_measured(self, context: np.ndarray) -> None:
         """Count the training cells of each perturbation; those without any are predicted like drugs never measured."""
         n = self._n_controls
@@ -336,8 +249,7 @@ class TrainingMixin(ScreenModel, PyroSviTrainMixin):
 
     def _split(self, cells, train_size, validation_size, shuffle, split_key) -> list[np.ndarray]:
         if split_key is None:
-            seed = 0 if settings.seed is None else settings.seed
-            indices = split_cells(len(cells), train_size, validation_size, shuffle, seed)
+            indices = split_cells(len(cells), train_size, validation_size, shuffle, self._seed)
             if not (cells.context[indices[0]] < self._n_controls).any():
                 raise ValueError(
                     "No control cell is among the training cells. Raise `train_size` or shuffle the cells."
