@@ -5,6 +5,8 @@ Where targets are certain and their effects free, the fit of the search is least
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -150,3 +152,12 @@ def test_the_graph_is_that_of_the_search(make_module, make_cells, load):
     start_from(module, statistics, StructureResult(other, result.edge_probs, 0.0, result.prior, []))
     np.testing.assert_array_equal(module.adjacency, other)
     assert module.mechanism.weight[2, 1].abs() > 0.01
+
+
+@pytest.mark.parametrize("proportional", [False, True])
+def test_inference_takes_mechanisms_to_be_wrong_as_the_search_did(make_module, make_cells, load, proportional):
+    module, _, statistics = prepare(make_module, make_cells, load, "nb")
+    result = result_of(module)
+    prior = replace(result.prior, proportional=proportional)
+    start_from(module, statistics, replace(result, prior=prior))
+    assert module.knowledge.shift_prior().proportional == proportional

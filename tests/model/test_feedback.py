@@ -31,7 +31,9 @@ def screen():
 def model(screen):
     scgim.model.GIM.setup_anndata(screen, drug_embedding_key=None, dosage_key=None)
     model = scgim.model.GIM(screen, likelihood="normal")
-    with pytest.warns(UserWarning, match=r"ask for feedback, .*: 'gene_[01] -> gene_[01] -> gene_[01]'\. .*get_feedback"):
+    with pytest.warns(
+        UserWarning, match=r"ask for feedback, .*: 'gene_[01] -> gene_[01] -> gene_[01]'\. .*get_feedback"
+    ):
         model.train(20, accelerator="cpu", enable_progress_bar=False)
     return model
 
