@@ -131,3 +131,19 @@ def test_log_fold_changes_add_up(real):
     norman = real("norman")
     found = norman.additive({"control": cells(1.0), "a": cells(2.0), "b": cells(3.0)}, ["a", "b"])
     np.testing.assert_allclose(found, np.log1p(6.0) - np.log1p(1.0), rtol=0.03)  # and the little that is added to means
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_knocked_out_genes_are_found_among_all(real, data_dir):
+    """What the README leads with, but for the descent: all nine among the first few, and few others called."""
+    papalexi = real("papalexi")
+    if not (data_dir / papalexi.FILE).exists():
+        pytest.skip(f"no `{papalexi.FILE}` in `{data_dir}`")
+    adata = papalexi.load(data_dir, quick=False)
+    model, _ = papalexi.fit(adata, seed=0, max_epochs=1)
+    probability = model.get_targets().droplevel("dosage")
+    own = papalexi.measured_targets(adata)
+    assert len(own) == 9
+    assert all(probability.loc[name, name] > 0.5 for name in own)
+    assert (probability.loc[own] > 0.5).to_numpy().sum() <= 9 + 364 / 3  # a third of what a t-test calls

@@ -42,6 +42,7 @@ _MIN_EVIDENCE = 10.0
 _N_LAST = 3  # searches with all cells: convention
 _N_FACTOR_STEPS, _N_STEPS = 100, 60  # of expectation-maximisation of factors, and of a descent: convention
 _MIN_NOISE = 1e-3  # share of its variance that each gene keeps to itself
+_MAX_LOG_NOISE = 12.0  # e-folds of the variance in controls: no gene's noise is as small or as large
 _FIRST_LOADING = 0.05  # least variance of a factor to start from, so that it can grow
 
 
@@ -225,7 +226,9 @@ def _fit(
 
     def loss() -> Tensor:
         optimiser.zero_grad()
-        weights, loadings, log_noise = parameters[0] * edges, parameters[1], parameters[2]
+        # the search along a line may try noise of any size, with which no matrix can be inverted
+        log_noise = parameters[2].clamp(-_MAX_LOG_NOISE, _MAX_LOG_NOISE)
+        weights, loadings = parameters[0] * edges, parameters[1]
         within = _minus_log_density(_noise_covariance(statistics, weights), loadings, log_noise.exp())
         left = means - means @ weights
         left = left - (precision * left).sum(0) / precision.sum(0)
@@ -233,9 +236,13 @@ def _fit(
         value.backward()
         return value
 
-    with torch.enable_grad():
-        optimiser.step(loss)
+    try:
+        with torch.enable_grad():
+            optimiser.step(loss)
+    except torch.linalg.LinAlgError:
+        return states
     weights, loadings, log_noise = (t.detach() for t in parameters)
+    log_noise = log_noise.clamp(-_MAX_LOG_NOISE, _MAX_LOG_NOISE)
     if not all(t.isfinite().all() for t in (weights, loadings, log_noise)):
         return states
     return HiddenStates(weights * edges, loadings, log_noise.exp())
