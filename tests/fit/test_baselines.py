@@ -126,8 +126,15 @@ def test_genes_without_counts_are_not_driven_to_nothing(make_module, load):
     assert module.baseline_offset[1].item() == pytest.approx(offset, abs=0.01)
 
 
-@pytest.mark.parametrize("options", [{"likelihood": "normal"}, {"measurement": "latent"}])
-def test_continuous_and_hidden_expression_need_none(make_module, load, options):
-    module = prepare(make_module, 0.3, **options)
+def test_continuous_values_need_none(make_module, load):
+    module = prepare(make_module, 0.3, likelihood="normal")
     match_baselines(module, load(cells_of(400, 0)))
     np.testing.assert_array_equal(module.baseline_offset, 0.0)
+
+
+def test_hidden_expression_with_noise_has_the_means_of_observed_cells(make_module, load):
+    """Noise of variance v lifts the mean of exp(z) by v / 2; the rest has to be found."""
+    module, cells = prepare(make_module, 0.3, measurement="latent"), cells_of(2000, 0)
+    match_baselines(module, load(cells))
+    lift = 0.5 * torch.exp(-module.log_scale.detach())
+    np.testing.assert_allclose(module.baseline_offset + lift, 0.3, atol=0.08)

@@ -56,3 +56,47 @@ def test_perturbation_held_out_as_a_whole_is_predicted_by_its_features():
     truth = screen.varm["true_targets"].T.loc[measured.index] > 0
     assert ((measured > 0.5) == truth).to_numpy().mean() > 0.85
     assert np.isfinite(model.predict_mean(["drug_2"], dosage=1.0, n_draws=5).X).all()
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    screen = scgim.data.simulate_screen(
+        n_genes=8, n_drugs=10, n_cells=120, mean_count=2.0, measurement="poisson", n_unseen_drugs=0, seed=1
+    )
+    GIM.setup_anndata(screen, size_factor_key="size_factor")
+    scvi.settings.seed = 1
+    model = GIM(screen, measurement="latent")
+    model.train(**QUIET)
+    return screen, model
+
+
+def test_cells_of_measured_drugs_have_the_observed_means(fitted):
+    """By the mean of log1p counts a size factor, which is what is matched; errors of 120 cells are about .06."""
+    screen, model = fitted
+    errors, changes = [], []
+    control = log_mean(screen[screen.obs["perturbation"] == "control"])
+    treated = screen.obs[screen.obs["perturbation"] != "control"]
+    for (drug, dose), cells in treated.groupby(["perturbation", "dosage"], observed=True).groups.items():
+        observed, drawn = log_mean(screen[cells]), log_mean(model.predict(drug, dose, n_samples=1000, seed=0))
+        errors.append(drawn - observed)
+        changes.append(observed - control)
+    assert np.square(errors).mean() < 0.1 * np.square(changes).mean()
+
+
+def log_mean(adata: AnnData) -> np.ndarray:
+    size = adata.obs["size_factor"].to_numpy()[:, None] if "size_factor" in adata.obs else 1.0
+    return np.log1p(np.asarray(adata.X.todense() if hasattr(adata.X, "todense") else adata.X) / size).mean(0)
+
+
+def test_parents_act_no_further_than_they_did(fitted):
+    """A parent that is set to a value far beyond those of cells moves its child to the end of the reach."""
+    _, model = fitted
+    low, high = model.module.knowledge.reach
+    assert bool(((low <= 0) & (high >= 0) & low.isfinite() & high.isfinite()).all())
+    edges = model.get_adjacency()
+    parent, child = edges.stack().idxmax()
+    weight = model.module.mean_slopes().numpy()[edges.index.get_loc(parent), edges.columns.get_loc(child)]
+    end = (high if weight > 0 else low)[edges.columns.get_loc(child)].item()
+    held, usual = model.intervene({parent: 1e6}), model.intervene({parent: 0.0}, kind="shift")
+    change = np.log(held[:, child].X.mean() / usual[:, child].X.mean())
+    assert 0.3 * abs(end) < abs(change) < abs(end) + 0.2

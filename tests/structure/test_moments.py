@@ -52,6 +52,18 @@ def test_means_are_standardised_by_controls(counts):
     np.testing.assert_allclose(found.means[1], SHIFT / np.sqrt(np.diag(COVARIANCE)), atol=0.06)
 
 
+def test_error_of_log_means_is_that_of_samples(counts):
+    """Given no parents: small samples of the control cells, whose log means vary as they are said to."""
+    x, log_size, _ = (t[: N // 2] for t in counts)
+    n, rows = 100, torch.arange(N // 2)
+    accumulator = MomentAccumulator(torch.tensor([-1, *range(N // 2 // n - 1)]), D)
+    for add in (accumulator.add_means, accumulator.add_products):
+        add(x, log_size, rows // n)
+    found = accumulator.finalise()
+    said = found.variance_of_means(found.spread.square())
+    np.testing.assert_allclose(accumulator.means.log().var(0), said.mean(0), rtol=0.25)
+
+
 def test_products_are_less_certain_than_the_number_of_cells_suggests(counts):
     found = gather(counts).statistics
     assert 0 < found.residual_dof < N

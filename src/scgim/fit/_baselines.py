@@ -33,7 +33,7 @@ def match_baselines(module: GIMModule, loader: BatchLoader) -> None:
     Drawn control cells get the means of the observed ones; with few of these, drawn cells of all contexts those of the training cells.
     """
     module.baseline_offset.zero_()
-    if module.likelihood == "normal" or module.measurement == "latent":
+    if module.likelihood == "normal":
         return
     control = torch.nonzero(~module.treated.cpu()[loader.context.cpu()])[:, 0]
     rows = control if len(control) >= _FEW_CONTROLS else torch.arange(loader.n)

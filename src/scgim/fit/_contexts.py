@@ -46,7 +46,7 @@ class Drift(NamedTuple):
 
 def drifts(module: GIMModule) -> bool:
     """Whether means of drawn cells may drift: those of counts, on whose logarithms parents act."""
-    return module.likelihood != "normal" and module.measurement != "latent"
+    return module.likelihood != "normal"
 
 
 @torch.no_grad()

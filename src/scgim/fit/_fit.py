@@ -207,6 +207,11 @@ class Fit:
         evidence = self._infer()
         self._note_edge_probs(evidence if self.course.evidence is None else self.course.evidence)
         note_ranges(self.module, self.loader)
+        self._match()
+        self._check()
+
+    def _match(self) -> None:
+        """Have drawn cells of controls and of measured contexts the means that are known of them."""
         match_baselines(self.module, self.loader)
         drift = match_contexts(self.module, self.loader) if drifts(self.module) else None
         if drift is not None:
@@ -214,7 +219,6 @@ class Fit:
         elif sums_to_means(self.module):
             self.module.knowledge.note_drift(match_continuous(self.module, self.loader))
         carry_to_levels(self.module, self.loader, drift)
-        self._check()
 
     def _fit_hidden(self) -> None:
         """Fit a network of hidden expression by moments; there is no descent, so epochs and rates do not enter."""
@@ -224,7 +228,7 @@ class Fit:
         self.course.trace = result.trace
         self._note_feedback(result)
         note_ranges(self.module, self.loader, of_parents=False)
-        carry_to_levels(self.module, self.loader, None)
+        self._match()
         self._check()
 
     def _note_edge_probs(self, evidence: np.ndarray) -> None:

@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from scgim._priors import ShiftPrior
     from scgim.module import GIMModule
     from scgim.structure._search import StructureResult
+    from scgim.structure._statistics import ContextStatistics
     from scgim.train import BatchLoader
 
 # In cells without counting noise; the kinetic world at half a count a gene is worth 8, and its targets and most of its network are found.
 _MIN_CELLS_WORTH = 5
 LESS_SURE = 0.5  # of means in the search: mechanisms saturate, and where they are taken for linear means miss by as much as by chance
 _N_ITERATIONS = 30  # of expectation-maximisation in the last fit, which nothing comes after: convention
+_USUAL_CELLS = 2.9  # standard deviations, beyond which are two in a thousand at either end, as for counts
 _FIRST_SPIKE = 1e-3  # variance of the spike to start from, before it is fitted: an effect of 3 %
 
 
@@ -85,12 +87,20 @@ def fit_hidden(
     module.intercept.copy_(hidden.centre)
     module.log_scale.copy_(-(fit.noise_var * spread.square()).log())
     module.knowledge.edge_probs.copy_(torch.as_tensor(result.edge_probs))
+    module.knowledge.reach.copy_(_reach(statistics, weight))
     _infer_targets(module, hidden, fit, result.prior, features)
     return result
 
 
 def _parents(result: StructureResult, gene: int) -> tuple[int, ...]:
     return tuple(np.flatnonzero(result.adjacency[:, gene]).tolist())
+
+
+def _reach(statistics: ContextStatistics, weight: Tensor) -> Tensor:
+    """Least and most that parents did in cells, but for odd ones, if hidden expression is normal, (2, d)."""
+    of_contexts = statistics.means @ weight
+    spread = (weight * (statistics.gram @ weight)).sum(0).div(statistics.residual_dof).sqrt()
+    return torch.stack([of_contexts.amin(0) - _USUAL_CELLS * spread, of_contexts.amax(0) + _USUAL_CELLS * spread])
 
 
 def _infer_targets(
@@ -103,7 +113,7 @@ def _infer_targets(
     # of the mechanism within contexts; how slopes depart from it between them is found with the targets
     residuals = fit.residuals + fit.transported
     shift = ((residuals - residuals[:, ~treated].mean(1, keepdim=True)) * scale)[:, treated].T
-    variance = (fit.noise_var[:, None] * scale.square()).T / statistics.n_cells[treated][:, None]
+    variance = hidden.variance_of_means(fit.noise_var * hidden.spread.square())[treated]
     # where parents move, an error of their weights looks like a direct effect
     moved = statistics.means[treated] - statistics.means[~treated]
     variance = variance + moved.square() @ module.knowledge.weight_sd.cpu().square()

@@ -256,7 +256,7 @@ def _with_combinations(
     group, log_dosage = known.group.cpu(), known.log_dosage.cpu()
     drug = torch.searchsorted(measured, group[pairs[:, 1]])
     # of rare genes these may be huge, and uncertain; where means are matched to the observed ones, interactions come with them
-    is_matched = module.measurement != "latent" and (module.likelihood != "normal" or module.mechanism.is_linear)
+    is_matched = module.likelihood != "normal" or module.mechanism.is_linear
     beside = None if is_matched else shrunken(shared.interaction, shared.variance)
     both = together(found.rows(drug), log_dosage[pairs[:, 1]], arm, len(combined), beside)
     return torch.cat([measured, group[combined]]), Interventions.stack([found, both])

@@ -63,9 +63,10 @@ def down_the_network(
         genes = torch.tensor(layer, device=module.device)
         for k in range(n_rounds):
             own = base[:, genes] + offset(genes).to(base)
-            values, mean, _ = module.draw_genes(genes, own, h, cells.targets, cells.log_size, rng)
+            values, mean, hidden = module.draw_genes(genes, own, h, cells.targets, cells.log_size, rng)
             features = parent_features(values, cells.log_size, module.likelihood)
-            h[:, genes] = (features - module.centre[genes]) / module.spread[genes]
+            acting = hidden if module.measurement == "latent" else features
+            h[:, genes] = (acting - module.centre[genes]) / module.spread[genes]
             if not move(k, genes, mean, features):
                 break
 

@@ -38,11 +38,21 @@ class HiddenExpression:
         Statistics of z, standardised by its mean and spread in controls.
     centre, spread
         Mean of z in controls and its standard deviation within contexts, both (d,).
+    n_cells
+        Cells of each context, (K,); the search takes them for fewer.
+    reading_var
+        Variance of the log mean of each context by counting, and by how far means of exp(z) vary more than those of z, (K, d).
     """
 
     statistics: ContextStatistics
     centre: Tensor
     spread: Tensor
+    n_cells: Tensor
+    reading_var: Tensor
+
+    def variance_of_means(self, noise_var: Tensor) -> Tensor:
+        """Variance of the log mean of each context given those of the parents, (K, d), where z has `noise_var` (d,) of its own."""
+        return noise_var / self.n_cells[:, None] + self.reading_var
 
 
 class MomentAccumulator:
@@ -62,6 +72,7 @@ class MomentAccumulator:
         self.sums = torch.zeros(len(group), n_genes, dtype=torch.float64)
         self.products, self.squares = (torch.zeros(n_genes, n_genes, dtype=torch.float64) for _ in range(2))
         self.counting = torch.zeros(n_genes, dtype=torch.float64)
+        self.per_count = 0.0  # sum of 1 / s
 
     def add_means(self, x: Tensor, log_size: Tensor, context: Tensor) -> None:
         """First pass: counts (B, d), log size factors (B, 1), context codes (B,)."""
@@ -80,6 +91,7 @@ class MomentAccumulator:
         self.products += ratio.T @ ratio
         self.squares += ratio.square().T @ ratio.square()
         self.counting += (ratio / (size * means)).sum(0)
+        self.per_count += float((1 / size).sum())
 
     def finalise(self) -> HiddenExpression:
         """Covariance, log means and how certain they are."""
@@ -101,14 +113,16 @@ class MomentAccumulator:
         control = int(torch.nonzero(self.group < 0)[0])
         logs = self.means.log()
         seen = self.n_cells > 0
+        n_cells = self.n_cells[seen]
+        reading = (self.per_count / n / self.means[seen] + variance.exp() - 1 - variance) / n_cells[:, None]
         effective = float((pairs.quantile(_DOF_QUANTILE) if len(pairs) else dof[0, 0]) * kept)
         statistics = ContextStatistics(
             gram=covariance / torch.outer(spread, spread) * effective,
             means=((logs - logs[control]) / spread)[seen],
-            n_cells=(self.n_cells * certainty)[seen],
+            n_cells=n_cells * certainty,
             group=self.group[seen],
             n_genes=d,
             observed=seen,
             dof=effective,
         )
-        return HiddenExpression(statistics, logs[control] - half, spread)
+        return HiddenExpression(statistics, logs[control] - half, spread, n_cells, reading)
