@@ -113,6 +113,27 @@ def test_few_controls_are_matched_together_with_all_cells(make_module, load):
         assert (module.baseline_offset[0] > 0.4) == (n_controls == 99 and effect == 0.0)
 
 
+def test_a_few_huge_counts_under_a_drug_are_not_made_up_for_in_all_cells(make_module, load):
+    """Ten of 960 cells have 100 times the counts of a gene, by a drug of which the model knows nothing: its mean is 1.8 times as large."""
+    module, cells = prepare(make_module), cells_of(60, 900)
+    cells.x[-10:, 1] *= 100
+    match_baselines(module, load(cells))
+    assert log_means(cells, np.arange(960))[1] - np.log(MEANS[1]) > 0.5
+    assert abs(module.baseline_offset[1].item()) < 0.1
+
+
+def test_few_controls_are_not_matched_together_with_combinations(make_module, load):
+    """Those of the first drug and the third lack half of what both do of the second gene."""
+    group, members = np.array([-1, 0, 1, 2]), np.array([[3, 1], [3, 2]])
+    module = prepare(make_module, group=group, dosage=np.array([0.0, 1.0, 1.0, 1.0]), members=members)
+    cells = cells_of(60, 900)
+    cells.context[500:] = 3
+    cells.x[500:, 1] *= 0.5
+    cells.x[:, 0] = cells_of(960, 0).x[:, 0]
+    match_baselines(module, load(cells))
+    np.testing.assert_allclose(module.baseline_offset, 0.0, atol=0.05)
+
+
 def test_genes_without_counts_are_not_driven_to_nothing(make_module, load):
     """Half a count is added to the sums that are compared."""
     module, cells = prepare(make_module), cells_of(400, 0)

@@ -94,17 +94,22 @@ def test_drugs_picked_take_most_off_the_variance():
     features = torch.randn(30, 3, generator=rng, dtype=torch.float64)
     kernel = DrugKernel(features[:10])
     fit = fit_kernel(kernel, features[:10, :2] + 0.3 * torch.randn(10, 2, generator=rng, dtype=torch.float64))
-    picks, shares = reduction_of_variance(kernel, fit, features[10:], 3, seed=0)
+    weight = torch.linspace(0.1, 3.0, 20, dtype=torch.float64)
 
-    def variance(measured: list[int]) -> float:
+    def each(measured: list[int]) -> torch.Tensor:
         """Of all drugs of the library, by the kernel as written, given the measured ones."""
         x = kernel.standardise(torch.cat([features[:10], features[10:][measured], features[10:]]))
         distance = torch.cdist(x, x).square() / (fit.width * kernel.median)
         k = (1 - fit.radial) * x @ x.T / 3 + fit.radial * torch.exp(-distance) + 1e3
         n = 10 + len(measured)
         given = k[:n, :n] + fit.noise * torch.eye(n)
-        return float((k[n:, n:] - k[n:, :n] @ torch.linalg.solve(given, k[:n, n:])).diagonal().sum())
+        return (k[n:, n:] - k[n:, :n] @ torch.linalg.solve(given, k[:n, n:])).diagonal()
 
+    def variance(measured: list[int]) -> float:
+        return float((weight * each(measured)).sum())
+
+    own = each([])
+    picks, shares = reduction_of_variance(kernel, fit, features[10:], own * weight, 3, seed=0)
     total = variance([])
     for i in range(3):
         left = {q: variance([*picks[:i], q]) for q in range(20) if q not in picks[:i]}

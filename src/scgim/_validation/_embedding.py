@@ -112,7 +112,8 @@ def _embedding_from_uns(frame: Any, key: str, drugs: list[str]) -> pd.DataFrame:
     if not isinstance(frame, pd.DataFrame):
         raise TypeError(
             f"`{where}` is a `{type(frame).__name__}`. Expected a data frame with one row a drug: "
-            f"`{where} = pd.DataFrame(features, index=drug_names)`."
+            # names, since AnnData writes no frame whose columns are numbers
+            f"`{where} = pd.DataFrame(features, index=drug_names).add_prefix('feature_')`."
         )
     index = frame.index.astype(str)
     wanted = index.isin(drugs)

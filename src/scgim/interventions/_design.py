@@ -6,7 +6,7 @@ target, z, and the midpoint of its curve, m,
 .. math:: I(y; z, m) = I(y; z) + I(y; m \mid z)
 
 under the posterior over curves, heights and exponents integrated out. A drug is worth what it takes off the variance of what features
-predict for a library, under the Gaussian process of the generator.
+predict for a library: in the proportion in which that of the Gaussian process of the generator falls.
 """
 
 from __future__ import annotations
@@ -124,9 +124,11 @@ def informative_doses(
 
 
 def reduction_of_variance(
-    kernel: DrugKernel, fit: KernelFit, features: Tensor, n: int, seed: int
+    kernel: DrugKernel, fit: KernelFit, features: Tensor, variance: Tensor, n: int, seed: int
 ) -> tuple[list[int], list[float]]:
-    """Drugs of a library (Q, p) that, measured, take most off the variance of what features predict for it; n of them.
+    """Drugs of a library (Q, p) that, measured, take most off the variance of what is predicted for each (Q,); n of them.
+
+    The process has the same variance for drugs that may act on a hub and for those that surely do little: each drug counts by its own.
 
     Returns
     -------
@@ -138,11 +140,13 @@ def reduction_of_variance(
         judged = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:_MAX_JUDGED]
     cross = covariance_given_measured(kernel, fit, x, x[judged])  # (Q, J)
     own = covariance_given_measured(kernel, fit, x, None)  # (Q,)
-    total = float(own[judged].sum())
+    variance = variance if variance.any() else own  # nothing was found that drugs act on
+    weight = variance[judged] / own[judged].clamp_min(_MIN_PRECISION)
+    total = float(variance[judged].sum())
     open_, picks, shares = torch.ones(len(x), dtype=torch.bool), [], []
     updates: list[tuple[Tensor, Tensor]] = []  # covariances with each drug picked, and what they are divided by
     for _ in range(min(n, len(x))):
-        taken = cross.square().sum(1) / (own + fit.noise)
+        taken = (cross.square() @ weight) / (own + fit.noise)
         best = int(torch.where(open_, taken, -torch.inf).argmax())
         open_[best] = False
         picks.append(best)

@@ -222,6 +222,10 @@ class DrugGenerator:
         """What drugs with the given features (Q, p) do in each level beside what they do in all, (Q, L, m, d); None without levels."""
         return None if self.levels is None else self.levels(self.sparse.kernel.standardise(features.double()))
 
+    def variance_of_totals(self, found: Interventions, log_dosage: Tensor) -> Tensor:
+        """Variance of the changes of all genes, to first order, that doubt of direct effects at some log dosages (Q,) brings, summed over genes, (Q,)."""
+        return (found.sd(log_dosage).square() @ self.responses.carry.square()).sum(1)
+
     def error_of_effects(self) -> Tensor:
         """Root mean square error of the effects of drugs left out, given the parents, shape (d,)."""
         return self.responses.effects.square().mean(0).sqrt() * self.error.clamp_max(1.0).sqrt()

@@ -155,8 +155,9 @@ class ProposalMixin(LibraryMixin):
     ) -> pd.DataFrame:
         """Which drugs of a library to measure next.
 
-        Without `toward`, those from which most is learned of the library: each takes as much as can be off the variance of what features
-        predict for all its drugs, given those measured and those picked before, so that picks are not alike. With `toward`, those that may
+        Without `toward`, those from which most is learned of the library: each takes as much as can be off the variance of the total effects
+        that features predict for all its drugs at the largest measured dosage, given those measured and those picked before, so that picks
+        are not alike. With `toward`, those that may
         come nearest to a wanted change, by the upper bound of what they achieve: drugs that are good and drugs that are not known well.
 
         Parameters
@@ -216,9 +217,11 @@ class ProposalMixin(LibraryMixin):
                 UserWarning,
                 stacklevel=settings.warnings_stacklevel,
             )
-        generator = self._drugs.generator.sparse
-        x = torch.as_tensor(features.to_numpy(dtype=np.float64))
-        picks, shares = reduction_of_variance(generator.kernel, generator.fits[0], x, n, some_seed(seed))
+        generator = self._drugs.generator
+        sparse, x = generator.sparse, torch.as_tensor(features.to_numpy(dtype=np.float64))
+        largest = torch.full((len(x),), self.module.knowledge.dosage_range()[1], dtype=torch.float64)
+        variance = generator.variance_of_totals(sparse(x), largest)
+        picks, shares = reduction_of_variance(sparse.kernel, sparse.fits[0], x, variance, n, some_seed(seed))
         return pd.DataFrame({"gain": shares}, features.index[picks].rename("perturbation"))
 
 
