@@ -61,7 +61,7 @@ def test_large_file_is_never_read_as_a_whole(screen, kind, tmp_path, monkeypatch
     monkeypatch.setattr("scgim.fit._contexts._BLOCK_VALUES", 1000 * screen.n_vars)
     reference = fitted(screen.copy())
     adata = from_file(screen, kind, tmp_path)
-    monkeypatch.setattr("scgim.train._data._DENSE_BYTES", 0)
+    monkeypatch.setattr("scgim.train._data._DENSE_BYTES_OF_FILE", 0)
     monkeypatch.setattr("scgim._backed._BLOCK_VALUES", 1000 * screen.n_vars)
     monkeypatch.setattr("scgim.train._data._AHEAD", 1)
     largest = 0

@@ -83,6 +83,15 @@ class Interventions:
         chosen = {name: getattr(own, name)[every, level] for name in OF_ONE_LEVEL}
         return replace(self, **chosen, levels=None)
 
+    def rows_at(self, index: Tensor, level: Tensor | None) -> Interventions:
+        """Chosen drugs, each in one level of the effect modifier (Q,), or None for what levels have in common; nothing is copied beside."""
+        common = replace(self, levels=None)
+        if level is None or self.levels is None:
+            return common.rows(index)
+        own = {name: getattr(self.levels, name)[index, level] for name in OF_ONE_LEVEL}
+        shared = {name: getattr(self, name)[index] for name in _BY_DRUG if name not in own}
+        return replace(common, **shared, **own)
+
     @staticmethod
     def stack(parts: list[Interventions]) -> Interventions:
         """Drugs of several distributions with the same grid, one after the other."""
