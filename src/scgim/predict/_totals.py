@@ -50,15 +50,17 @@ def total_effects(
     levels: list[str | None] = [None] * q if level is None else list(level)
     of_level = {name: None if name is None else {sampler.design.modifier: name} for name in dict.fromkeys(levels)}
     nothing = torch.zeros(n, d)
-    references = {name: sampler.coupled_means(nothing, nothing.bool(), seed, own) for name, own in of_level.items()}
+    means = {name: sampler.coupled_means(n, seed, own) for name, own in of_level.items()}
+    references = {name: of(nothing, nothing.bool()) for name, of in means.items()}
     spread = sampler.module.spread.cpu() if sampler.is_continuous else None
-    found = []
+    found, strata = [], None
     for k, name in enumerate(levels):
-        rng = torch.Generator().manual_seed(seed + 1)
         own = query.rows(np.array([k]))
-        shift, targets = own.interventions.sample(own.log_dosage, n, rng)
-        cells = sampler.coupled_means(shift[0], targets[0], seed, of_level[name])
-        found.append(_contrast(cells, references[name], spread))
+        known = own.interventions
+        if strata is None or not torch.equal(strata.genes, known.possible_targets):  # the same random numbers for all
+            strata = known.strata(n, torch.Generator().manual_seed(seed + 1))
+        shift, targets = known.drawn(own.log_dosage, strata)
+        found.append(_contrast(means[name](shift[0], targets[0]), references[name], spread))
     effects, errors = zip(*found, strict=True)
     return Totals(torch.stack(effects).numpy(), torch.stack(errors).numpy())
 

@@ -102,7 +102,7 @@ class BatchLoader:
         self.ahead = min(_AHEAD, max(1, _AHEAD_VALUES // (batch_size * cells.x.shape[1])))
         self.device = device if device is not None and _has_room(device, cells.x.shape) else torch.device("cpu")
         x = shared_values(cells.x)
-        self.x = x if self.device.type == "cpu" else MatrixRows(_dense(x, self.device))
+        self.x = x if self.device.type == "cpu" else MatrixRows(_filled(torch.empty(x.shape, device=self.device), x))
         # copies: arrays of pandas 3 are read-only, which tensors cannot be
         self.context = torch.tensor(cells.context, device=self.device)
         self.covariates = torch.tensor(cells.covariates, device=self.device)
@@ -184,7 +184,7 @@ def shared_values(x: NDArray | sparse.csr_matrix | MatrixRows) -> MatrixRows:
     if isinstance(x, np.ndarray):
         return MatrixRows(np.asarray(x, dtype=np.float32))
     if _dense_bytes(x.shape) <= (_DENSE_BYTES_OF_FILE if in_file else _DENSE_BYTES):
-        return MatrixRows(_dense(x, torch.device("cpu")).numpy())
+        return MatrixRows(_filled(np.empty(x.shape, np.float32), x))
     return x if isinstance(x, StoredMatrix) else MatrixRows(x)
 
 
@@ -195,9 +195,8 @@ def _tensor(values: Any) -> Tensor:
     return torch.as_tensor(np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=np.float32))
 
 
-def _dense(x: Any, device: torch.device) -> Tensor:
-    """All rows of a matrix as a dense tensor, some at a time so that there is no second copy."""
-    out = torch.empty(x.shape, dtype=torch.float32, device=device)
+def _filled(out: Any, x: Any) -> Any:
+    """A dense array or tensor with all rows of a matrix, some at a time so that there is no second copy."""
     step = max(1, _COPIED_VALUES // x.shape[1])
     for start in range(0, len(out), step):
         part = x[start : start + step]
