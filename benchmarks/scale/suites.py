@@ -103,7 +103,7 @@ def library(seeds: Sequence[int]) -> list[Job]:
 def stored(seeds: Sequence[int]) -> list[Job]:
     """A screen in its file, 100 genes and 10 drugs; more cells by writing the same 100,000 again.
 
-    Expected: screens of up to 1 GB of dense values are read into memory, so that it grows with them; beyond, by the columns of `obs` and no more,
+    Expected: screens of up to 128 MB of dense values are read into memory, so that it grows with them; beyond, by the columns of `obs` and no more,
     some 100 bytes a cell, where the counts take 400.
     """
     sizes = [

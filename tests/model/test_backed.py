@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -10,9 +12,11 @@ import scanpy as sc
 import scvi
 import zarr
 from anndata.io import read_elem, sparse_dataset
+from scipy import sparse
 
 import scgim
 from scgim.model import GIM
+from scgim.train import BatchLoader, CellsDataModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:Writing zarr v2:UserWarning")
 
@@ -61,7 +65,7 @@ def test_large_file_is_never_read_as_a_whole(screen, kind, tmp_path, monkeypatch
     monkeypatch.setattr("scgim.fit._contexts._BLOCK_VALUES", 1000 * screen.n_vars)
     reference = fitted(screen.copy())
     adata = from_file(screen, kind, tmp_path)
-    monkeypatch.setattr("scgim.train._data._DENSE_BYTES", 0)
+    monkeypatch.setattr("scgim.train._data._DENSE_BYTES_OF_FILE", 0)
     monkeypatch.setattr("scgim._backed._BLOCK_VALUES", 1000 * screen.n_vars)
     monkeypatch.setattr("scgim.train._data._AHEAD", 1)
     largest = 0
@@ -128,3 +132,42 @@ def test_columns_in_a_file_are_no_baseline_either(screen, tmp_path):
     with pytest.raises(ValueError, match="column by column"):
         GIM.setup_anndata(backed)
     backed.file.close()
+
+
+def grown_bytes(path, n_genes: int, n_cells: int) -> int:
+    """Most bytes of arrays, beside what little has nothing to do with cells, from the set-up to a pass of all loaders of a fit."""
+    rng = np.random.default_rng(0)
+    obs = pd.DataFrame({"perturbation": np.resize(["control", "a", "b", "c"], n_cells), "size_factor": 1.0})
+    obs["dosage"] = (obs["perturbation"] != "control") * 1.0
+    counts = sparse.csr_matrix(rng.poisson(1.0, (n_cells, n_genes)).astype(np.float32))
+    anndata.AnnData(counts, obs=obs.set_index(obs.index.astype(str))).write_h5ad(path)
+    del counts, obs
+    adata = anndata.read_h5ad(path, backed="r")
+    tracemalloc.start()
+    GIM.setup_anndata(adata, drug_embedding_key=None, size_factor_key="size_factor")
+    cells = GIM(adata)._prepare_cells()
+    train, held = np.arange(n_cells)[: n_cells // 2], np.arange(n_cells)[n_cells // 2 :]
+    module = CellsDataModule(None, cells=cells, external_indexing=[train, held, []], batch_size=64)
+    loaders = [BatchLoader(cells.take(train), 64, shuffle=False), module.train_dataloader(), module.val_dataloader()]
+    for loader in loaders:
+        assert sum(len(batch["x"]) for batch in loader) == n_cells // 2
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    adata.file.close()
+    return peak
+
+
+@pytest.mark.parametrize("in_file", [True, False])
+def test_memory_of_a_screen_in_a_file_grows_with_annotations_alone(in_file, tmp_path, monkeypatch):
+    """Dense values take 1,200 bytes a cell, sparse ones as many; of a screen small enough to be read there is one dense copy for all."""
+    n_genes, sizes = 300, (1000, 5000)
+    blocks = ("_backed._BLOCK_VALUES", "_validation._matrix._BLOCK_VALUES", "train._data._COPIED_VALUES")
+    for name in blocks:
+        monkeypatch.setattr(f"scgim.{name}", 100 * n_genes)
+    monkeypatch.setattr("scgim.train._data._AHEAD", 1)
+    if in_file:
+        monkeypatch.setattr("scgim.train._data._DENSE_BYTES_OF_FILE", 0)
+    few, many = (grown_bytes(tmp_path / f"{n}.h5ad", n_genes, n) for n in sizes)
+    a_cell = (many - few) / (sizes[1] - sizes[0])
+    values = 0 if in_file else 4 * n_genes
+    assert values < a_cell < values + 150

@@ -13,6 +13,7 @@ import torch
 from scgim.interventions._curves import NO_DOSE
 from scgim.module import GIMModule
 from scgim.module._gim import SpikeAndSlab
+from scgim.nn._likelihood import CommonNoise
 
 D, GROUP = 4, np.array([-1, 0, 0, 1])
 ADJACENCY = np.zeros((D, D), dtype=bool)
@@ -47,12 +48,14 @@ def batch(n: int = 12, n_covariates: int = 0) -> Batch:
     return Batch(x, torch.arange(n) % len(GROUP), covariates, 0.2 * torch.randn(n, 1, generator=generator))
 
 
-def draw(module: GIMModule, shift: torch.Tensor, targets: torch.Tensor, n: int = 40_000, **kwargs):
+def draw(
+    module: GIMModule, shift: torch.Tensor, targets: torch.Tensor, n: int = 40_000, *, coupled: bool = False, **kwargs
+):
+    rng = torch.Generator().manual_seed(0)
     shift, targets = shift.expand(n, D), targets.expand(n, D)
     covariates = torch.zeros(n, module.covariate_effect.shape[0])
-    return module.sample_cells(
-        shift, targets, covariates, torch.zeros(n, 1), torch.Generator().manual_seed(0), **kwargs
-    )
+    noise = CommonNoise(rng) if coupled else rng
+    return module.sample_cells(shift, targets, covariates, torch.zeros(n, 1), noise, **kwargs)
 
 
 NONE = torch.zeros(D, dtype=torch.bool)

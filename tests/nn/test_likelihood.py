@@ -13,6 +13,7 @@ import torch
 from scgim.nn._likelihood import (
     LIKELIHOODS,
     MAX_LOG_MEAN,
+    CommonNoise,
     _standard_gamma,
     observation,
     parent_features,
@@ -171,11 +172,11 @@ def test_quantiles_of_large_rates_are_those_of_the_expansion():
 def test_coupled_draws_follow_the_mean(likelihood):
     """Draws of one generator differ by what their means do: never the other way, and by little where means differ by little."""
 
-    def draw(shift: float, coupled: bool = True) -> torch.Tensor:
+    def draw(shift: float) -> torch.Tensor:
         predictor = torch.linspace(-2.0, 5.0, 3000)[:, None] + shift
         generator = torch.Generator().manual_seed(3)
-        args = predictor, torch.zeros(3000, 1), torch.ones(1), generator
-        x, _ = sample_observation(likelihood, *args, coupled=coupled)
+        args = predictor, torch.zeros(3000, 1), torch.ones(1), CommonNoise(generator)
+        x, _ = sample_observation(likelihood, *args)
         assert torch.isfinite(x).all()
         return torch.stack([x[:, 0], torch.rand(3000, generator=generator)])  # what is left of the generator
 
@@ -195,6 +196,6 @@ def test_coupled_draws_have_the_moments_of_the_distribution(likelihood):
     for row in range(2):
         predictor, log_size = PREDICTOR[row].expand(n, 3).float(), LOG_SIZE[row].expand(n, 1).float()
         generator = torch.Generator().manual_seed(1)
-        x, _ = sample_observation(likelihood, predictor, log_size, LOG_SCALE.float(), generator, coupled=True)
+        x, _ = sample_observation(likelihood, predictor, log_size, LOG_SCALE.float(), CommonNoise(generator))
         assert (np.abs(x.mean(0).numpy() - expected.mean()[row]) < 5 * expected.std()[row] / np.sqrt(n)).all()
         np.testing.assert_allclose(x.var(0), np.broadcast_to(expected.var(), (2, 3))[row], rtol=0.08)

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from scgim.module import GIMModule
+from scgim.nn._likelihood import CommonNoise
 from scgim.predict._sampler import Backdrop, Sampler
 
 
@@ -63,3 +65,28 @@ def test_backdrops_are_cut_and_repeated():
     assert (len(cells), len(twice), len(cells.rows(slice(1, 3)))) == (3, 6, 2)
     np.testing.assert_array_equal(twice.covariates, np.tile(cells.covariates, (2, 1)))
     np.testing.assert_array_equal(twice.log_size, [0, 1, 2, 0, 1, 2])
+
+
+def test_means_of_the_same_cells_differ_by_effects_alone():
+    """Counts of genes without children are not drawn, which changes no mean: not by a bit."""
+    adjacency = torch.tensor([[0, 1, 1], [0, 0, 0], [0, 0, 0]], dtype=torch.bool)
+    module = GIMModule(3, [-1, 0], None, 0, "nb", "linear", "shift", 0)
+    module.mechanism.set_graph(adjacency.numpy())
+    module.mechanism.weight.data.fill_(0.3)
+    pool = {"covariates": np.zeros((4, 0), np.float32), "log_size": np.linspace(-0.5, 0.5, 4).astype(np.float32)}
+    design = SimpleNamespace(level_named=lambda covariates: None)
+    own = Sampler(module, ["a", "b", "c"], pool, design)
+    means, nothing = own.coupled_means(200, seed=1), torch.zeros(200, 3)
+    reference = means(nothing, nothing.bool())
+    shift = torch.tensor([0.5, 0.0, 0.0]).expand(200, 3)
+    moved = means(shift, shift > 0)
+    torch.testing.assert_close(means(nothing, nothing.bool()), reference, rtol=0, atol=0)
+    cells = own.backdrop(200, torch.Generator().manual_seed(1))
+    noise = CommonNoise(torch.Generator().manual_seed(1))
+    for effects, found in ((nothing, reference), (shift, moved)):
+        args = effects, effects > 0, cells.covariates, cells.log_size[:, None], noise.again()
+        _, expected = module.sample_cells(*args)
+        per_unit = (expected * torch.exp(-cells.log_size[:, None])).double()
+        torch.testing.assert_close(found, per_unit, rtol=0, atol=0)
+    assert (moved[:, 1] >= reference[:, 1]).all()
+    assert moved[:, 1].mean() > reference[:, 1].mean()

@@ -45,6 +45,7 @@ def gather(loader: BatchLoader) -> dict[str, np.ndarray]:
 def test_all_cells_come_in_order(cells, batch_size, keep_dense, monkeypatch):
     if not keep_dense:
         monkeypatch.setattr("scgim.train._data._DENSE_BYTES", 0)
+        monkeypatch.setattr("scgim.train._data._DENSE_BYTES_OF_FILE", 0)
     found = gather(BatchLoader(cells, batch_size, shuffle=False))
     np.testing.assert_array_equal(found["x"], dense(cells.x))
     np.testing.assert_array_equal(found["context"], cells.context)
@@ -71,7 +72,7 @@ def test_arrays_may_be_read_only():
         array.flags.writeable = False
     loader = BatchLoader(Cells(x, *rest), 5, shuffle=False)
     gather(loader)
-    for values in (loader.x, loader.context, loader.covariates, loader.log_size):
+    for values in (next(iter(loader))["x"], loader.context, loader.covariates, loader.log_size):
         values.zero_()
     assert all(array.all() for array in (x, *rest[1:]))
 
@@ -80,6 +81,7 @@ def test_arrays_may_be_read_only():
 def test_shuffling_keeps_rows_together_and_differs_between_epochs(cells, keep_dense, monkeypatch):
     if not keep_dense:
         monkeypatch.setattr("scgim.train._data._DENSE_BYTES", 0)
+        monkeypatch.setattr("scgim.train._data._DENSE_BYTES_OF_FILE", 0)
         monkeypatch.setattr("scgim.train._data._AHEAD", 2)
         monkeypatch.setattr("scgim.train._data._BLOCK", 3)
     torch.manual_seed(0)
@@ -95,6 +97,7 @@ def test_shuffling_keeps_rows_together_and_differs_between_epochs(cells, keep_de
 
 def test_cells_of_a_file_are_read_a_few_minibatches_at_a_time(monkeypatch):
     monkeypatch.setattr("scgim.train._data._DENSE_BYTES", 0)
+    monkeypatch.setattr("scgim.train._data._DENSE_BYTES_OF_FILE", 0)
     read = []
 
     class Recording(StoredMatrix):
@@ -122,6 +125,7 @@ def test_cells_of_a_file_are_read_a_few_minibatches_at_a_time(monkeypatch):
 def test_processes_share_every_minibatch(cells, batch_size, keep_dense, monkeypatch):
     if not keep_dense:
         monkeypatch.setattr("scgim.train._data._DENSE_BYTES", 0)
+        monkeypatch.setattr("scgim.train._data._DENSE_BYTES_OF_FILE", 0)
     whole = [b["x"] for b in BatchLoader(cells, batch_size, shuffle=False)]
     parts = [list(BatchLoader(cells, batch_size, False, Shard(k, 2))) for k in range(2)]
     loader = BatchLoader(cells, batch_size, False, Shard(0, 2))
@@ -193,6 +197,7 @@ def test_fewer_cells_than_processes_in_a_minibatch_are_an_error(cells):
 
 def test_each_process_reads_its_own_part_of_a_file(monkeypatch):
     monkeypatch.setattr("scgim.train._data._DENSE_BYTES", 0)
+    monkeypatch.setattr("scgim.train._data._DENSE_BYTES_OF_FILE", 0)
     monkeypatch.setattr("scgim.train._data._common_generator", lambda: torch.Generator().manual_seed(0))
     monkeypatch.setattr("scgim.train._data._BLOCK", 10)
     n = 400
@@ -212,4 +217,5 @@ def test_loaders_forget_the_cells_when_a_fit_ends(cells):
     loaders = [module.train_dataloader(), module.val_dataloader()]
     assert all(loader.x.shape[0] for loader in loaders)
     module.release()
-    assert not any(loader.x.numel() for loader in loaders)
+    assert not any(loader.x.shape[0] for loader in loaders)
+    assert not len(module.cells)

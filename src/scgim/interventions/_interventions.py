@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -83,6 +84,15 @@ class Interventions:
         chosen = {name: getattr(own, name)[every, level] for name in OF_ONE_LEVEL}
         return replace(self, **chosen, levels=None)
 
+    def rows_at(self, index: Tensor, level: Tensor | None) -> Interventions:
+        """Chosen drugs, each in one level of the effect modifier (Q,), or None for what levels have in common; nothing is copied beside."""
+        common = replace(self, levels=None)
+        if level is None or self.levels is None:
+            return common.rows(index)
+        own = {name: getattr(self.levels, name)[index, level] for name in OF_ONE_LEVEL}
+        shared = {name: getattr(self, name)[index] for name in _BY_DRUG if name not in own}
+        return replace(common, **shared, **own)
+
     @staticmethod
     def stack(parts: list[Interventions]) -> Interventions:
         """Drugs of several distributions with the same grid, one after the other."""
@@ -130,14 +140,37 @@ class Interventions:
         Draws are stratified over the cells of a drug: the share of cells in which a gene is a target is its probability, and their mean
         effect the expected one, as nearly as n cells allow.
         """
-        shape = (len(self.emax), n, self.emax.shape[1])
+        return self.drawn(log_dosage, self.strata(n, rng))
+
+    @property
+    def possible_targets(self) -> Tensor:
+        """Genes that may be targets of any of the drugs, (g,)."""
+        return torch.nonzero((self.target_probs > 0).any(0))[:, 0]
+
+    def strata(self, n: int, rng: torch.Generator) -> Strata:
+        """Random numbers of :meth:`drawn` for n cells of each drug."""
+        genes = self.possible_targets
+        shape = (len(self.emax), n, len(genes))
+        uniform = _stratified(shape, rng)
+        return Strata(genes, uniform, torch.special.ndtri(_stratified(shape, rng).clamp(_TINY, 1 - _TINY)))
+
+    def drawn(self, log_dosage: Tensor, strata: Strata) -> tuple[Tensor, Tensor]:
+        """Effects and targets that go with random numbers, as in :meth:`sample`."""
+        genes = strata.genes
+        shape = (*strata.uniform.shape[:2], self.emax.shape[1])
         targets, noise = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=self.emax.dtype)
-        genes = torch.nonzero((self.target_probs > 0).any(0))[:, 0]
-        shape = (*shape[:2], len(genes))
-        targets[..., genes] = _stratified(shape, rng).to(self.emax) < self.target_probs[:, None, genes]
-        noise[..., genes] = torch.special.ndtri(_stratified(shape, rng).clamp(_TINY, 1 - _TINY)).to(self.emax)
+        targets[..., genes] = strata.uniform.to(self.emax) < self.target_probs[:, None, genes]
+        noise[..., genes] = strata.normal.to(self.emax)
         effects = targets * (self.emax[:, None] + self.emax_sd[:, None] * noise) * self.curve(log_dosage)[:, None]
         return effects + self.background_at(log_dosage)[:, None], targets
+
+
+class Strata(NamedTuple):
+    """Random numbers for the genes (g,) that may be targets: uniform and normal ones, both (Q, n, g), spread evenly over the n cells."""
+
+    genes: Tensor
+    uniform: Tensor
+    normal: Tensor
 
 
 def _stratified(shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:

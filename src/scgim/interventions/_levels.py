@@ -113,11 +113,22 @@ class Told(NamedTuple):
 
     def gain(self, slab_var: float, level_var: float) -> tuple[Tensor, Tensor, Tensor]:
         """Log evidence of the curve against none, and mean and variance of the common height; without the last axis."""
-        spread = 1 + self.precision * level_var
-        precision = (self.precision / spread).sum(-1) + 1 / slab_var
-        mean = (self.weighted / spread).sum(-1) / precision
-        own = (0.5 * self.weighted.square() * level_var / spread - 0.5 * spread.log()).sum(-1)
-        return own + 0.5 * mean.square() * precision - 0.5 * (precision * slab_var).log(), mean, 1 / precision
+        first = self.precision[..., 0]
+        precision, weighted, own = (
+            torch.full_like(first, 1 / slab_var),
+            torch.zeros_like(first),
+            torch.zeros_like(first),
+        )
+        for told, moment in zip(
+            self.precision.unbind(-1), self.weighted.unbind(-1), strict=True
+        ):  # levels are few: for time
+            spread = 1 + told * level_var
+            share = moment / spread
+            precision += told / spread
+            weighted += share
+            own += 0.5 * (level_var * moment * share - spread.log())
+        mean = weighted / precision
+        return own + 0.5 * mean * weighted - 0.5 * (precision * slab_var).log(), mean, 1 / precision
 
     def heights(self, mean: Tensor, variance: Tensor, level_var: float) -> tuple[Tensor, Tensor]:
         """Mean and variance of the height in each level, (..., L)."""

@@ -194,7 +194,7 @@ class DrugGenerator:
         self.levels = None if responses.level is None else LevelParts(responses, effects, contexts, kernel)
         loss, usual, nothing = (responses.loss(predicted).mean() for predicted in (best, mean, 0 * best))
         self.error, self.error_of_mean = loss / nothing.clamp_min(_TINY), usual / nothing.clamp_min(_TINY)
-        self.fitted = interventions.rows(group).mean(responses.log_dosage)
+        self.fitted = interventions.rows_at(group, None).mean(responses.log_dosage)
         self.mean, self.dense = (
             ResponseSurface(responses.effects, contexts, kernel, settings) for settings in (plain, featured)
         )
@@ -284,11 +284,11 @@ def measured_background(
     group, log_dosage, grid = responses.group, responses.log_dosage, responses.grid
     n_drugs = len(interventions.emax)
     drug = torch.arange(n_drugs).repeat_interleave(len(grid))
-    direct = interventions.rows(drug).direct(grid.repeat(n_drugs))
+    direct = interventions.rows_at(drug, None).direct(grid.repeat(n_drugs))
     shared = on_grid(programme, group, log_dosage, grid, n_drugs).flatten(0, 1)
     shared = shared + _more_than_programmes(responses, direct, shared, programme, direct_left_out, features)
     if shared.any():
-        fitted = interventions.rows(group).direct(log_dosage) + programme
+        fitted = interventions.rows_at(group, None).direct(log_dosage) + programme
         shared = shared + responses.drawn_back(direct + shared, fitted)
     return shared.reshape(n_drugs, len(grid), -1)
 

@@ -12,6 +12,7 @@ from scipy import sparse
 
 from scgim._constants import Key, stored_name
 from scgim._validation import check_gene_names
+from scgim.interventions._interventions import Interventions
 from scgim.interventions._sensitivity import feature_sensitivity
 from scgim.model._base import ScreenModel
 from scgim.predict._totals import N_SAMPLES_A_DOSE, total_effects
@@ -124,12 +125,11 @@ class AnnotationMixin(ScreenModel):
             levels = [level] * len(names)
             query = query.at_levels(self._covariates.levels, levels)
             fitted = fitted.at_level(self._covariates.levels.index(level))
-        known, log_dosage = query.interventions, query.log_dosage
-        total = total_effects(self._sampler, known, log_dosage, n_samples, 0, levels)
+        total = total_effects(self._sampler, query, n_samples, 0, levels)
         tables = {
             Key.varm.targets: fitted.target_probs.numpy(),
-            Key.varm.shifts: known.direct(log_dosage).numpy(),
-            Key.varm.shift_sds: known.sd(log_dosage).numpy(),
+            Key.varm.shifts: query.each(Interventions.direct).numpy(),
+            Key.varm.shift_sds: query.each(Interventions.sd).numpy(),
             Key.varm.total_effects: total.effect,
             Key.varm.total_effect_errors: total.error,
             Key.varm.emax: fitted.emax.numpy(),
@@ -143,9 +143,7 @@ class AnnotationMixin(ScreenModel):
         if level is not None:
             levels = [level] * len(contexts)
             query = query.at_levels(self._covariates.levels, levels)
-        every_dose = total_effects(
-            self._sampler, query.interventions, query.log_dosage, n_samples, 0, levels, N_SAMPLES_A_DOSE
-        )
+        every_dose = total_effects(self._sampler, query, n_samples, 0, levels, N_SAMPLES_A_DOSE)
         adata.varm[Key.varm.context_effects(key)] = every_dose.effect.T
 
     @property

@@ -17,6 +17,7 @@ from scgim.fit._measurement import choose_measurement
 from scgim.model._base import ScreenModel
 from scgim.predict._covariates import centre_and_scale
 from scgim.train import BatchLoader, Cells
+from scgim.train._data import shared_values
 from scgim.train._threads import threads_for
 
 if TYPE_CHECKING:
@@ -44,9 +45,8 @@ class PreparationMixin(ScreenModel):
         control = cells.context < self._n_controls
         n_continuous = len(self._covariates.continuous)
         self.covariate_scaling_ = centre_and_scale(cells.covariates, n_continuous, control)
-        cells = Cells(cells.x, cells.context, self._design.scaled(cells.covariates), cells.log_size)
         self.mean_total_ = float(cells.x.sum() / len(cells))
-        return cells
+        return Cells(shared_values(cells.x), cells.context, self._design.scaled(cells.covariates), cells.log_size)
 
     def _measured(
         self, cells: Cells, course: Course, max_seconds: float | None, *, is_new: bool

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from scgim._validation import check_interval, check_query_dosage
+from scgim.interventions._interventions import Interventions
 from scgim.model._base import ScreenModel
 from scgim.predict._curves import curve_table, usual_log_dosages
 from scgim.predict._interactions import interaction_table
@@ -173,10 +175,11 @@ class ResultsMixin(ScreenModel):
         if not min_effect >= 0:
             raise ValueError(f"`min_effect` is a size and must not be negative, found {min_effect}.")
         index, query = self._contexts_asked(drug_embedding, dosage, level)
-        probs = query.interventions.target_probs
+        largest = query.log_dosage.max()
         if min_effect > 0:
-            largest = query.log_dosage.max().expand(len(query.log_dosage))
-            probs = query.interventions.exceeds(largest, min_effect)
+            probs = query.each(lambda known, log_dosage: known.exceeds(largest.expand_as(log_dosage), min_effect))
+        else:
+            probs = query.each(lambda known, _: known.target_probs)
         return pd.DataFrame(probs.numpy(), index, self.gene_names_)
 
     def get_effects(
@@ -205,10 +208,10 @@ class ResultsMixin(ScreenModel):
         control standard deviations). With `return_sd`, two such frames.
         """
         index, query = self._contexts_asked(drug_embedding, dosage, level)
-        mean = pd.DataFrame(query.interventions.direct(query.log_dosage).numpy(), index, self.gene_names_)
+        mean = pd.DataFrame(query.each(Interventions.direct).numpy(), index, self.gene_names_)
         if not return_sd:
             return mean
-        return mean, pd.DataFrame(query.interventions.sd(query.log_dosage).numpy(), index, self.gene_names_)
+        return mean, pd.DataFrame(query.each(Interventions.sd).numpy(), index, self.gene_names_)
 
     def get_total_effects(
         self,
@@ -241,7 +244,7 @@ class ResultsMixin(ScreenModel):
         """
         index, query = self._contexts_asked(drug_embedding, dosage, level)
         levels = None if index.nlevels == 2 else index.get_level_values(2).tolist()
-        found = total_effects(self._sampler, query.interventions, query.log_dosage, n_samples, some_seed(seed), levels)
+        found = total_effects(self._sampler, query, n_samples, some_seed(seed), levels)
         return pd.DataFrame(found.effect, index, self.gene_names_)
 
     def get_modifiers(self) -> pd.DataFrame:
@@ -331,15 +334,15 @@ class ResultsMixin(ScreenModel):
         self._check_if_trained(warn=False)
         check_interval(level)
         asked = [perturbation] if isinstance(perturbation, str) else perturbation
-        features, _, _, interventions = self._drugs.query(asked, 1.0)
+        query = self._drugs.query(asked, 1.0)
         if covariates is not None and list(covariates) != [self._covariates.modifier]:
             raise ValueError(
                 f"`covariates` names {list(covariates)}. Curves differ by the effect modifier only: {self._covariates.modifier!r}."
             )
         of_level = self._covariates.level_named(covariates)
-        interventions = interventions if of_level is None else interventions.at_level(of_level)
-        if len(features) != 1:
-            raise ValueError(f"`perturbation` holds {len(features)} drugs. Give one.")
+        if len(query) != 1:
+            raise ValueError(f"`perturbation` holds {len(query)} drugs. Give one.")
+        interventions = query.known.rows_at(query.drug, None if of_level is None else torch.tensor([of_level]))
         if genes is None:
             chosen = np.flatnonzero(interventions.target_probs[0].numpy() > 0.5)
         else:

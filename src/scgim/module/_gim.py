@@ -20,7 +20,7 @@ from scgim.module._depth import DepthOfCells
 from scgim.module._knowledge import Knowledge
 from scgim.module._spike_and_slab import SpikeAndSlab
 from scgim.module._states import StatesOfCells
-from scgim.nn._likelihood import observation, parent_features, sample_observation
+from scgim.nn._likelihood import CommonNoise, observation, parent_features, random_numbers, sample_observation
 from scgim.nn._mechanism import linear_part, make_mechanism, through_network
 from scgim.structure._graph import topological_layers
 
@@ -311,9 +311,11 @@ class GIMModule(PyroBaseModuleClass):
         targets: Tensor,
         covariates: Tensor,
         log_size: Tensor,
-        rng: torch.Generator,
+        rng: torch.Generator | CommonNoise,
         fixed: dict[int, float | Tensor] | None = None,
-        coupled: bool = False,
+        *,
+        layers: list[list[int]] | None = None,
+        drawn: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Draw cells gene by gene in topological order, so that effects are carried down the network.
 
@@ -329,11 +331,13 @@ class GIMModule(PyroBaseModuleClass):
         covariates, log_size
             Covariates (B, Q) and log size factors (B, 1).
         rng
-            Source of randomness, on the module's device.
+            Source of randomness, on the module's device; common noise for the same random numbers whatever the effects.
         fixed
             Values that genes are set to, whatever their parents, by index; one, or one a cell (B,).
-        coupled
-            Draw with the same random numbers whatever the effects (:func:`~scgim.nn._likelihood.sample_observation`).
+        layers
+            :meth:`layers`, where they are at hand.
+        drawn
+            With common noise, genes whose counts are drawn, boolean (d,), all that have children among them; None for all. Others have 0.
 
         Returns
         -------
@@ -343,10 +347,10 @@ class GIMModule(PyroBaseModuleClass):
         x, mean, h = (torch.zeros_like(shift) for _ in range(3))
         base = self.intercept + self.baseline_offset + covariates @ self.covariate_effect + shift
         if self.states.n:
-            base = base + self.states.draw(len(base), rng)
-        for layer in self.layers():
+            base = base + random_numbers(rng, lambda own: self.states.draw(len(shift), own))
+        for layer in self.layers() if layers is None else layers:
             genes = torch.tensor(layer, device=shift.device)
-            value, m, hidden = self.draw_genes(genes, base[:, genes], h, targets, log_size, rng, coupled)
+            value, m, hidden = self.draw_genes(genes, base[:, genes], h, targets, log_size, rng, drawn)
             for column, gene in enumerate(layer):
                 if gene in fixed:
                     value[:, column] = m[:, column] = fixed[gene]
@@ -369,12 +373,12 @@ class GIMModule(PyroBaseModuleClass):
         h: Tensor,
         targets: Tensor,
         log_size: Tensor,
-        rng: torch.Generator,
-        coupled: bool = False,
+        rng: torch.Generator | CommonNoise,
+        drawn: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Values of genes G, their means given the parents and the predictor, hidden noise included, each (B, G).
 
-        `base` (B, G) is what the predictor has beside parents, whose features are `h` (B, d).
+        `base` (B, G) is what the predictor has beside parents, whose features are `h` (B, d); `drawn` (d,) as in :meth:`sample_cells`.
         """
         parents = self.mechanism(h, genes).clamp(self.knowledge.reach[0, genes], self.knowledge.reach[1, genes])
         if self.intervention == "hard":
@@ -383,9 +387,10 @@ class GIMModule(PyroBaseModuleClass):
         scale = self.states.scale_beside(self.likelihood, scale, genes, torch.zeros_like(scale))
         predictor = base + parents
         if self.measurement == "latent":
-            noise = torch.randn(predictor.shape, generator=rng, device=predictor.device)
+            noise = random_numbers(rng, lambda own: torch.randn(base.shape, generator=own, device=base.device))
             predictor = predictor + torch.exp(-0.5 * scale) * noise
-        value, mean = sample_observation(self.likelihood, predictor, log_size, scale, rng, coupled=coupled)
+        own = None if drawn is None else drawn[genes]
+        value, mean = sample_observation(self.likelihood, predictor, log_size, scale, rng, own)
         if self.likelihood == "normal":
             value, mean = (v * self.spread[genes] + self.centre[genes] for v in (value, mean))
         return value, mean, predictor

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pyro.distributions.torch_distribution import TorchDistribution
 
 LIKELIHOODS = ("nb", "poisson", "normal")
@@ -53,32 +55,62 @@ def observation(likelihood: str, predictor: Tensor, log_size: Tensor, log_scale:
     return dist.NegativeBinomial(total_count=log_scale.exp(), logits=log_mean - log_scale)
 
 
+class CommonNoise:
+    """Random numbers that draws at other means share, so that these differ by no more than the means do (common random numbers).
+
+    Each draw asks for as many, in the same order; they are drawn once, and are the same for each that begins with :meth:`again`.
+    """
+
+    def __init__(self, rng: torch.Generator):
+        self._rng, self._drawn, self._place = rng, list[Tensor](), 0
+
+    def again(self) -> CommonNoise:
+        """Begin another draw."""
+        self._place = 0
+        return self
+
+    def next(self, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
+        """What the first draw got here."""
+        if self._place == len(self._drawn):
+            self._drawn.append(draw(self._rng))
+        self._place += 1
+        return self._drawn[self._place - 1]
+
+
+def random_numbers(rng: torch.Generator | CommonNoise, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
+    """Random numbers of a generator, or those that draws share."""
+    return rng.next(draw) if isinstance(rng, CommonNoise) else draw(rng)
+
+
 def sample_observation(
     likelihood: str,
     predictor: Tensor,
     log_size: Tensor,
     log_scale: Tensor,
-    rng: torch.Generator,
-    *,
-    coupled: bool = False,
+    rng: torch.Generator | CommonNoise,
+    drawn: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw observed values and return them with their mean, both (B, G); reproducible by the generator.
 
-    `coupled` draws use up as many random numbers whatever the means, so that draws of the same seed at other means differ
-    by no more than the means do (common random numbers).
+    With common noise, `drawn` (G,) marks the genes whose counts are needed; those of others are 0.
     """
+    device = predictor.device
     if likelihood == "normal":
-        noise = torch.randn(predictor.shape, generator=rng, device=predictor.device)
+        noise = random_numbers(rng, lambda own: torch.randn(predictor.shape, generator=own, device=device))
         return predictor + torch.exp(-0.5 * log_scale) * noise, predictor
     mean = (predictor + log_size).clamp(MIN_LOG_MEAN, MAX_LOG_MEAN).exp()
     rate = mean
     if likelihood == "nb":
         r = log_scale.exp().expand_as(mean)
-        rate = mean * _standard_gamma(r.contiguous(), rng) / r
-    if coupled:
-        uniform = torch.rand(rate.shape, generator=rng, device=rate.device, dtype=torch.float64)
+        rate = mean * random_numbers(rng, lambda own: _standard_gamma(r.contiguous(), own)) / r
+    if not isinstance(rng, CommonNoise):
+        return torch.poisson(rate, rng), mean
+    uniform = rng.next(lambda own: torch.rand(rate.shape, generator=own, device=device, dtype=torch.float64))
+    if drawn is None:
         return poisson_quantile(rate, uniform), mean
-    return torch.poisson(rate, rng), mean
+    counts = torch.zeros_like(rate)
+    counts[:, drawn] = poisson_quantile(rate[:, drawn], uniform[:, drawn])
+    return counts, mean
 
 
 def poisson_quantile(rate: Tensor, uniform: Tensor) -> Tensor:

@@ -89,10 +89,11 @@ class Arms:
 
         `level` (arms, n) is the level of the effect modifier of each cell, 0 without one; levels share random numbers.
         """
-        chosen, state, out = self.interventions.rows(self.drug), rng.get_state(), None
+        state, out = rng.get_state(), None
         for k in torch.unique(level).tolist():
             rng.set_state(state)
-            own = self._together(*chosen.at_level(k).sample(self.log_dosage, n, rng))
+            chosen = self.interventions.rows_at(self.drug, torch.tensor(k))
+            own = self._together(*chosen.sample(self.log_dosage, n, rng))
             here = (level == k)[..., None]
             out = own if out is None else tuple(torch.where(here, *pair) for pair in zip(own, out, strict=True))
         return out  # type: ignore[return-value]

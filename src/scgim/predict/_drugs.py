@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from scgim.interventions._interventions import Interventions
 from scgim.predict._arms import Arms
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -27,25 +27,57 @@ if TYPE_CHECKING:
 
 Combination = Mapping[str, float]
 _SAME_DOSE = 1e-4  # relative; doses that went through files are rounded
+_ROWS_AT_ONCE = 128  # for memory, results do not depend on it
 
 
-class Query(NamedTuple):
-    """What is asked for, one row a drug and dosage: features, dosages and their logarithms (Q,), and what is known."""
+@dataclass(frozen=True)
+class Query:
+    """What is asked for, one row a drug and dosage; what is known of a drug is kept once, in how many rows it may be.
+
+    Parameters
+    ----------
+    features
+        Features of each row, (Q, p).
+    dosage, log_dosage
+        Dosage of each row and its logarithm, (Q,).
+    known
+        What is known of each drug, in all levels of the effect modifier.
+    drug
+        Row of `known` of each row, (Q,).
+    level
+        Level of the effect modifier of each row, (Q,); None for what levels have in common.
+    """
 
     features: pd.DataFrame
     dosage: NDArray[np.float64]
     log_dosage: Tensor
-    interventions: Interventions
+    known: Interventions
+    drug: Tensor
+    level: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.drug)
 
     def rows(self, index: NDArray[np.int64]) -> Query:
         """Some rows."""
         own = torch.as_tensor(index)
-        return Query(self.features.iloc[index], self.dosage[index], self.log_dosage[own], self.interventions.rows(own))
+        level = None if self.level is None else self.level[own]
+        features, dosage = self.features.iloc[index], self.dosage[index]
+        return Query(features, dosage, self.log_dosage[own], self.known, self.drug[own], level)
 
     def at_levels(self, levels: list[str], names: Sequence[str]) -> Query:
         """The same in one level of the effect modifier a row; `levels` are all there are."""
-        code = torch.as_tensor(pd.Index(levels).get_indexer(names))
-        return self._replace(interventions=self.interventions.at_level(code))
+        return replace(self, level=torch.as_tensor(pd.Index(levels).get_indexer(names)))
+
+    @property
+    def interventions(self) -> Interventions:
+        """What is known of each row, in its level or in common, copied for each."""
+        return self.known.rows_at(self.drug, self.level)
+
+    def each(self, value: Callable[[Interventions, Tensor], Tensor]) -> Tensor:
+        """A value (Q, d) of what is known of each row and its log dosage (Q,), of some rows at a time."""
+        blocks = (self.rows(rows) for rows in np.array_split(np.arange(len(self)), -(-len(self) // _ROWS_AT_ONCE) or 1))
+        return torch.cat([value(block.interventions, block.log_dosage) for block in blocks])
 
 
 @dataclass
@@ -132,7 +164,10 @@ class Drugs:
         dosages = check_query_dosage(dosage, len(features))
         with np.errstate(divide="ignore"):
             log_dosage = torch.as_tensor(np.log(dosages))
-        return Query(features, dosages, log_dosage, self.interventions(features))
+        code, drugs = pd.factorize(_identity(features))
+        first = np.unique(code, return_index=True)[1]
+        known = self.interventions(features.iloc[first] if len(drugs) < len(features) else features)
+        return Query(features, dosages, log_dosage, known, torch.as_tensor(code))
 
     def interventions(self, features: pd.DataFrame) -> Interventions:
         """What is known of each row: of measured perturbations by name, of others by their features, of other combinations by their members."""
@@ -171,13 +206,12 @@ class Drugs:
     def arms_of(self, query: Query) -> Arms:
         """One arm a row; rows of one drug at several dosages share what is drawn for it."""
         names = query.features.index.astype(str)
-        key = pd.util.hash_pandas_object(query.features.set_axis(names), index=True)
-        _, first, drug = np.unique(key, return_index=True, return_inverse=True)
+        _, first, drug = np.unique(_identity(query.features), return_index=True, return_inverse=True)
         return Arms(
             names=names.tolist(),
             dosages=query.dosage.tolist(),
             labels=[f"{dosage:g}" for dosage in query.dosage],
-            interventions=query.interventions.rows(torch.as_tensor(first)),
+            interventions=query.known.rows(query.drug[torch.as_tensor(first)]),
             log_top=self._log_top(names[first]),
             is_new=self._is_new(names[first]),
             drug=torch.as_tensor(drug),
@@ -231,12 +265,12 @@ class Drugs:
             return self.module.knowledge.interventions().rows(torch.zeros(0, dtype=torch.long))
         new, known = [drug for drug in drugs if drug not in set(self.names)], self.embedding
         if not new or drug_embedding is None or known is None:
-            return self.query(drugs, 1.0).interventions
+            return self.query(drugs, 1.0).known
         table = drug_embedding.rename(index=str)
         for drug in new:
             check_key(drug, table.index, where="drug_embedding.index", argument="combinations")
         features = check_query_embedding(table.loc[new], known.columns.tolist(), self.names)
-        return self.query(pd.concat([known, features]).loc[drugs], 1.0).interventions
+        return self.query(pd.concat([known, features]).loc[drugs], 1.0).known
 
     def _is_new(self, drugs: Sequence[str]) -> Tensor:
         """Which drugs are known by their features only."""
@@ -248,6 +282,11 @@ class Drugs:
         with np.errstate(divide="ignore"):
             own = np.log(self.contexts.to_frame(index=False).groupby("perturbation")["dosage"].max())
         return torch.tensor(own.reindex(drugs).fillna(own.max()).to_numpy(dtype=np.float64))
+
+
+def _identity(features: pd.DataFrame) -> NDArray[np.uint64]:
+    """A number for each row, the same of the same drug: one name, and the same features."""
+    return pd.util.hash_pandas_object(features.set_axis(features.index.astype(str)), index=True).to_numpy()
 
 
 def _single(dosages: list[float]) -> float:

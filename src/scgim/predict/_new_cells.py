@@ -114,22 +114,22 @@ def changes(sampler: Sampler, arms: Arms) -> Tensor:
     nothing, known = torch.zeros(n, d), sampler.module.knowledge
     out = torch.zeros(len(arms), len(names), d, dtype=torch.float64)
     for k, name in enumerate(names):
-        covariates = None if name is None else {sampler.design.modifier: name}
+        means = sampler.coupled_means(n, 0, None if name is None else {sampler.design.modifier: name})
         if known.n_levels and not sampler.is_continuous:
             reference = known.level_mean[k].cpu().log()  # means of treated cells are matched to observed ones
         else:
-            reference = _level(sampler, nothing, nothing.bool(), covariates)
+            reference = _level(sampler, means(nothing, nothing.bool()))
         for a in range(len(arms)):
             shift, targets = arms.take(range(a, a + 1)).sample(
                 n, torch.Generator().manual_seed(1), torch.full((1, n), k)
             )
-            out[a, k] = _level(sampler, shift[0], targets[0], covariates) - reference
+            out[a, k] = _level(sampler, means(shift[0], targets[0])) - reference
     return out
 
 
-def _level(sampler: Sampler, shift: Tensor, targets: Tensor, covariates: dict | None) -> Tensor:
-    """Mean over cells with effects and targets (n, d), on the scale of predictors, (d,)."""
-    mean = sampler.coupled_means(shift, targets, 0, covariates).mean(0)
+def _level(sampler: Sampler, means: Tensor) -> Tensor:
+    """Mean over cells of their means (n, d), on the scale of predictors, (d,)."""
+    mean = means.mean(0)
     if sampler.is_continuous:
         return (mean - sampler.module.centre.double().cpu()) / sampler.module.spread.double().cpu()
     return mean.clamp_min(MIN_MEAN).log()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -12,8 +12,10 @@ from anndata import AnnData
 from scipy import sparse
 from torch import Tensor
 
+from scgim.nn._likelihood import CommonNoise
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -189,25 +191,33 @@ class Sampler:
         return torch.cat(means), torch.cat(variances)
 
     @torch.no_grad()
-    def coupled_means(self, shift: Tensor, targets: Tensor, seed: int, covariates: Mapping | None = None) -> Tensor:
-        """Mean of each of n cells per unit of size factor, given their parents and effects, all (n, d).
+    def coupled_means(self, n: int, seed: int, covariates: Mapping | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+        """From direct effects and targets of n cells to the mean of each per unit of size factor, given its parents, all (n, d).
 
-        Draws are the same for a seed (common random numbers), so that a difference of two means is one of effects.
+        Cells and draws are the same at each call (common random numbers), so that a difference of two means is one of effects.
         """
-        cells = self.backdrop(len(shift), torch.Generator().manual_seed(seed), covariates)
-        draws = torch.Generator(self.module.device).manual_seed(seed)
-        _, expected = self._draw(shift, targets, cells, draws, coupled=True)
-        return self._per_unit(expected, cells).double()
+        module = self.module
+        cells = self.backdrop(n, torch.Generator().manual_seed(seed), covariates)
+        noise = CommonNoise(torch.Generator(module.device).manual_seed(seed))
+        once = {
+            "layers": module.layers(),
+            "drawn": module.adjacency.bool().any(1),
+        }  # no more than means needs the others
+
+        def means(shift: Tensor, targets: Tensor) -> Tensor:
+            _, expected = self._draw(shift, targets, cells, noise.again(), **once)
+            return self._per_unit(expected, cells).double()
+
+        return means
 
     def _draw(
         self,
         shift: Tensor,
         targets: Tensor,
         cells: Backdrop,
-        draws: torch.Generator,
+        draws: torch.Generator | CommonNoise,
         fixed: dict | None = None,
-        *,
-        coupled: bool = False,
+        **once: Any,
     ) -> tuple[Tensor, Tensor]:
         """Values and means of cells with given effects and targets, both (n, d)."""
         device = self.module.device
@@ -218,7 +228,7 @@ class Sampler:
             cells.log_size[:, None].to(device),
             draws,
             fixed,
-            coupled,
+            **once,
         )
         return x.cpu(), expected.cpu()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 
 from scgim.predict._means import MIN_MEAN
@@ -12,11 +13,10 @@ from scgim.predict._sampler import enough_samples
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from scgim.interventions._interventions import Interventions
+    from scgim.predict._drugs import Query
     from scgim.predict._sampler import Sampler
 
 _N_SAMPLES = (200, 4000)  # but at least and at most so many cells a drug: conventions
@@ -34,8 +34,7 @@ class Totals(NamedTuple):
 
 def total_effects(
     sampler: Sampler,
-    interventions: Interventions,
-    log_dosage: Tensor,
+    query: Query,
     n_samples: int | None,
     seed: int,
     level: Sequence[str] | None = None,
@@ -44,21 +43,24 @@ def total_effects(
     """Direct and propagated effects, all from the same `n_samples` cells but for the effects.
 
     None for as many cells as are drawn in reasonable time, within `limits`. `level` names the level of the effect modifier of each row, of
-    which the cells are; interventions are those of that level.
+    which the cells are; the query is for that level.
     """
-    q, d = len(log_dosage), len(sampler.genes)
+    q, d = len(query), len(sampler.genes)
     n = n_samples or enough_samples((q + 1) * d, *limits)
     levels: list[str | None] = [None] * q if level is None else list(level)
     of_level = {name: None if name is None else {sampler.design.modifier: name} for name in dict.fromkeys(levels)}
     nothing = torch.zeros(n, d)
-    references = {name: sampler.coupled_means(nothing, nothing.bool(), seed, own) for name, own in of_level.items()}
+    means = {name: sampler.coupled_means(n, seed, own) for name, own in of_level.items()}
+    references = {name: of(nothing, nothing.bool()) for name, of in means.items()}
     spread = sampler.module.spread.cpu() if sampler.is_continuous else None
-    found = []
+    found, strata = [], None
     for k, name in enumerate(levels):
-        rng = torch.Generator().manual_seed(seed + 1)
-        shift, targets = interventions.rows(torch.tensor([k])).sample(log_dosage[k : k + 1], n, rng)
-        cells = sampler.coupled_means(shift[0], targets[0], seed, of_level[name])
-        found.append(_contrast(cells, references[name], spread))
+        own = query.rows(np.array([k]))
+        known = own.interventions
+        if strata is None or not torch.equal(strata.genes, known.possible_targets):  # the same random numbers for all
+            strata = known.strata(n, torch.Generator().manual_seed(seed + 1))
+        shift, targets = known.drawn(own.log_dosage, strata)
+        found.append(_contrast(means[name](shift[0], targets[0]), references[name], spread))
     effects, errors = zip(*found, strict=True)
     return Totals(torch.stack(effects).numpy(), torch.stack(errors).numpy())
 

@@ -13,17 +13,17 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from scgim._backed import StoredMatrix
+from scgim._backed import MatrixRows, StoredMatrix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-# Counts smaller than this when dense are kept dense; larger ones a minibatch at a time: for memory.
-_DENSE_BYTES = 2**30
+# Counts smaller than this when dense are kept dense, for time; larger ones a minibatch at a time, for memory. Who leaves them in a file has little.
+_DENSE_BYTES, _DENSE_BYTES_OF_FILE = 2**30, 2**27
 _BYTES_OF_VALUE = 4  # float32
-_STEPS_OF_COPY = 8  # at least, so that there is no second copy
+_COPIED_VALUES = 2**22  # at a time, so that there is no second copy
 _AHEAD = 16  # minibatches that are read from a file in one go: for time
 _AHEAD_VALUES = 2**26  # most values, counting zeros, that they hold: 256 MB
 _BLOCK = 64  # neighbouring cells that stay together when a file is read in random order, until those read are shuffled
@@ -37,7 +37,7 @@ class Cells:
     Parameters
     ----------
     x
-        Values, shape (N, d), dense, CSR or in a file.
+        Values, shape (N, d), dense, CSR or in a file, or rows of these.
     context
         Context code of each cell, -1 where the context was not measured in training, shape (N,).
     covariates
@@ -46,7 +46,7 @@ class Cells:
         Log size factors, shape (N,).
     """
 
-    x: NDArray | sparse.csr_matrix | StoredMatrix
+    x: NDArray | sparse.csr_matrix | MatrixRows
     context: NDArray[np.int64]
     covariates: NDArray[np.float32]
     log_size: NDArray[np.float32]
@@ -71,8 +71,8 @@ class BatchLoader:
 
     A minibatch holds values `x` (B, d), codes `context` (B,), `covariates` (B, Q) and `log_size` (B, 1).
 
-    Values are dense in memory where they are few, on the GPU where they fit. Those of more cells come from the sparse matrix or
-    the file that has them; a file is read some minibatches ahead, and shuffled by blocks of neighbouring cells first.
+    Values are those of :func:`shared_values`, on the GPU where they fit; cells of which they were made already share them. A file is read some
+    minibatches ahead, and shuffled by blocks of neighbouring cells first.
 
     Parameters
     ----------
@@ -101,12 +101,8 @@ class BatchLoader:
         self.n, self.batch_size, self.shuffle, self.shard = len(cells), batch_size, shuffle, shard
         self.ahead = min(_AHEAD, max(1, _AHEAD_VALUES // (batch_size * cells.x.shape[1])))
         self.device = device if device is not None and _has_room(device, cells.x.shape) else torch.device("cpu")
-        x: Any = cells.x
-        if isinstance(x, np.ndarray) and self.device.type == "cpu":
-            x = _tensor(x)
-        elif self.device.type != "cpu" or _dense_bytes(x.shape) <= _DENSE_BYTES:
-            x = _dense(x, self.device)
-        self.x: Tensor | sparse.csr_matrix | StoredMatrix = x
+        x = shared_values(cells.x)
+        self.x = x if self.device.type == "cpu" else MatrixRows(_filled(torch.empty(x.shape, device=self.device), x))
         # copies: arrays of pandas 3 are read-only, which tensors cannot be
         self.context = torch.tensor(cells.context, device=self.device)
         self.covariates = torch.tensor(cells.covariates, device=self.device)
@@ -143,11 +139,12 @@ class BatchLoader:
 
     def release(self) -> None:
         """Forget the cells: Lightning keeps loaders, and so the memory of the GPU, as long as the model lives."""
-        self.x = self.context = self.covariates = self.log_size = torch.empty(0)
+        self.x = MatrixRows(np.zeros((0, 0), np.float32))
+        self.context = self.covariates = self.log_size = torch.empty(0)
 
     def take(self, rows: Tensor) -> dict[str, Tensor]:
         """Chosen cells as a minibatch."""
-        return self._batch(self._values(rows.to(self.device)), rows)
+        return self._batch(_tensor(self.x[rows.cpu().numpy()].read()), rows)
 
     def _batch(self, x: Tensor, rows: Tensor) -> dict[str, Tensor]:
         rows = rows.to(self.device)
@@ -158,9 +155,6 @@ class BatchLoader:
             "log_size": self.log_size[rows],
         }
 
-    def _values(self, rows: Tensor) -> Tensor:
-        return self.x[rows] if isinstance(self.x, Tensor) else _tensor(self.x[rows.numpy()])
-
     def _read_ahead(self, batches: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:
         """Minibatches from a file; while some are worked on, the next are read."""
         groups = [batches[i : i + self.ahead] for i in range(0, len(batches), self.ahead)]
@@ -168,7 +162,7 @@ class BatchLoader:
             return
 
         def read(group: Sequence[Tensor]) -> Any:
-            return self.x[torch.cat(tuple(group)).numpy()].read()  # type: ignore[union-attr]
+            return self.x[torch.cat(tuple(group)).numpy()].read()
 
         with ThreadPoolExecutor(1) as pool:
             coming = pool.submit(read, groups[0])
@@ -182,20 +176,31 @@ class BatchLoader:
                     start += len(rows)
 
 
+def shared_values(x: NDArray | sparse.csr_matrix | MatrixRows) -> MatrixRows:
+    """Values that all loaders of some cells share: dense in memory where they are few, else in the sparse matrix or the file that has them."""
+    in_file = isinstance(x, StoredMatrix)
+    if isinstance(x, MatrixRows) and not in_file:
+        return x
+    if isinstance(x, np.ndarray):
+        return MatrixRows(np.asarray(x, dtype=np.float32))
+    if _dense_bytes(x.shape) <= (_DENSE_BYTES_OF_FILE if in_file else _DENSE_BYTES):
+        return MatrixRows(_filled(np.empty(x.shape, np.float32), x))
+    return x if isinstance(x, StoredMatrix) else MatrixRows(x)
+
+
 def _tensor(values: Any) -> Tensor:
-    """A matrix as a dense tensor of single precision."""
-    values = np.asarray(values) if isinstance(values, StoredMatrix) else values
-    array = np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=np.float32)
-    # no second copy of many counts, unless they are read-only (a data frame's, a memory map), which tensors cannot be
-    return torch.as_tensor(array if array.flags.writeable else array.copy())
+    """Values that were read as a dense tensor of single precision."""
+    if isinstance(values, Tensor):
+        return values
+    return torch.as_tensor(np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=np.float32))
 
 
-def _dense(x: Any, device: torch.device) -> Tensor:
-    """All rows of a matrix as a dense tensor, some at a time so that there is no second copy."""
-    out = torch.empty(x.shape, dtype=torch.float32, device=device)
-    step = max(1, _DENSE_BYTES // _STEPS_OF_COPY // (_BYTES_OF_VALUE * x.shape[1]))
+def _filled(out: Any, x: Any) -> Any:
+    """A dense array or tensor with all rows of a matrix, some at a time so that there is no second copy."""
+    step = max(1, _COPIED_VALUES // x.shape[1])
     for start in range(0, len(out), step):
-        out[start : start + step] = _tensor(x[start : start + step])
+        part = x[start : start + step]
+        out[start : start + step] = _tensor(part.read() if isinstance(part, MatrixRows) else part)
     return out
 
 
@@ -265,7 +270,8 @@ class CellsDataModule(pl.LightningDataModule):
         return loader
 
     def release(self) -> None:
-        """Forget the cells of all loaders."""
+        """Forget the cells, here and in all loaders."""
+        self.cells = self.cells.take(np.zeros(0, dtype=np.int64))
         for loader in self._loaders:
             loader.release()
 
