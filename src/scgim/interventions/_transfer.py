@@ -7,7 +7,8 @@ already, so that effects are carried on the scale of a power of the mean, betwee
 
 with the mean :math:`\mu_l` of control cells. And levels that are alike answer alike: r is a Gaussian process over levels, of a common
 part and a radial kernel of the distance of their control profiles. Power, variance and length of the kernel are chosen by leaving
-measured levels out, where there are two.
+measured levels out, where there are two. Levels are few, so that the best of many settings is best by chance: unless it takes more off
+the error than levels differ in this by chance, log fold changes are carried as they are, as the mean of the levels.
 """
 
 from __future__ import annotations
@@ -126,18 +127,24 @@ class Transfer:
         usual = float((heights.square() - error)[known].mean().clamp_min(_TINY))
         told = usual / (usual + error)
         told = told if weight is None else told * weight[several][:, None]
-        trials = [replace(self, power=p, share=s, length=n) for p, s, n in self._choices()]
-        return min((trial._judged(heights, error, known, told, usual) for trial in trials), key=lambda t: t[0])[1]
+        common = replace(self, power=0.0, share=0.0)
+        trials = [common] + [replace(self, power=p, share=s, length=n) for p, s, n in self._choices()]
+        judged = [trial._judged(heights, error, known, told, usual) for trial in trials]
+        log_loss = torch.stack([loss for loss, _ in judged]).clamp_min(_TINY).log()
+        gain = log_loss[0] - log_loss  # (trials, levels); in logarithms, so that no level counts for more than others
+        best = int(gain.mean(1).argmax())
+        is_clear = gain[best].mean() > gain[best].std() / gain.shape[1] ** 0.5
+        return judged[best if is_clear else 0][1]
 
     def _choices(self) -> product:
         return product(_POWERS if self.mean is not None else (0.0,), _SHARES, _LENGTHS)
 
     def _judged(
         self, heights: Tensor, error: Tensor, known: Tensor, weight: Tensor, usual: float
-    ) -> tuple[float, Transfer]:
-        """Squared error of levels left out, of log1p of means for counts, and these settings with the error of heights."""
-        loss = missed = total = 0.0
-        for level in range(heights.shape[1]):
+    ) -> tuple[Tensor, Transfer]:
+        """Squared error of each level left out, of log1p of means for counts, and these settings with the error of heights."""
+        loss, missed, total = [], 0.0, 0.0
+        for level in torch.nonzero(known.any(0))[:, 0].tolist():
             drugs, others = known[:, level], known.clone()
             others[:, level] = False
             predicted = self.carried(heights, others)[drugs, level]
@@ -147,8 +154,8 @@ class Transfer:
             total += float(w.sum())
             if self.mean is not None:
                 off = (self._log1p(predicted, level) - self._log1p(observed, level)).square()
-            loss += float((w * off).sum())
-        return loss, replace(self, error=max(0.0, missed / max(total, _TINY)))
+            loss.append((w * off).sum())
+        return torch.stack(loss), replace(self, error=max(0.0, missed / max(total, _TINY)))
 
     def _log1p(self, heights: Tensor, level: int) -> Tensor:
         return torch.log1p(self.mean[level] * heights.clamp(-_MAX_CHANGE, _MAX_CHANGE).exp())  # type: ignore[index]
