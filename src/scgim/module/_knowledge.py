@@ -141,6 +141,11 @@ class Knowledge(nn.Module):
         with_it = Transfer.between(means, counts=counts, told=told, n_usual=self.n_levels)
         return with_it.with_settings(self.transfer_settings.tolist())
 
+    @property
+    def levels_agree(self) -> bool:
+        """Whether there are levels of an effect modifier, in which direct effects were found to be the same."""
+        return self.n_levels > 0 and bool((self.level_emax == self.emax[:, None]).all())
+
     def measured_levels(self) -> Tensor:
         """Levels in which any drug was measured, boolean (L,)."""
         return self.interventions().levels.known.any(0)  # type: ignore[union-attr]
