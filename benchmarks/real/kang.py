@@ -3,6 +3,8 @@
 1,556 cells of two patients, control or stimulated. Genes are the 80 whose mean log expression responds most, on average over types. Each
 type in turn is held out by its *treated* cells; its controls stay in training. `effect_modifier_key` lets effects differ between types,
 and carries them to the type left out; with the type as a covariate, all types have the same effects on log means given the parents.
+In the row `scGIM, type in no cell` no cell of the type is in training, and its controls are given with the question
+(`predict(control_adata=...)`).
 Then all types are measured, and the question is whether responses that differ are fitted.
 
 Errors are those of mean shifts of log1p of counts over size factors, squared, averaged over genes; predicted cells are as many as make
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 FILE = "kang_ifnb_1556x1267.h5ad"
 DRUG = "interferon"
 N_GENES, N_CELLS = 80, 3000
-SHARED, LEVELS = "scGIM, types alike", "scGIM"
+SHARED, LEVELS, UNSEEN = "scGIM, types alike", "scGIM", "scGIM, type in no cell"
 
 
 def load(data: Path, *, quick: bool) -> AnnData:
@@ -72,7 +74,7 @@ def observed_shift(adata: AnnData, cell_type: str) -> np.ndarray:
 def fit(train: AnnData, method: str, seed: int, max_epochs: int | None) -> tuple[scgim.model.GIM, float]:
     """A model, and the CPU seconds of its training."""
     scvi.settings.seed = seed
-    key = {"effect_modifier_key": "cell_type"} if method == LEVELS else {"categorical_covariate_keys": ["cell_type"]}
+    key = {"effect_modifier_key": "cell_type"} if method != SHARED else {"categorical_covariate_keys": ["cell_type"]}
     scgim.model.GIM.setup_anndata(train, dosage_key=None, drug_embedding_key=None, size_factor_key="size_factor", **key)
     model = scgim.model.GIM(train)
     start = time.process_time()
@@ -90,6 +92,15 @@ def predicted_shift(model: scgim.model.GIM, cell_type: str, seed: int) -> np.nda
         return log_mean(model.predict([DRUG], **options)) - log_mean(model.predict_combination({}, **options))
 
 
+def shift_of_unseen(model: scgim.model.GIM, controls: AnnData, seed: int) -> np.ndarray:
+    """The same in cells of which only controls are given, against these."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return log_mean(model.predict([DRUG], n_samples=N_CELLS, control_adata=controls, seed=seed)) - log_mean(
+            controls
+        )
+
+
 def left_out(adata: AnnData, seed: int, max_epochs: int | None, types: list[str]) -> pd.DataFrame:
     """Errors for each type that was not treated, by method."""
     observed = {name: observed_shift(adata, name) for name in adata.obs["cell_type"].unique()}
@@ -101,6 +112,9 @@ def left_out(adata: AnnData, seed: int, max_epochs: int | None, types: list[str]
         for method in (SHARED, LEVELS):
             model, seconds = fit(adata[~treated].copy(), method, seed, max_epochs)
             predicted[method] = predicted_shift(model, name, seed)
+        own = adata.obs["cell_type"] == name
+        unseen, _ = fit(adata[~own].copy(), UNSEEN, seed, max_epochs)
+        predicted[UNSEEN] = shift_of_unseen(unseen, adata[own & ~treated].copy(), seed)
         rows += [
             {"method": method, "type": name, "seed": seed, "error": float(((shift - observed[name]) ** 2).mean())}
             for method, shift in predicted.items()

@@ -148,3 +148,30 @@ def test_settings_are_chosen_by_levels_left_out():
     known = torch.tensor([[True, True, True, False]])
     error = [(t.carried(heights, known) - heights)[0, 3].square().mean() for t in (chosen, replace(between, power=0.0))]
     assert error[0] < 0.3 * error[1]
+
+
+def test_where_levels_differ_at_random_fold_changes_are_carried_as_they_are():
+    """Of many settings the best of a few levels is best by chance; it is taken only where levels agree that it is."""
+    is_plain = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        mean = torch.as_tensor(np.exp(rng.normal(0, 1, 60) + rng.normal(0, 0.3, (4, 60))))
+        heights = torch.as_tensor(rng.normal(0, 1, 60) + rng.normal(0, 0.7, (4, 60)))[None]
+        chosen = Transfer.between(mean, counts=True).chosen(heights, torch.full_like(heights, 100.0))
+        is_plain.append(chosen.power == 0 and chosen.share == 0)
+    assert np.mean(is_plain) > 0.75
+
+
+def test_what_the_network_makes_of_effects_is_taken_where_it_predicts_levels_left_out():
+    """Changes differ between levels in a way that only the network knows."""
+    rng = np.random.default_rng(0)
+    mean = torch.as_tensor(np.exp(rng.normal(0, 1, 60) + rng.normal(0, 0.3, (4, 60))))
+    heights = torch.as_tensor(rng.normal(0, 1, 60) + rng.normal(0, 0.7, (4, 60)))[None]
+    information = torch.full_like(heights, 100.0)
+    noise = torch.as_tensor(rng.normal(0, 0.1, (1, 4, 60)))
+    right = Transfer.between(mean, counts=True).chosen(heights, information, through=heights + noise)
+    wrong = Transfer.between(mean, counts=True).chosen(heights, information, through=-heights)
+    assert (right.network, wrong.network) == (1.0, 0.0)
+    assert right.error < 0.1 * wrong.error
+    torch.testing.assert_close(right.mixed(0 * heights, heights), heights)
+    assert right.with_settings(wrong.settings).network == 0

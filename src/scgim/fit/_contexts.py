@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from scgim.fit._baselines import HALF_A_COUNT, draw_effects
-from scgim.fit._shrinkage import drawn_between
+from scgim.fit._shrinkage import drawn_between, shrunken
 from scgim.fit._statistics import to_device
 from scgim.module._matching import log_typical, match_means, means_of
 from scgim.nn._likelihood import parent_features
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # Drawn in all, unless contexts are many, and at a time: for time and memory
 _N_VALUES, _BLOCK_VALUES = 40_000_000, 8_000_000
 _N_CELLS = (20, 400)  # of a context, at least and at most: conventions
+_MIN_VAR = 1e-6  # of an error: guard of a quotient
 _MIN_DRAWN, _MAX_CONTROLS = 4000, 4000  # of control cells: conventions
 
 
@@ -73,7 +74,32 @@ def match_contexts(module: GIMModule, loader: BatchLoader) -> Drift:
         for part, value in zip(found, _match_observed(module, loader, list(cells), n, controls), strict=True):
             part[list(codes)] = value
     added, error_var, *means = found
-    return Drift(added, error_var, Means(*means))
+    drift = Drift(added, error_var, Means(*means))
+    return _shared_by_levels(module, drift) if module.knowledge.levels_agree else drift
+
+
+def _shared_by_levels(module: GIMModule, drift: Drift) -> Drift:
+    """Drift of levels whose effects are the same: they share it, but for what they differ in beyond their errors."""
+    known = module.knowledge
+    rows = torch.nonzero(module.treated.cpu() & (drift.means.error.amin(1) < torch.inf))[:, 0]
+    where = torch.stack([known.group.cpu().double(), known.context_log_dosage().cpu()], 1)[rows]
+    _, pair, n_levels = torch.unique(where, dim=0, return_inverse=True, return_counts=True)
+    weight = 1 / drift.error_var[rows].clamp_min(_MIN_VAR)
+
+    def total(values: Tensor) -> Tensor:
+        return values.new_zeros(len(n_levels), values.shape[1]).index_add_(0, pair, values)[pair]
+
+    common = total(weight * drift.added[rows]) / total(weight)
+    # a level is part of the mean that it is compared with
+    noise = (1 / weight - 1 / total(weight)).clamp_min(_MIN_VAR)
+    several = n_levels[pair] > 1
+    own = drift.added[rows] - common
+    moved = torch.zeros_like(own)
+    moved[several] = shrunken(own[several], noise[several]) - own[several]
+    added, log_mean = drift.added.clone(), drift.means.log_mean.clone()
+    added[rows] += moved
+    log_mean[rows] += moved
+    return Drift(added, drift.error_var, Means(log_mean, drift.means.error))
 
 
 def cells_each(n_genes: int, n_contexts: int) -> int:

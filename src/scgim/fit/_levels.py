@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from scgim.fit._baselines import HALF_A_COUNT
 from scgim.fit._contexts import cells_each
 from scgim.fit._statistics import to_device
+from scgim.interventions._levels import completed
 from scgim.module._matching import match_means
 
 if TYPE_CHECKING:
@@ -16,8 +18,11 @@ if TYPE_CHECKING:
 
     from scgim.fit._contexts import Drift
     from scgim.interventions._interventions import Interventions
+    from scgim.interventions._transfer import Transfer
     from scgim.module import GIMModule
     from scgim.train import BatchLoader
+
+_MAX_JUDGED = 50  # drugs and doses by which it is chosen how effects are carried: for time
 
 
 @torch.no_grad()
@@ -38,7 +43,9 @@ def carry_to_levels(module: GIMModule, loader: BatchLoader, drift: Drift | None)
         known.complete_levels(transfer)
         return
     context, heights, information = _changes(module, drift)
-    transfer = transfer.chosen(heights, information)
+    some = torch.randperm(len(context), generator=torch.Generator().manual_seed(0))[:_MAX_JUDGED].sort().values
+    through = _through_network(module, loader, context[some], transfer)
+    transfer = transfer.chosen(heights[some], information[some], through=through)
     known.note_transfer(transfer)
     known.complete_levels(transfer)
     measured = context >= 0
@@ -46,13 +53,72 @@ def carry_to_levels(module: GIMModule, loader: BatchLoader, drift: Drift | None)
     n = cells_each(heights.shape[2], int((~measured).sum()))
     found, asked = known.interventions(), torch.nonzero(~measured)
     arms = known.group.cpu()[context.amax(1)], known.context_log_dosage().cpu()[context.amax(1)]
-    added = [
-        _match_carried(module, loader, n, found.rows(arms[0][q : q + 1]), arms[1][q], int(level), carried[q, level])
-        for q, level in asked
-    ]
+    added = []
+    for q, level in asked.tolist():
+        cells = _Controls.of(module, loader, level, n)
+        effects = cells.effects(found.rows(arms[0][q : q + 1]), arms[1][q])
+        change = carried[q, level]
+        if transfer.network:
+            change = transfer.mixed(change, cells.log_means(module, effects) - cells.log_means(module))
+        added.append(_match_carried(module, cells, effects, change))
     if added:
         q, level = asked.T
         known.add_background(torch.stack(added), arms[0][q], level, arms[1][q])
+
+
+class _Controls(NamedTuple):
+    """Covariates and size factors of control cells of a level, what is added to their means, (1, 1), and a generator for what is drawn."""
+
+    level: int
+    cells: dict[str, Tensor]
+    enough: Tensor
+    rng: torch.Generator
+
+    @staticmethod
+    def of(module: GIMModule, loader: BatchLoader, level: int, n: int) -> _Controls:
+        """Some n of them, drawn anew."""
+        context = loader.context.cpu()
+        controls = torch.nonzero((~module.treated & (module.knowledge.level == level)).cpu()[context])[:, 0]
+        rng = torch.Generator().manual_seed(0)
+        rows = controls[torch.randint(len(controls), (n,), generator=rng)]
+        enough = torch.tensor([[HALF_A_COUNT / len(controls)]], dtype=torch.float64)
+        return _Controls(level, to_device(loader.take(rows), module.device), enough, rng)
+
+    @property
+    def context(self) -> Tensor:
+        """Which context each cell is of: there is one."""
+        return torch.zeros(len(self.cells["log_size"]), dtype=torch.long)
+
+    def effects(self, drug: Interventions, log_dosage: Tensor) -> tuple[Tensor, Tensor]:
+        """Effects and targets of a drug at a dose in each cell, both (n, d)."""
+        shift, targets = drug.at_level(self.level).sample(log_dosage[None], len(self.context), self.rng)
+        return shift[0].float(), targets[0]
+
+    def log_means(self, module: GIMModule, effects: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Log means of drawn cells that have effects, None for controls, (d,)."""
+        if effects is None:
+            nothing = torch.zeros(len(self.context), len(module.centre))
+            effects = nothing, nothing.bool()
+        return match_means(module, self.cells, self.context, effects, lambda drawn, _, __: drawn, self.enough)[1][0]
+
+
+def _through_network(module: GIMModule, loader: BatchLoader, context: Tensor, transfer: Transfer) -> Tensor:
+    """What the network makes of each drug and dose (Q, L) in each level of the mean effects of the others: change of log means, (Q, L, d)."""
+    known, found = module.knowledge, module.knowledge.interventions()
+    group, log_dosage = known.group.cpu()[context.amax(1)], known.context_log_dosage().cpu()[context.amax(1)]
+    of_drugs: Tensor = found.levels.known  # type: ignore[union-attr]
+    mean = replace(transfer, power=0.0, share=0.0)
+    n, n_levels = cells_each(len(module.centre), context.numel()), context.shape[1]
+    out = torch.zeros(*context.shape, len(module.centre), dtype=torch.float64)
+    for level in range(n_levels):
+        others = of_drugs & (torch.arange(n_levels) != level)
+        own = replace(found, levels=completed(found.levels, found, mean, others))  # type: ignore[arg-type]
+        cells = _Controls.of(module, loader, level, n)
+        control = cells.log_means(module)
+        for q in torch.nonzero(context[:, level] >= 0)[:, 0].tolist():
+            effects = cells.effects(own.rows(group[q : q + 1]), log_dosage[q])
+            out[q, level] = cells.log_means(module, effects) - control
+    return out
 
 
 def _changes(module: GIMModule, drift: Drift) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,24 +138,8 @@ def _changes(module: GIMModule, drift: Drift) -> tuple[Tensor, Tensor, Tensor]:
     return context, torch.where((context >= 0)[..., None], heights, 0.0), information
 
 
-def _match_carried(
-    module: GIMModule,
-    loader: BatchLoader,
-    n: int,
-    drug: Interventions,
-    log_dosage: Tensor,
-    level: int,
-    change: Tensor,
-) -> Tensor:
-    """What a drug needs at a dose in a level, beside its effects, so that means change as they should by `change` (d,); shape (d,)."""
-    known = module.knowledge
-    context = loader.context.cpu()
-    controls = torch.nonzero((~module.treated & (known.level == level)).cpu()[context])[:, 0]
-    rng = torch.Generator().manual_seed(0)
-    rows = controls[torch.randint(len(controls), (n,), generator=rng)]
-    cells = to_device(loader.take(rows), module.device)
-    shift, targets = drug.at_level(level).sample(log_dosage[None], n, rng)
-    enough = torch.tensor([[HALF_A_COUNT / len(controls)]], dtype=torch.float64)
-    goal = torch.log(known.level_mean[level].cpu() * change.exp() + enough)  # (1, d)
-    effects, context = (shift[0].float(), targets[0]), torch.zeros(n, dtype=torch.long)
-    return match_means(module, cells, context, effects, lambda _, genes, __: goal[:, genes], enough)[0][0]
+def _match_carried(module: GIMModule, controls: _Controls, effects: tuple[Tensor, Tensor], change: Tensor) -> Tensor:
+    """What cells with effects need beside, so that means change as they should by `change` (d,); shape (d,)."""
+    goal = torch.log(module.knowledge.level_mean[controls.level].cpu() * change.exp() + controls.enough)  # (1, d)
+    wanted = lambda _, genes, __: goal[:, genes]
+    return match_means(module, controls.cells, controls.context, effects, wanted, controls.enough)[0][0]

@@ -202,12 +202,18 @@ def completed(levels: LevelEffects, found: Interventions, transfer: Transfer, kn
     )
 
 
-def of_new_drugs(found: Interventions, deviation: Tensor | None, transfer: Transfer, measured: Tensor) -> LevelEffects:
+def of_new_drugs(
+    found: Interventions, activity: Tensor | None, deviation: Tensor | None, transfer: Transfer, measured: Tensor
+) -> LevelEffects:
     """What drugs that are known by their features do in each level.
 
-    In those that were `measured` (L,) the same, but for a `deviation` of the background (Q, l, m, d), l being the measured ones and more.
+    In those that were `measured` (L,) the same, but for the share of it that they have there (`activity`, (Q, L)), and a `deviation` of the
+    background (Q, l, m, d), l being the measured ones and more.
     """
     alike = LevelEffects.alike(found, len(measured))
+    if activity is not None:
+        probs, background = alike.target_probs * activity[..., None], alike.background * activity[..., None, None]
+        alike = replace(alike, target_probs=probs, background=background)
     if deviation is not None:
         background = alike.background.clone()
         background[:, : deviation.shape[1]] += deviation

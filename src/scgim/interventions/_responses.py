@@ -66,14 +66,28 @@ class Settings:
 
 @dataclass(frozen=True)
 class Contexts:
-    """Drug codes (K,), log dosages (K,) and standardised features (K, p) of contexts; -1 for a drug that was not measured."""
+    """Drug codes (K,), log dosages (K,) and standardised features (K, p) of contexts; -1 for a drug that was not measured.
+
+    `activity` (K,) is the share of its effect that the drug has in the level of each; None for all.
+    """
 
     drug: Tensor
     log_dosage: Tensor
     features: Tensor
+    activity: Tensor | None = None
 
     def rows(self, index: Tensor) -> Contexts:
-        return Contexts(self.drug[index], self.log_dosage[index], self.features[index])
+        activity = None if self.activity is None else self.activity[index]
+        return Contexts(self.drug[index], self.log_dosage[index], self.features[index], activity)
+
+    @property
+    def scale(self) -> Tensor:
+        """What responses are multiplied by, (K,)."""
+        return torch.ones_like(self.log_dosage) if self.activity is None else self.activity
+
+    def usual(self, responses: Tensor) -> Tensor:
+        """Mean of the responses (K, d) of drugs that are active, (d,)."""
+        return (self.scale @ responses) / self.scale.square().sum().clamp_min(_TINY)
 
 
 class ResponseSurface:
@@ -96,13 +110,14 @@ class ResponseSurface:
             rows = _sample(len(responses), _MAX_FITTED)
             responses, contexts = responses[rows], contexts.rows(rows)
         self.contexts, self.kernel, self.settings = contexts, kernel, settings
-        self.centre = responses.mean(0)
+        self.centre = contexts.usual(responses)
         own = covariance(contexts, contexts, kernel, settings) + torch.eye(len(responses), dtype=torch.float64)
-        self.dual = torch.cholesky_solve(responses - self.centre, torch.linalg.cholesky(own))
+        self.dual = torch.cholesky_solve(responses - contexts.scale[:, None] * self.centre, torch.linalg.cholesky(own))
 
     def __call__(self, contexts: Contexts) -> Tensor:
         """Expected responses at contexts, shape (Q, d)."""
-        return covariance(contexts, self.contexts, self.kernel, self.settings) @ self.dual + self.centre
+        told = covariance(contexts, self.contexts, self.kernel, self.settings) @ self.dual
+        return told + contexts.scale[:, None] * self.centre
 
 
 def covariance(a: Contexts, b: Contexts, kernel: DrugKernel | None, settings: Settings) -> Tensor:
@@ -112,7 +127,8 @@ def covariance(a: Contexts, b: Contexts, kernel: DrugKernel | None, settings: Se
     if settings.features and kernel is not None:
         drug = drug + settings.features * _feature_kernel(a.features, b.features, kernel, settings.width)
     along = torch.exp(-distance / (2 * settings.length**2))
-    return _LEVEL + _COMMON * torch.exp(-distance / (2 * _COMMON_LENGTH**2)) + settings.variance * drug * along
+    active = _LEVEL + _COMMON * torch.exp(-distance / (2 * _COMMON_LENGTH**2)) + settings.variance * drug * along
+    return a.scale[:, None] * active * b.scale
 
 
 def _feature_kernel(a: Tensor, b: Tensor, kernel: DrugKernel, width: float) -> Tensor:
@@ -130,7 +146,7 @@ def left_out(
     """Prediction of each context from those with another label in `by` (K,), in closed form, shape (K, d)."""
     own = covariance(contexts, contexts, kernel, settings) + torch.eye(len(responses), dtype=torch.float64)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(own))
-    dual = inverse @ (responses - responses.mean(0))
+    dual = inverse @ (responses - contexts.scale[:, None] * contexts.usual(responses))
     errors = torch.empty_like(dual)
     for rows in groups_of(by):
         errors[rows] = torch.linalg.solve(inverse[rows][:, rows], dual[rows])

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from scgim.interventions._activity import LevelActivity
 from scgim.interventions._curves import groups_of, on_grid
 from scgim.interventions._generator import DrugKernel, FeatureGenerator
 from scgim.interventions._level_parts import LevelParts
@@ -176,22 +177,39 @@ class DrugGenerator:
         log_dosages: tuple[float, float],
         responses: Responses,
     ):
-        self.sparse = FeatureGenerator(features, interventions, shapes, log_dosages)
+        levels = interventions.levels
+        self.activity = None if levels is None else LevelActivity(features, levels)
+        active = interventions if self.activity is None else self.activity.where_active(interventions)
+        self.sparse = FeatureGenerator(features, active, shapes, log_dosages)
         self.responses = responses
         self.left_out = self.sparse.left_out()
         kernel, group = self.sparse.kernel, responses.group
-        contexts = Contexts(group, responses.log_dosage, kernel.features[group])
+        own = told = torch.ones_like(
+            responses.log_dosage
+        )  # activity in the level of each context, as measured and by features
+        if self.activity is not None and responses.level is not None:
+            own, told = (a[group, responses.level] for a in (self.activity.measured, self.activity.left_out))
+        contexts = Contexts(group, responses.log_dosage, kernel.features[group], own)
         totals = responses.effects @ responses.carry
-        judge = partial(choose_settings, totals, contexts, kernel, group, responses.loss)
+
+        def loss(predicted: Tensor, rows: Tensor) -> Tensor:
+            return responses.loss((told / own)[rows, None] * predicted, rows)
+
+        judge = partial(choose_settings, totals, contexts, kernel, group, loss)
         plain, featured = judge(features=False), judge()
-        parts = [left_out(responses.effects, contexts, kernel, s, group) for s in (plain, featured)]
-        parts.insert(1, self.left_out.rows(group).direct(responses.log_dosage))
+        dense = [left_out(responses.effects, contexts, kernel, s, group) / own[:, None] for s in (plain, featured)]
+        parts = [dense[0], self.left_out.rows(group).direct(responses.log_dosage), dense[1]]
+        parts = [told[:, None] * part for part in parts]
         mean, sparse, dense = (part @ responses.carry for part in parts)
         self.of_sparse, self.of_dense = _shares(mean, sparse, dense, responses)
         shares = (1 - self.of_sparse - self.of_dense, self.of_sparse, self.of_dense)
         effects = sum(share * part for share, part in zip(shares, parts, strict=True))
         best = effects @ responses.carry
-        self.levels = None if responses.level is None else LevelParts(responses, effects, contexts, kernel)
+        self.levels = (
+            None
+            if responses.level is None
+            else LevelParts(responses, effects, replace(contexts, activity=None), kernel)
+        )
         loss, usual, nothing = (responses.loss(predicted).mean() for predicted in (best, mean, 0 * best))
         self.error, self.error_of_mean = loss / nothing.clamp_min(_TINY), usual / nothing.clamp_min(_TINY)
         self.fitted = interventions.rows_at(group, None).mean(responses.log_dosage)
@@ -225,6 +243,10 @@ class DrugGenerator:
     def variance_of_totals(self, found: Interventions, log_dosage: Tensor) -> Tensor:
         """Variance of the changes of all genes, to first order, that doubt of direct effects at some log dosages (Q,) brings, summed over genes, (Q,)."""
         return (found.sd(log_dosage).square() @ self.responses.carry.square()).sum(1)
+
+    def activity_in_levels(self, features: Tensor) -> Tensor | None:
+        """Share of their effects that drugs with the given features (Q, p) have in each level, (Q, L); None without levels."""
+        return None if self.activity is None else self.activity(features)
 
     def error_of_effects(self) -> Tensor:
         """Root mean square error of the effects of drugs left out, given the parents, shape (d,)."""

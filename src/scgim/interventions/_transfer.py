@@ -7,7 +7,9 @@ already, so that effects are carried on the scale of a power of the mean, betwee
 
 with the mean :math:`\mu_l` of control cells. And levels that are alike answer alike: r is a Gaussian process over levels, of a common
 part and a radial kernel of the distance of their control profiles. Power, variance and length of the kernel are chosen by leaving
-measured levels out, where there are two.
+measured levels out, where there are two. Levels are few, so that the best of many settings is best by chance: unless it takes more off
+the error than levels differ in this by chance, log fold changes are carried as they are, as the mean of the levels. So may the direct effects
+be instead, and the network in the other level says what becomes of them; the better of the two, or half of each, is taken.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from torch import Tensor
 
 # What is chosen from, coarse steps: conventions. Lengths are in the mean squared distance of two levels.
 _POWERS, _SHARES, _LENGTHS = (0.0, 0.25, 0.5), (0.0, 0.3, 1.0, 3.0), (0.5, 1.0, 4.0)
+_NETWORK = (0.0, 0.5, 1.0)
 _MIN_LEVELS = 2  # of which one is left out
 _NUGGET = 0.05  # variance, in units of that of the common part, of what is of one level alone: convention
 _LITTLE, _LITTLE_IN_PROFILES = 0.02, 0.05  # counts added to means, so that genes that are never seen have a logarithm
@@ -47,6 +50,8 @@ class Transfer:
         Length of its kernel.
     error
         Mean squared error of heights in levels left out, beyond the error of what they are compared with.
+    network
+        Share of what the network says of mean direct effects, in place of the changes of other levels.
     """
 
     mean: Tensor | None
@@ -55,6 +60,17 @@ class Transfer:
     share: float = 0.3
     length: float = 1.0
     error: float = 0.0
+    network: float = 0.0
+
+    @property
+    def settings(self) -> list[float]:
+        """What was chosen, in the order of :meth:`with_settings`."""
+        return [self.power, self.share, self.length, self.error, self.network]
+
+    def with_settings(self, settings: list[float]) -> Transfer:
+        """These levels, with settings as :attr:`settings` lists them."""
+        power, share, length, error, network = settings
+        return replace(self, power=power, share=share, length=length, error=error, network=network)
 
     @staticmethod
     def between(mean: Tensor, *, counts: bool, told: Tensor | None = None, n_usual: int | None = None) -> Transfer:
@@ -69,10 +85,6 @@ class Transfer:
         n = len(mean) if n_usual is None else n_usual
         usual = distance[:n, :n].sum() / max(1, n * (n - 1))
         return Transfer(mean if counts else None, distance / usual.clamp_min(_TINY))
-
-    def settings_of(self, other: Transfer) -> Transfer:
-        """These levels, with the settings of another."""
-        return replace(self, power=other.power, share=other.share, length=other.length, error=other.error)
 
     def weights(self, known: Tensor) -> Tensor:
         """Weights of the levels that are `known` (L,) in the prediction of each, (L, L); rows are predicted levels."""
@@ -91,6 +103,10 @@ class Transfer:
                 out[drugs] = torch.einsum("lk,qkd->qld", self.weights(pattern), r[drugs])
         return self._to_height(out)
 
+    def mixed(self, carried: Tensor, through: Tensor) -> Tensor:
+        """Changes that are carried, and what the network makes of direct effects, each by its share."""
+        return carried + self.network * (through - carried)
+
     def _to_power(self, heights: Tensor) -> Tensor:
         if self.mean is None:
             return heights
@@ -107,7 +123,9 @@ class Transfer:
     def _power(self, mean: Tensor) -> Tensor:
         return (mean + _LITTLE).log() if not self.power else ((mean + _LITTLE) ** self.power - 1) / self.power
 
-    def chosen(self, heights: Tensor, information: Tensor, weight: Tensor | None = None) -> Transfer:
+    def chosen(
+        self, heights: Tensor, information: Tensor, weight: Tensor | None = None, through: Tensor | None = None
+    ) -> Transfer:
         """Settings under which levels left out are predicted best.
 
         Parameters
@@ -116,39 +134,60 @@ class Transfer:
             Changes of log means in each level, or direct effects, and their precision, 0 where nothing is known, (Q, L, d).
         weight
             How much each gene counts, (Q, d); None for all alike.
+        through
+            What the network makes of the mean direct effects of the other levels, (Q, L, d); None where it has no part.
         """
         known = information.amax(2) > _MIN_INFORMATION
         several = known.sum(1) >= _MIN_LEVELS
         if not several.any():
             return self
         heights, information, known = heights[several], information[several], known[several]
+        through = None if through is None else through[several]
         error = 1 / information.clamp_min(_MIN_INFORMATION)
         usual = float((heights.square() - error)[known].mean().clamp_min(_TINY))
         told = usual / (usual + error)
         told = told if weight is None else told * weight[several][:, None]
-        trials = [replace(self, power=p, share=s, length=n) for p, s, n in self._choices()]
-        return min((trial._judged(heights, error, known, told, usual) for trial in trials), key=lambda t: t[0])[1]
+        plain = replace(self, power=0.0, share=0.0, network=0.0)
+        trials = [replace(plain, network=a) for a in (_NETWORK if through is not None else _NETWORK[:1])]
+        n_simple = len(trials)
+        trials += [replace(plain, power=p, share=s, length=n) for p, s, n in self._choices()]
+        judged = [trial._judged(heights, error, known, told, usual, through) for trial in trials]
+        # in logarithms, so that no level counts for more than others
+        log_loss = torch.stack([loss for loss, _ in judged]).clamp_min(_TINY).log()  # (trials, levels)
+        simple = int(log_loss[:n_simple].mean(1).argmin())
+        gain = log_loss[simple] - log_loss
+        best = int(gain.mean(1).argmax())
+        is_clear = gain[best].mean() > gain[best].std() / gain.shape[1] ** 0.5
+        return judged[best if is_clear else simple][1]
 
     def _choices(self) -> product:
         return product(_POWERS if self.mean is not None else (0.0,), _SHARES, _LENGTHS)
 
     def _judged(
-        self, heights: Tensor, error: Tensor, known: Tensor, weight: Tensor, usual: float
-    ) -> tuple[float, Transfer]:
-        """Squared error of levels left out, of log1p of means for counts, and these settings with the error of heights."""
-        loss = missed = total = 0.0
-        for level in range(heights.shape[1]):
+        self,
+        heights: Tensor,
+        error: Tensor,
+        known: Tensor,
+        weight: Tensor,
+        usual: float,
+        through: Tensor | None,
+    ) -> tuple[Tensor, Transfer]:
+        """Squared error of each level left out, of log1p of means for counts, and these settings with the error of heights."""
+        loss, missed, total = [], 0.0, 0.0
+        for level in torch.nonzero(known.any(0))[:, 0].tolist():
             drugs, others = known[:, level], known.clone()
             others[:, level] = False
             predicted = self.carried(heights, others)[drugs, level]
+            if through is not None:
+                predicted = self.mixed(predicted, through[drugs, level])
             observed, w = heights[drugs, level], weight[drugs, level]
             off = (predicted - observed).square()
             missed += float((w * (off - error[drugs, level]).clamp_max(usual)).sum())  # no worse than not to know
             total += float(w.sum())
             if self.mean is not None:
                 off = (self._log1p(predicted, level) - self._log1p(observed, level)).square()
-            loss += float((w * off).sum())
-        return loss, replace(self, error=max(0.0, missed / max(total, _TINY)))
+            loss.append((w * off).sum())
+        return torch.stack(loss), replace(self, error=max(0.0, missed / max(total, _TINY)))
 
     def _log1p(self, heights: Tensor, level: int) -> Tensor:
         return torch.log1p(self.mean[level] * heights.clamp(-_MAX_CHANGE, _MAX_CHANGE).exp())  # type: ignore[index]

@@ -193,15 +193,17 @@ class GIMModule(PyroBaseModuleClass):
         """Generator fitted to what is known of the measured perturbations; arguments as for :meth:`measured`."""
         return DrugGenerator(*self.measured(features, codes), self.responses().of(codes))
 
-    def in_levels(self, found: Interventions, deviation: Tensor | None) -> Interventions:
+    def in_levels(self, found: Interventions, activity: Tensor | None, deviation: Tensor | None) -> Interventions:
         """Interventions of drugs that are known by their features, in each level of the effect modifier if there is one.
 
-        `deviation` (Q, L, m, d) is what they do in levels beside what they do in all.
+        `activity` (Q, L) is the share of their effects that they have in each, and `deviation` (Q, L, m, d) what they do beside.
         """
         if not self.knowledge.n_levels:
             return found
         transfer = self.knowledge.transfer(counts=self.likelihood != "normal")
-        return replace(found, levels=of_new_drugs(found, deviation, transfer, self.knowledge.measured_levels()))
+        return replace(
+            found, levels=of_new_drugs(found, activity, deviation, transfer, self.knowledge.measured_levels())
+        )
 
     @staticmethod
     def _get_fn_args_from_batch(tensors: dict[str, Tensor]) -> tuple[tuple, dict]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +18,6 @@ from scgim.interventions._transfer import Transfer
 if TYPE_CHECKING:
     import numpy as np
 
-_TRANSFER = (0.25, 0.3, 1.0, 0.0)  # power, share, length and error, until they are fitted
 _UNFITTED_PRIOR = (0.05, 1.0, 1e-3)  # until the search has fitted it, so that it enters nothing
 
 
@@ -81,7 +79,8 @@ class Knowledge(nn.Module):
                 own = (len(self.grid),) if name == "background" else ()
                 self.register_buffer(f"level_{name}", torch.zeros(u, self.n_levels, *own, d, dtype=torch.float64))
             self.register_buffer("level_mean", torch.zeros(self.n_levels, d, dtype=torch.float64))
-            self.register_buffer("transfer_settings", torch.tensor(_TRANSFER, dtype=torch.float64))
+            usual = Transfer.between(self.level_mean, counts=True).settings  # until they are fitted
+            self.register_buffer("transfer_settings", torch.tensor(usual, dtype=torch.float64))
         # which contexts are of several drugs; the model knows it from its registry, also where it is loaded
         pairs = torch.zeros(0, 2, dtype=torch.long) if members is None else members
         self.register_buffer("members", pairs, persistent=False)
@@ -134,15 +133,18 @@ class Knowledge(nn.Module):
 
     def transfer(self, *, counts: bool) -> Transfer:
         """How effects are carried to levels of the effect modifier in which a drug was not measured."""
-        power, share, length, error = self.transfer_settings.tolist()
-        between = Transfer.between(self.level_mean.cpu(), counts=counts)
-        return replace(between, power=power, share=share, length=length, error=error)
+        return Transfer.between(self.level_mean.cpu(), counts=counts).with_settings(self.transfer_settings.tolist())
 
     def transfer_to(self, mean: Tensor, told: Tensor, *, counts: bool) -> Transfer:
         """The same with one more level, the last, whose controls have a mean (d,), of which some genes are `told`, boolean (d,)."""
         means = torch.cat([self.level_mean.cpu(), mean[None]])
         with_it = Transfer.between(means, counts=counts, told=told, n_usual=self.n_levels)
-        return with_it.settings_of(self.transfer(counts=counts))
+        return with_it.with_settings(self.transfer_settings.tolist())
+
+    @property
+    def levels_agree(self) -> bool:
+        """Whether there are levels of an effect modifier, in which direct effects were found to be the same."""
+        return self.n_levels > 0 and bool((self.level_emax == self.emax[:, None]).all())
 
     def measured_levels(self) -> Tensor:
         """Levels in which any drug was measured, boolean (L,)."""
@@ -264,8 +266,7 @@ class Knowledge(nn.Module):
     @torch.no_grad()
     def note_transfer(self, transfer: Transfer) -> None:
         """Keep how effects are carried between levels."""
-        settings = [transfer.power, transfer.share, transfer.length, transfer.error]
-        self.transfer_settings.copy_(torch.tensor(settings, dtype=torch.float64))
+        self.transfer_settings.copy_(torch.tensor(transfer.settings, dtype=torch.float64))
 
     @torch.no_grad()
     def note_interventions(self, perturbations: Tensor, found: Interventions) -> None:

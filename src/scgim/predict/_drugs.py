@@ -191,7 +191,8 @@ class Drugs:
         if (code >= 0).all():
             return measured.rows(torch.as_tensor(code))
         asked = torch.as_tensor(features.to_numpy(dtype=np.float64)[code < 0])
-        new = self.module.in_levels(self.generator(asked), self.generator.of_levels(asked))
+        generator = self.generator
+        new = self.module.in_levels(generator(asked), generator.activity_in_levels(asked), generator.of_levels(asked))
         position = np.where(code >= 0, code, len(self.names) + np.cumsum(code < 0) - 1)
         return Interventions.stack([measured, new]).rows(torch.as_tensor(position))
 

@@ -191,7 +191,10 @@ def carried(controls: Controls, settled: Sampler, arms: Arms, change: Tensor) ->
             continue
         arm = own.take(range(a, a + 1))
         shift, targets = arm.sample(n, torch.Generator().manual_seed(1), torch.zeros(1, n, dtype=torch.long))
-        background[rows[0]] += match(settled.module, cells, shift[0], targets[0], controls.level + wanted[a])
+        change = wanted[a]
+        if transfer.network:
+            change = transfer.mixed(change, _level(settled, shift[0], targets[0], None) - controls.level)
+        background[rows[0]] += match(settled.module, cells, shift[0], targets[0], controls.level + change)
     return replace(own, interventions=replace(own.interventions, background=background))
 
 
