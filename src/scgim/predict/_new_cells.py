@@ -184,7 +184,7 @@ def carried(controls: Controls, settled: Sampler, arms: Arms, change: Tensor) ->
     wanted = transfer.carried(_with_last(change), _with_last(of_arms))[:, -1]
     background = own.interventions.background.clone()
     n = enough_samples(len(own) * background.shape[2], *_N_CELLS)
-    cells = settled.backdrop(n, torch.Generator().manual_seed(0))
+    cells, means = settled.backdrop(n, torch.Generator().manual_seed(0)), settled.coupled_means(n, 0, None)
     for a in range(len(own)):
         rows = torch.nonzero(own.arm == a)[:, 0]
         if not len(rows):
@@ -193,7 +193,7 @@ def carried(controls: Controls, settled: Sampler, arms: Arms, change: Tensor) ->
         shift, targets = arm.sample(n, torch.Generator().manual_seed(1), torch.zeros(1, n, dtype=torch.long))
         change = wanted[a]
         if transfer.network:
-            change = transfer.mixed(change, _level(settled, shift[0], targets[0], None) - controls.level)
+            change = transfer.mixed(change, _level(settled, means(shift[0], targets[0])) - controls.level)
         background[rows[0]] += match(settled.module, cells, shift[0], targets[0], controls.level + change)
     return replace(own, interventions=replace(own.interventions, background=background))
 
