@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from scgim.module._matching import MAX_STEP, CellsToDraw, down_the_network, log_typical
-from scgim.nn._likelihood import parent_features
+from scgim.module._matching import MAX_STEP, CellsToDraw, down_the_network
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,15 +31,14 @@ def match_baselines(module: GIMModule, loader: BatchLoader) -> None:
     """Find the baselines, for counts, whose mechanisms are not linear in them.
 
     Drawn control cells get the means of the observed ones. With few of these, drawn cells of all contexts but combinations, whose effects
-    need not add up, get those of the training cells: means of log1p, since a few huge counts under a drug would be made up for in all cells.
+    need not add up, get those of the training cells.
     """
     module.baseline_offset.zero_()
     if module.likelihood == "normal":
         return
     every = loader.context.cpu()
     rows = torch.nonzero(~module.treated.cpu()[every])[:, 0]
-    few = len(rows) < _FEW_CONTROLS
-    if few:
+    if len(rows) < _FEW_CONTROLS:
         rows = torch.nonzero(~torch.isin(every, module.knowledge.combined))[:, 0]
     order = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
     n = min(_N_CELLS, _N_VALUES // len(module.centre))
@@ -48,19 +46,13 @@ def match_baselines(module: GIMModule, loader: BatchLoader) -> None:
     x, context, covariates, log_size = (cells[k].to(module.device) for k in ("x", "context", "covariates", "log_size"))
     enough = HALF_A_COUNT / min(len(rows), n)  # so that a gene without counts is not driven to nothing
     depth = log_size.exp().double().sum()
-
-    def log_level(values: Tensor, features: Tensor) -> Tensor:
-        if few:
-            return log_typical(features.double().mean(0), enough)
-        return torch.log(values.double().sum(0) / depth + enough)
-
-    observed = log_level(x, parent_features(x, log_size, module.likelihood))
+    observed = torch.log(x.double().sum(0) / depth + enough)
     error = x.double().std(0) / (x.double().mean(0) + enough) / min(len(rows), n) ** 0.5
     tolerance = (_N_ERRORS * error).clamp_max(_TOLERANCE)
     shift, targets = draw_effects(module, context.cpu())
 
-    def move(_: int, genes: Tensor, mean: Tensor, features: Tensor) -> bool:
-        step = observed[genes] - log_level(mean, features)
+    def move(_: int, genes: Tensor, mean: Tensor, __: Tensor) -> bool:
+        step = observed[genes] - torch.log(mean.double().sum(0) / depth + enough)
         step = step - step.clamp(-tolerance[genes], tolerance[genes])
         module.baseline_offset[genes] += step.clamp(-MAX_STEP, MAX_STEP).to(module.baseline_offset)
         return bool(step.any())
