@@ -58,21 +58,18 @@ def test_perturbation_held_out_as_a_whole_is_predicted_by_its_features():
     assert np.isfinite(model.predict_mean(["drug_2"], dosage=1.0, n_draws=5).X).all()
 
 
-@pytest.fixture(scope="module")
-def fitted():
-    screen = scgim.data.simulate_screen(
-        n_genes=8, n_drugs=10, n_cells=120, mean_count=2.0, measurement="poisson", n_unseen_drugs=0, seed=1
-    )
-    GIM.setup_anndata(screen, size_factor_key="size_factor")
+def fit(screen: AnnData) -> GIM:
+    GIM.setup_anndata(screen, size_factor_key="size_factor" if "size_factor" in screen.obs else None)
     scvi.settings.seed = 1
     model = GIM(screen, measurement="latent")
     model.train(**QUIET)
-    return screen, model
+    return model
 
 
-def test_cells_of_measured_drugs_have_the_observed_means(fitted):
-    """By the mean of log1p counts a size factor, which is what is matched; errors of 120 cells are about .06."""
-    screen, model = fitted
+def test_cells_of_measured_drugs_have_the_observed_means():
+    """Where parents act by their counts, that hidden expression does not know of; without matching the share is .047."""
+    screen = scgim.data.simulate_screen(n_genes=8, n_drugs=10, n_cells=120, mean_count=5.0, n_unseen_drugs=0, seed=1)
+    model = fit(screen)
     errors, changes = [], []
     control = log_mean(screen[screen.obs["perturbation"] == "control"])
     treated = screen.obs[screen.obs["perturbation"] != "control"]
@@ -80,7 +77,7 @@ def test_cells_of_measured_drugs_have_the_observed_means(fitted):
         observed, drawn = log_mean(screen[cells]), log_mean(model.predict(drug, dose, n_samples=1000, seed=0))
         errors.append(drawn - observed)
         changes.append(observed - control)
-    assert np.square(errors).mean() < 0.1 * np.square(changes).mean()
+    assert np.square(errors).mean() < 0.035 * np.square(changes).mean()
 
 
 def log_mean(adata: AnnData) -> np.ndarray:
@@ -88,9 +85,12 @@ def log_mean(adata: AnnData) -> np.ndarray:
     return np.log1p(np.asarray(adata.X.todense() if hasattr(adata.X, "todense") else adata.X) / size).mean(0)
 
 
-def test_parents_act_no_further_than_they_did(fitted):
+def test_parents_act_no_further_than_they_did():
     """A parent that is set to a value far beyond those of cells moves its child to the end of the reach."""
-    _, model = fitted
+    screen = scgim.data.simulate_screen(
+        n_genes=8, n_drugs=10, n_cells=120, mean_count=2.0, measurement="poisson", n_unseen_drugs=0, seed=1
+    )
+    model = fit(screen)
     low, high = model.module.knowledge.reach
     assert bool(((low <= 0) & (high >= 0) & low.isfinite() & high.isfinite()).all())
     edges = model.get_adjacency()

@@ -59,7 +59,8 @@ def carry_to_levels(module: GIMModule, loader: BatchLoader, drift: Drift | None)
         effects = cells.effects(found.rows(arms[0][q : q + 1]), arms[1][q])
         change = carried[q, level]
         if transfer.network:
-            change = transfer.mixed(change, cells.log_means(module, effects) - cells.log_means(module))
+            through = cells.log_means(module, effects) - cells.log_means(module)
+            change = transfer.mixed(change[None], through[None], heights[q : q + 1], measured[q : q + 1])[0]
         added.append(_match_carried(module, cells, effects, change))
     if added:
         q, level = asked.T

@@ -113,15 +113,9 @@ class Told(NamedTuple):
 
     def gain(self, slab_var: float, level_var: float) -> tuple[Tensor, Tensor, Tensor]:
         """Log evidence of the curve against none, and mean and variance of the common height; without the last axis."""
-        first = self.precision[..., 0]
-        precision, weighted, own = (
-            torch.full_like(first, 1 / slab_var),
-            torch.zeros_like(first),
-            torch.zeros_like(first),
-        )
-        for told, moment in zip(
-            self.precision.unbind(-1), self.weighted.unbind(-1), strict=True
-        ):  # levels are few: for time
+        weighted, own = (torch.zeros_like(self.precision[..., 0]) for _ in range(2))
+        precision = torch.full_like(own, 1 / slab_var)
+        for told, moment in zip(self.precision.unbind(-1), self.weighted.unbind(-1), strict=True):  # few: for time
             spread = 1 + told * level_var
             share = moment / spread
             precision += told / spread

@@ -184,32 +184,30 @@ class DrugGenerator:
         self.responses = responses
         self.left_out = self.sparse.left_out()
         kernel, group = self.sparse.kernel, responses.group
-        own = told = torch.ones_like(
-            responses.log_dosage
-        )  # activity in the level of each context, as measured and by features
+        # activity in the level of each context, as measured and by features
+        own = told = torch.ones_like(responses.log_dosage)
         if self.activity is not None and responses.level is not None:
             own, told = (a[group, responses.level] for a in (self.activity.measured, self.activity.left_out))
         contexts = Contexts(group, responses.log_dosage, kernel.features[group], own)
         totals = responses.effects @ responses.carry
 
-        def loss(predicted: Tensor, rows: Tensor) -> Tensor:
+        def missed(predicted: Tensor, rows: Tensor) -> Tensor:
             return responses.loss((told / own)[rows, None] * predicted, rows)
 
-        judge = partial(choose_settings, totals, contexts, kernel, group, loss)
+        judge = partial(choose_settings, totals, contexts, kernel, group, missed)
         plain, featured = judge(features=False), judge()
-        dense = [left_out(responses.effects, contexts, kernel, s, group) / own[:, None] for s in (plain, featured)]
-        parts = [dense[0], self.left_out.rows(group).direct(responses.log_dosage), dense[1]]
-        parts = [told[:, None] * part for part in parts]
+        where_active = [
+            left_out(responses.effects, contexts, kernel, s, group) / own[:, None] for s in (plain, featured)
+        ]
+        where_active.insert(1, self.left_out.rows(group).direct(responses.log_dosage))
+        parts = [told[:, None] * part for part in where_active]
         mean, sparse, dense = (part @ responses.carry for part in parts)
         self.of_sparse, self.of_dense = _shares(mean, sparse, dense, responses)
         shares = (1 - self.of_sparse - self.of_dense, self.of_sparse, self.of_dense)
         effects = sum(share * part for share, part in zip(shares, parts, strict=True))
         best = effects @ responses.carry
-        self.levels = (
-            None
-            if responses.level is None
-            else LevelParts(responses, effects, replace(contexts, activity=None), kernel)
-        )
+        everywhere = replace(contexts, activity=None)
+        self.levels = None if responses.level is None else LevelParts(responses, effects, everywhere, kernel)
         loss, usual, nothing = (responses.loss(predicted).mean() for predicted in (best, mean, 0 * best))
         self.error, self.error_of_mean = loss / nothing.clamp_min(_TINY), usual / nothing.clamp_min(_TINY)
         self.fitted = interventions.rows_at(group, None).mean(responses.log_dosage)

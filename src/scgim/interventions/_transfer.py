@@ -103,9 +103,15 @@ class Transfer:
                 out[drugs] = torch.einsum("lk,qkd->qld", self.weights(pattern), r[drugs])
         return self._to_height(out)
 
-    def mixed(self, carried: Tensor, through: Tensor) -> Tensor:
-        """Changes that are carried, and what the network makes of direct effects, each by its share."""
-        return carried + self.network * (through - carried)
+    def mixed(self, carried: Tensor, through: Tensor, heights: Tensor, known: Tensor) -> Tensor:
+        """Changes that are carried, and what the network makes of direct effects, each by its share, (Q, d).
+
+        The network is believed no further than a drug went where it is `known` (Q, L), by its `heights` there (Q, L, d): in other cells parents can
+        leave the range in which it was learned.
+        """
+        seen = torch.where(known[..., None], heights, 0.0)
+        within = through.clamp(seen.amin(1).clamp_max(0.0), seen.amax(1).clamp_min(0.0))
+        return carried + self.network * (within - carried)
 
     def _to_power(self, heights: Tensor) -> Tensor:
         if self.mean is None:
@@ -179,7 +185,7 @@ class Transfer:
             others[:, level] = False
             predicted = self.carried(heights, others)[drugs, level]
             if through is not None:
-                predicted = self.mixed(predicted, through[drugs, level])
+                predicted = self.mixed(predicted, through[drugs, level], heights[drugs], others[drugs])
             observed, w = heights[drugs, level], weight[drugs, level]
             off = (predicted - observed).square()
             missed += float((w * (off - error[drugs, level]).clamp_max(usual)).sum())  # no worse than not to know

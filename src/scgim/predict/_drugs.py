@@ -76,7 +76,8 @@ class Query:
 
     def each(self, value: Callable[[Interventions, Tensor], Tensor]) -> Tensor:
         """A value (Q, d) of what is known of each row and its log dosage (Q,), of some rows at a time."""
-        blocks = (self.rows(rows) for rows in np.array_split(np.arange(len(self)), -(-len(self) // _ROWS_AT_ONCE) or 1))
+        starts = range(0, max(1, len(self)), _ROWS_AT_ONCE)
+        blocks = (self.rows(np.arange(start, min(start + _ROWS_AT_ONCE, len(self)))) for start in starts)
         return torch.cat([value(block.interventions, block.log_dosage) for block in blocks])
 
 

@@ -184,15 +184,18 @@ def carried(controls: Controls, settled: Sampler, arms: Arms, change: Tensor) ->
     wanted = transfer.carried(_with_last(change), _with_last(of_arms))[:, -1]
     background = own.interventions.background.clone()
     n = enough_samples(len(own) * background.shape[2], *_N_CELLS)
-    cells = settled.backdrop(n, torch.Generator().manual_seed(0))
+    cells, means = settled.backdrop(n, torch.Generator().manual_seed(0)), settled.coupled_means(n, 0)
     for a in range(len(own)):
         rows = torch.nonzero(own.arm == a)[:, 0]
         if not len(rows):
             continue
         arm = own.take(range(a, a + 1))
         shift, targets = arm.sample(n, torch.Generator().manual_seed(1), torch.zeros(1, n, dtype=torch.long))
-        # not by the network, as levels may be: cells whose baselines lie elsewhere can leave the range in which it was learned
-        background[rows[0]] += match(settled.module, cells, shift[0], targets[0], controls.level + wanted[a])
+        goal = wanted[a]
+        if transfer.network:
+            through = _level(settled, means(shift[0], targets[0])) - controls.level
+            goal = transfer.mixed(goal[None], through[None], change[a : a + 1], of_arms[a : a + 1])[0]
+        background[rows[0]] += match(settled.module, cells, shift[0], targets[0], controls.level + goal)
     return replace(own, interventions=replace(own.interventions, background=background))
 
 

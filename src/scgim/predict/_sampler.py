@@ -199,10 +199,8 @@ class Sampler:
         module = self.module
         cells = self.backdrop(n, torch.Generator().manual_seed(seed), covariates)
         noise = CommonNoise(torch.Generator(module.device).manual_seed(seed))
-        once = {
-            "layers": module.layers(),
-            "drawn": module.adjacency.bool().any(1),
-        }  # no more than means needs the others
+        # nothing but their means is needed of genes without children
+        once = {"layers": module.layers(), "drawn": module.adjacency.bool().any(1)}
 
         def means(shift: Tensor, targets: Tensor) -> Tensor:
             _, expected = self._draw(shift, targets, cells, noise.again(), **once)

@@ -173,9 +173,8 @@ class _Batch:
         self.xx = of.covariance[self.parents[..., :, None], self.parents[..., None, :]] * pairs
         self.xy = of.covariance[self.parents, self.genes[..., None]] * self.is_parent
         alone = torch.diag_embed((~self.is_parent).to(self.xx) + _RIDGE)
-        self.slopes = torch.linalg.solve(
-            self.xx + alone, self.xy
-        )  # within contexts, as if there were no circle, (C, s, p)
+        # within contexts, as if there were no circle, (C, s, p)
+        self.slopes = torch.linalg.solve(self.xx + alone, self.xy)
         if of.prior.proportional:
             scale = self.slopes.abs()[:, :, None, :, None]
             z, steep = (torch.cat([f[:, :, :1], f[:, :, 1:] * scale], 2) for f in (z, steep))
