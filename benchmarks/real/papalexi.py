@@ -44,6 +44,8 @@ FALSE_DISCOVERY = 0.05
 GIM = "scGIM, probability"
 REFERENCES = {"CollecTRI": "collectri_human.csv", "TRRUST": "trrust_human.tsv"}
 N_PERMUTATIONS = 10_000
+N_SETS = 50  # of as many drawn control cells as were observed
+RARE = 0.02  # counts a cell, below which means are not compared
 
 
 class Ranking(NamedTuple):
@@ -246,6 +248,36 @@ def agreement_table(model: scgim.model.GIM, data: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def control_table(model: scgim.model.GIM) -> pd.DataFrame:
+    """Observed control cells beside drawn ones, over the genes that are not rare, and total effects by two seeds.
+
+    Means are those of all sets of drawn cells, the largest count is that of the median set.
+    """
+    observed = model.control_check_
+    genes = observed["mean"] >= RARE
+    n = int((model.adata.obs["perturbation"] == "control").sum())
+    nothing = {observed.index[0]: 0.0}
+    sets = [model.intervene(nothing, kind="shift", n_samples=n, seed=seed).to_df() for seed in range(N_SETS)]
+    means, largest = (pd.DataFrame([getattr(cells, name)() for cells in sets]) for name in ("mean", "max"))
+    ratio = (means.mean() / observed["mean"])[genes]
+    error = (means.std() / N_SETS**0.5 / observed["mean"])[genes]
+    of_largest = (largest.median() / observed["largest"])[genes]
+    own = np.sqrt(observed["variance"] / n) / observed["mean"]
+    effects = [model.get_total_effects(seed=seed) for seed in (0, 1)]
+    row = {
+        "genes": int(genes.sum()),
+        "least ratio of means": ratio.min(),
+        "largest ratio of means": ratio.max(),
+        "further off than a tenth": int(((ratio - 1).abs() > 0.1).sum()),
+        "standard error of drawn, at most": error.max(),
+        "of observed, at most": own[genes].max(),
+        "least ratio of largest counts": of_largest.min(),
+        "largest ratio of largest counts": of_largest.max(),
+        "total effects of two seeds apart by": float((effects[0] - effects[1]).abs().to_numpy().max()),
+    }
+    return pd.DataFrame([row])
+
+
 def run(data: Path, *, seeds: Sequence[int] = (0,), quick: bool = False) -> dict[str, pd.DataFrame]:
     """Tables by name; ranks and pathway are those of the first seed, the summary has a row for each."""
     adata = load(data, quick=quick)
@@ -262,5 +294,6 @@ def run(data: Path, *, seeds: Sequence[int] = (0,), quick: bool = False) -> dict
             tables["papalexi-targets"] = target_table(rankings | marginal, probs, effects).reset_index()
             tables["papalexi-pathway"] = pathway_table(model)
             tables["papalexi-references"] = agreement_table(model, data)
+            tables["papalexi-controls"] = control_table(model)
     tables["papalexi-summary"] = pd.concat([*summaries, summary_table(marginal, seconds)]).reset_index()
     return tables

@@ -28,6 +28,8 @@ class Course:
         Training, validation and test cells.
     epochs, lr, batch_size, early_stopping
         Of the fit; the refinement follows from them.
+    in_hidden
+        Whether the graph is that of hidden expression.
     phase
         Next part of the run: "search", "fit" or "refine".
     edge_probs
@@ -51,6 +53,7 @@ class Course:
     lr: float
     batch_size: int
     early_stopping: bool
+    in_hidden: bool = False
     phase: str = "search"
     edge_probs: Any = None
     evidence: NDArray | None = None

@@ -17,7 +17,7 @@ from scgim.fit._contexts import drifts, match_contexts
 from scgim.fit._continuous import match_continuous, sums_to_means
 from scgim.fit._controls import check_controls
 from scgim.fit._feedback import feedback_table, warn_of_feedback
-from scgim.fit._hidden import fit_hidden
+from scgim.fit._hidden import fit_hidden, search_hidden_graph
 from scgim.fit._inference import gather_information, infer_edges, infer_targets
 from scgim.fit._levels import carry_to_levels
 from scgim.fit._prior_check import warn_of_prior, warn_of_usual_targets
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from scgim.interventions._stacking import DrugGenerator
     from scgim.module import GIMModule
     from scgim.structure._search import StructureResult
+    from scgim.structure._states import HiddenStates
+    from scgim.structure._statistics import ContextStatistics
     from scgim.train import BatchLoader
 
 logger = logging.getLogger(__name__)
@@ -141,13 +143,20 @@ class Fit:
         set_scales(self.module, self.loader)
         statistics = gather_statistics(self.module, self.loader)
         with self._watched_search() as watch:
-            result, states = search_graph(
-                self.module, statistics, self.loader, seed=self.seed, watch=watch, features=self.features
-            )
+            result, states = self._graph(statistics, watch)
             start_from(self.module, statistics, result, states)
             settle_covariates(self.module, self.loader)
         self.course.edge_probs, self.course.trace = result.edge_probs, result.trace
         self._note_feedback(result)
+
+    def _graph(self, statistics: ContextStatistics, watch: SearchWatch) -> tuple[StructureResult, HiddenStates | None]:
+        if self.course.in_hidden:
+            return search_hidden_graph(
+                self.module, statistics, self.loader, seed=self.seed, watch=watch, features=self.features
+            ), None
+        return search_graph(
+            self.module, statistics, self.loader, seed=self.seed, watch=watch, features=self.features
+        )
 
     def _note_feedback(self, result: StructureResult) -> None:
         found = result.loops
@@ -187,6 +196,8 @@ class Fit:
 
     def _cut(self, evidence: np.ndarray) -> bool:
         """Cut edges without support; whether there were any. Whether hidden units support one, the evidence does not say."""
+        if self.course.in_hidden:
+            return False
         adjacency = self.module.adjacency.cpu().numpy().astype(bool)
         weak = adjacency & (evidence <= 0)
         if not (weak.any() and self.module.mechanism.is_linear):
@@ -234,7 +245,7 @@ class Fit:
     def _note_edge_probs(self, evidence: np.ndarray) -> None:
         """Probability of each edge: that of the search, limited by the support found at the fit."""
         probs = self.course.edge_probs
-        if self.module.mechanism.is_linear:
+        if self.module.mechanism.is_linear and not self.course.in_hidden:
             limited = np.clip(evidence, -_MAX_EVIDENCE, _MAX_EVIDENCE)
             probs = np.minimum(probs, np.where(np.isfinite(evidence), 1 / (1 + np.exp(-limited)), 1.0))
         self.module.knowledge.edge_probs.copy_(torch.as_tensor(probs))

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from scgim.fit._inference import passage_of, write_interventions
-from scgim.fit._search import search_by_means
-from scgim.structure._climb import fit_graph
+from scgim.fit._search import inform, search_by_means
+from scgim.structure._climb import fit_graph, fitted_prior
 from scgim.structure._feedback import with_loops
 from scgim.structure._moments import HiddenExpression, MomentAccumulator
 from scgim.structure._over_graphs import with_probs_over_graphs
+from scgim.structure._search import first_prior
 from scgim.structure._watch import SearchWatch
 
 if TYPE_CHECKING:
@@ -61,16 +62,7 @@ def fit_hidden(
     module.knowledge.note_informed(None)
     hidden = gather_moments(module, loader)
     statistics, spread = hidden.statistics, hidden.spread
-    options: dict[str, Any] = {
-        "edge_log_odds": module.knowledge.edge_log_odds.cpu().numpy(),
-        "regulators": module.knowledge.told_regulators(),
-        "seed": seed,
-        "watch": SearchWatch() if watch is None else watch,
-    }
-    less_sure = replace(statistics, n_cells=LESS_SURE * statistics.n_cells)
-    result = search_by_means(module, less_sure, known_targets=module.knowledge.known_targets(), **options)
-    result = with_probs_over_graphs(less_sure, result, **options)
-    result = with_loops(less_sure, result, **options)
+    result = _search(module, statistics, seed, watch)
     module.mechanism.set_graph(result.adjacency)
     d = statistics.n_genes
     fit = fit_graph(statistics, result.prior, result.adjacency, n_iterations=_N_ITERATIONS)
@@ -90,6 +82,50 @@ def fit_hidden(
     module.knowledge.reach.copy_(_reach(statistics, weight))
     _infer_targets(module, hidden, fit, result.prior, features)
     return result
+
+
+@torch.no_grad()
+def search_hidden_graph(
+    module: GIMModule,
+    statistics: ContextStatistics,
+    loader: BatchLoader,
+    *,
+    seed: int,
+    watch: SearchWatch | None = None,
+    features: Tensor | None = None,
+) -> StructureResult:
+    """Graph of hidden expression, on which parents act by their counts; the prior of direct effects is fitted to `statistics` of these.
+
+    Counts of a regulator are noisy, and those of the genes that it regulates tell of it as well. Regressions on counts, which predict best with
+    all of them, make parents of these.
+    """
+    hidden = gather_moments(module, loader).statistics
+    module.knowledge.note_informed(None)
+    result = _with_prior(module, statistics, _search(module, hidden, seed, watch))
+    if features is not None and inform(module, statistics, result, features):
+        result = _with_prior(module, statistics, _search(module, hidden, seed, watch))
+    return result
+
+
+def _with_prior(module: GIMModule, statistics: ContextStatistics, found: StructureResult) -> StructureResult:
+    """The graph that was found, with the prior of direct effects of other statistics."""
+    first = first_prior(statistics, module.knowledge.known_targets())
+    return replace(found, prior=fitted_prior(statistics, first, found.adjacency))
+
+
+def _search(
+    module: GIMModule, statistics: ContextStatistics, seed: int, watch: SearchWatch | None
+) -> StructureResult:
+    """Graph of hidden expression, with probabilities of edges and feedback."""
+    options: dict[str, Any] = {
+        "edge_log_odds": module.knowledge.edge_log_odds.cpu().numpy(),
+        "regulators": module.knowledge.told_regulators(),
+        "seed": seed,
+        "watch": SearchWatch() if watch is None else watch,
+    }
+    less_sure = replace(statistics, n_cells=LESS_SURE * statistics.n_cells)
+    result = search_by_means(module, less_sure, known_targets=module.knowledge.known_targets(), **options)
+    return with_loops(less_sure, with_probs_over_graphs(less_sure, result, **options), **options)
 
 
 def _parents(result: StructureResult, gene: int) -> tuple[int, ...]:

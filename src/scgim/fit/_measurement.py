@@ -1,4 +1,4 @@
-"""Whether parents act by their counts or by hidden expression, where the user leaves that to the data."""
+"""Whether the graph is searched in counts or in hidden expression, where the user leaves that to the data."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ _MIN_GAIN_A_GENE = 0.5  # nats of log-likelihood for its reliability, twice what
 
 
 @torch.no_grad()
-def choose_measurement(module: GIMModule, loader: BatchLoader, seed: int, max_seconds: float | None) -> tuple[str, str]:
-    """`"direct"` or `"latent"`, and why: whichever explains the covariance of cells within contexts better.
+def is_expression_hidden(module: GIMModule, loader: BatchLoader, seed: int, max_seconds: float | None) -> tuple[bool, str]:
+    """Whether hidden expression explains the covariance of cells within contexts better than counts do, and why.
 
     Both are tried on graphs that were searched quickly under either. The module holds the scales of the cells afterwards.
     """
     d = len(module.centre)
     if d > _MAX_GENES or loader.n < CELLS_A_GENE * d:
         return (
-            "direct",
+            False,
             f"{d} genes and {loader.n} cells are too many or too few for a comparison with hidden expression",
         )
     try:
         hidden = gather_moments(module, loader).statistics
     except ValueError:
-        return "direct", "counts are too few for the moments of hidden expression"
+        return False, "counts are too few for the moments of hidden expression"
     watch = SearchWatch(None if max_seconds is None else max_seconds / _PART)
     options: dict[str, Any] = {
         "edge_log_odds": module.knowledge.edge_log_odds.cpu().numpy(),
@@ -59,7 +59,7 @@ def choose_measurement(module: GIMModule, loader: BatchLoader, seed: int, max_se
     by_counts = evidence_by_counts(correlation, n, graph)
     by_hidden = evidence_by_hidden(correlation, n, graph)
     if watch.is_stopped:
-        return "direct", "the time of the search was over before a comparison with hidden expression"
+        return False, "the time of the search was over before a comparison with hidden expression"
     # where reliabilities are one, they bring next to nothing, and another graph is no better
     if by_hidden + 0.5 * d * math.log(n) - by_counts > _MIN_GAIN_A_GENE * d:
         less_sure = replace(hidden, n_cells=LESS_SURE * hidden.n_cells)
@@ -67,10 +67,10 @@ def choose_measurement(module: GIMModule, loader: BatchLoader, seed: int, max_se
         own = evidence_by_hidden(correlation, n, graph, _correlation(hidden.gram))
         by_hidden = max(by_hidden, own)
     gain = by_hidden - by_counts
-    choice = "latent" if gain > max(_MIN_EVIDENCE, _MIN_EVIDENCE_A_CELL * n) else "direct"
+    is_hidden = gain > max(_MIN_EVIDENCE, _MIN_EVIDENCE_A_CELL * n)
     than = "better" if gain > 0 else "worse"
     return (
-        choice,
+        is_hidden,
         f"hidden expression explains how genes go together in cells {than} than counts do, by {abs(gain):.1f} nats",
     )
 

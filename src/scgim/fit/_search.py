@@ -118,6 +118,13 @@ def _informed_search(
     module: GIMModule, statistics: ContextStatistics, result: StructureResult, features: Tensor, options: dict[str, Any]
 ) -> StructureResult:
     """Go on with the search under what the features say of each drug's targets, if the evidence is for it."""
+    if not inform(module, statistics, result, features):
+        return result
+    return search_structure(statistics, known_targets=module.knowledge.known_targets(), start=result, **options)
+
+
+def inform(module: GIMModule, statistics: ContextStatistics, result: StructureResult, features: Tensor) -> bool:
+    """Note what the features say of each drug's targets on a graph, if the evidence is for it; whether it is."""
     fit = regressions(statistics, result, module.intervention)
     treated = (statistics.group >= 0) & (statistics.group < module.knowledge.n_drugs)  # combinations have no features
     measured, group = torch.unique(statistics.group[treated], return_inverse=True)
@@ -140,6 +147,6 @@ def _informed_search(
     )
     found = estimate_jointly(screen, prior)
     if found.prior.known is prior.known:
-        return result
+        return False
     module.knowledge.note_informed(found.prior, measured)
-    return search_structure(statistics, known_targets=module.knowledge.known_targets(), start=result, **options)
+    return True

@@ -155,7 +155,7 @@ class GIM(
         mechanism: str = "linear",
         likelihood: str = "nb",
         intervention: str = "shift",
-        measurement: str = "direct",
+        measurement: str = "auto",
         n_hidden: int = N_HIDDEN,
         target_prior: pd.DataFrame | None = None,
         network_prior: pd.DataFrame | None = None,

@@ -13,7 +13,7 @@ from scvi import settings
 
 from scgim._size_factors import common_variance
 from scgim.fit._depth import can_tell_depth, estimate_depth, read_depth
-from scgim.fit._measurement import choose_measurement
+from scgim.fit._measurement import is_expression_hidden
 from scgim.model._base import ScreenModel
 from scgim.predict._covariates import centre_and_scale
 from scgim.train import BatchLoader, Cells
@@ -54,11 +54,9 @@ class PreparationMixin(ScreenModel):
         """Cells whose depth is known and how their parents act, and the seconds that are left to the search; for a new run, found first."""
         started = time.monotonic()
         choose = is_new and self.init_params_["non_kwargs"]["measurement"] == "auto"
-        if choose:
-            self.module.take_measurement("direct")
         cells = self._with_depth(cells, course, max_seconds, is_new=is_new)
         if choose:
-            self._choose_measurement(cells.take(course.indices[0]), max_seconds)
+            course.in_hidden = self._is_hidden(cells.take(course.indices[0]), max_seconds)
         left = None if max_seconds is None else max(max_seconds - (time.monotonic() - started), _TINY)
         return cells, left
 
@@ -87,17 +85,17 @@ class PreparationMixin(ScreenModel):
             variance = common_variance(training.x[controls])
             return estimate_depth(self.module, training, variance, self._seed, max_seconds)
 
-    def _choose_measurement(self, training: Cells, max_seconds: float | None) -> None:
-        """Take parents to act by their counts or by hidden expression, whichever explains the cells better."""
+    def _is_hidden(self, training: Cells, max_seconds: float | None) -> bool:
+        """Whether the graph is to be searched in hidden expression, as that explains the cells better than counts do."""
         if self._against_latent:
-            choice, reason = "direct", f"hidden expression does not go with {', '.join(self._against_latent)}"
+            is_hidden, reason = False, f"hidden expression does not go with {', '.join(self._against_latent)}"
         else:
             loader = BatchLoader(training, FIRST_BATCH, shuffle=False)
             with threads_for(0):
-                choice, reason = choose_measurement(self.module, loader, self._seed, max_seconds)
-        self.module.take_measurement(choice)
+                is_hidden, reason = is_expression_hidden(self.module, loader, self._seed, max_seconds)
         self.measurement_reason_ = reason
-        logger.info("measurement='auto' chose %r: %s.", choice, reason)
+        logger.info("measurement='auto': the graph is searched in %s: %s.", "hidden expression" if is_hidden else "counts", reason)
+        return is_hidden
 
     @property
     def _seed(self) -> int:

@@ -274,6 +274,11 @@ def cells_a_gene(statistics: ContextStatistics) -> float:
     return float(statistics.n_cells.sum()) / statistics.n_genes
 
 
+def first_prior(statistics: ContextStatistics, known_targets: Tensor | None = None) -> ShiftPrior:
+    """Prior of the direct effects that a search begins with."""
+    return ShiftPrior(target_prob=min(_FIRST_TARGET_PROB, _FIRST_TARGETS / statistics.n_genes), known=known_targets)
+
+
 def usual_budget(statistics: ContextStatistics) -> int:
     """Regressions that larger moves may cost: 50,000 and 2,000 a gene, at most 400,000; fewer where a plate has few wells a gene.
 
@@ -329,7 +334,7 @@ def search_structure(
     """
     if max_evaluations is None:
         max_evaluations = usual_budget(statistics) // (1 if start is None else _SHARE_TO_GO_ON)
-    prior = ShiftPrior(target_prob=min(_FIRST_TARGET_PROB, _FIRST_TARGETS / statistics.n_genes), known=known_targets)
+    prior = first_prior(statistics, known_targets)
     watch = SearchWatch(on_move=on_move) if watch is None else watch
     search = GraphSearch(
         statistics,
