@@ -154,9 +154,7 @@ class Fit:
             return search_hidden_graph(
                 self.module, statistics, self.loader, seed=self.seed, watch=watch, features=self.features
             ), None
-        return search_graph(
-            self.module, statistics, self.loader, seed=self.seed, watch=watch, features=self.features
-        )
+        return search_graph(self.module, statistics, self.loader, seed=self.seed, watch=watch, features=self.features)
 
     def _note_feedback(self, result: StructureResult) -> None:
         found = result.loops

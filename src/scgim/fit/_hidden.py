@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from scgim.fit._covariate_effects import covariate_effects
 from scgim.fit._inference import passage_of, write_interventions
 from scgim.fit._search import inform, search_by_means
 from scgim.structure._climb import fit_graph, fitted_prior
@@ -35,11 +36,12 @@ _FIRST_SPIKE = 1e-3  # variance of the spike to start from, before it is fitted:
 
 
 def gather_moments(module: GIMModule, loader: BatchLoader) -> HiddenExpression:
-    """Moments of the hidden expression, in two passes over the training cells."""
+    """Moments of the hidden expression, in two passes over the training cells that are brought to the same baselines."""
+    effect = covariate_effects(module, loader)
     accumulator = MomentAccumulator(module.group, len(module.centre))
     for add in (accumulator.add_means, accumulator.add_products):
         for batch in loader:
-            add(batch["x"], batch["log_size"], batch["context"])
+            add(batch["x"], batch["log_size"] + (batch["covariates"].double() @ effect), batch["context"])
     hidden = accumulator.finalise()
     if hidden.statistics.residual_dof < _MIN_CELLS_WORTH:
         raise ValueError(
@@ -113,9 +115,7 @@ def _with_prior(module: GIMModule, statistics: ContextStatistics, found: Structu
     return replace(found, prior=fitted_prior(statistics, first, found.adjacency))
 
 
-def _search(
-    module: GIMModule, statistics: ContextStatistics, seed: int, watch: SearchWatch | None
-) -> StructureResult:
+def _search(module: GIMModule, statistics: ContextStatistics, seed: int, watch: SearchWatch | None) -> StructureResult:
     """Graph of hidden expression, with probabilities of edges and feedback."""
     options: dict[str, Any] = {
         "edge_log_odds": module.knowledge.edge_log_odds.cpu().numpy(),

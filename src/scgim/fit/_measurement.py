@@ -21,14 +21,16 @@ if TYPE_CHECKING:
     from scgim.train import BatchLoader
 
 _PART = 4  # of the time that the search may take: convention
-_MAX_GENES = 200  # of more, the comparison takes too long
+_MAX_GENES = 500  # of more, the comparison takes too long
 # Nats that hidden expression must bring, and for each cell: real counts depart a little from either model. Conventions.
 _MIN_EVIDENCE, _MIN_EVIDENCE_A_CELL = 10.0, 0.003
 _MIN_GAIN_A_GENE = 0.5  # nats of log-likelihood for its reliability, twice what chance brings, to look further
 
 
 @torch.no_grad()
-def is_expression_hidden(module: GIMModule, loader: BatchLoader, seed: int, max_seconds: float | None) -> tuple[bool, str]:
+def is_expression_hidden(
+    module: GIMModule, loader: BatchLoader, seed: int, max_seconds: float | None
+) -> tuple[bool, str]:
     """Whether hidden expression explains the covariance of cells within contexts better than counts do, and why.
 
     Both are tried on graphs that were searched quickly under either. The module holds the scales of the cells afterwards.
@@ -49,6 +51,7 @@ def is_expression_hidden(module: GIMModule, loader: BatchLoader, seed: int, max_
         "regulators": module.knowledge.told_regulators(),
         "known_targets": module.knowledge.known_targets(),
         "max_evaluations": 0,
+        "departures": False,  # within contexts there are none
         "seed": seed,
         "watch": watch,
     }

@@ -78,7 +78,7 @@ class ScreenModel(BaseModelClass):
 
     _plan_kwargs: dict[str, Any] = {}
     _covariates: CovariateDesign
-    _against_latent: list[str]
+    _against_hidden: list[str]
     _known_drugs: Drugs | None = None
 
     def __getstate__(self) -> dict:

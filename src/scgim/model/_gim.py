@@ -56,11 +56,11 @@ MEASUREMENTS = ("auto", "direct", "latent")
 _LIKELY = 0.5
 
 
-def _against_latent(mechanism: str, likelihood: str, intervention: str, covariates: list[str]) -> list[str]:
-    """What a network of hidden expression cannot be combined with."""
+def _against_hidden(mechanism: str, likelihood: str, intervention: str, modifier: str | None) -> list[str]:
+    """What a graph of hidden expression cannot be combined with."""
     found = {"mechanism": mechanism, "likelihood": likelihood, "intervention": intervention}
     wrong = [f"{k}={v!r}" for k, v in found.items() if v not in ("linear", "nb", "poisson", "shift")]
-    return wrong + [f"covariate {key!r}" for key in covariates]
+    return wrong + ([] if modifier is None else [f"effect_modifier_key={modifier!r}"])
 
 
 def _check_latent(wrong: list[str]) -> None:
@@ -171,9 +171,9 @@ class GIM(
             if locals()[name] not in allowed:
                 raise ValueError(f"`{name}` must be one of {list(allowed)}, found {locals()[name]!r}.")
         self._covariates = CovariateDesign(self.registry)
-        self._against_latent = _against_latent(mechanism, likelihood, intervention, self._covariates.keys)
+        self._against_hidden = _against_hidden(mechanism, likelihood, intervention, self._covariates.modifier)
         if measurement == "latent":
-            _check_latent(self._against_latent)
+            _check_latent([*self._against_hidden, *(f"covariate {key!r}" for key in self._covariates.keys)])
             likelihood = "poisson"
         screen = self._screen
         dosage = np.asarray(screen["context_dosage"])

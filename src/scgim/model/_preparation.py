@@ -87,14 +87,18 @@ class PreparationMixin(ScreenModel):
 
     def _is_hidden(self, training: Cells, max_seconds: float | None) -> bool:
         """Whether the graph is to be searched in hidden expression, as that explains the cells better than counts do."""
-        if self._against_latent:
-            is_hidden, reason = False, f"hidden expression does not go with {', '.join(self._against_latent)}"
+        if self._against_hidden:
+            is_hidden, reason = False, f"hidden expression does not go with {', '.join(self._against_hidden)}"
         else:
             loader = BatchLoader(training, FIRST_BATCH, shuffle=False)
             with threads_for(0):
                 is_hidden, reason = is_expression_hidden(self.module, loader, self._seed, max_seconds)
         self.measurement_reason_ = reason
-        logger.info("measurement='auto': the graph is searched in %s: %s.", "hidden expression" if is_hidden else "counts", reason)
+        logger.info(
+            "measurement='auto': the graph is searched in %s: %s.",
+            "hidden expression" if is_hidden else "counts",
+            reason,
+        )
         return is_hidden
 
     @property

@@ -72,10 +72,10 @@ class MomentAccumulator:
         self.sums = torch.zeros(len(group), n_genes, dtype=torch.float64)
         self.products, self.squares = (torch.zeros(n_genes, n_genes, dtype=torch.float64) for _ in range(2))
         self.counting = torch.zeros(n_genes, dtype=torch.float64)
-        self.per_count = 0.0  # sum of 1 / s
+        self.per_count = torch.zeros(n_genes, dtype=torch.float64)  # sum of 1 / s
 
     def add_means(self, x: Tensor, log_size: Tensor, context: Tensor) -> None:
-        """First pass: counts (B, d), log size factors (B, 1), context codes (B,)."""
+        """First pass: counts (B, d), log size factors (B, 1), or those of each gene (B, d), context codes (B,)."""
         self.sums.index_add_(0, context, (x * torch.exp(-log_size)).double())
         self.n_cells += torch.bincount(context, minlength=len(self.n_cells))
 
@@ -91,7 +91,7 @@ class MomentAccumulator:
         self.products += ratio.T @ ratio
         self.squares += ratio.square().T @ ratio.square()
         self.counting += (ratio / (size * means)).sum(0)
-        self.per_count += float((1 / size).sum())
+        self.per_count += (1 / size).sum(0)
 
     def finalise(self) -> HiddenExpression:
         """Covariance, log means and how certain they are."""
