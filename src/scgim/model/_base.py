@@ -66,7 +66,9 @@ class ScreenModel(BaseModelClass):
     search_trace_: list[float]
     """Score of the graph after each round of the search."""
     measurement_reason_: str | None = None
-    """Why parents act by their counts or by hidden expression, where that was chosen in training."""
+    """Why the graph was searched in counts or in hidden expression, where that was chosen in training."""
+    graph_is_hidden_: bool = False
+    """Whether the graph is that of hidden expression, on which parents act by their counts."""
     control_check_: pd.DataFrame | None = None
     """Observed and simulated control cells, gene by gene."""
     edge_evidence_: NDArray[np.float64] | None = None

@@ -114,10 +114,10 @@ class GIM(
         `"shift"`: a drug adds to the log mean of its targets, given their parents. `"hard"`: it replaces their
         mechanism and cuts their parents.
     measurement
-        `"direct"`: parents act by their counts. `"latent"`: by hidden expression, of which counts are a Poisson sample, as
-        in single-cell data of few counts a gene; fitted by moments. It takes linear mechanisms, shifts and no covariates.
-        `"auto"`: whichever explains the covariance of cells within contexts better, chosen in training; :meth:`report` says
-        which, and why.
+        `"direct"`: the graph is searched in counts, by which parents act. `"latent"`: parents act by hidden expression, of which
+        counts are a Poisson sample, as in single-cell data of few counts a gene; all is fitted by moments. It takes linear mechanisms, shifts and
+        no covariates. `"auto"`: the graph is searched in hidden expression where that explains the covariance of cells within contexts better than
+        counts do, and parents act by their counts on it; :meth:`report` says which it was, and why.
     n_hidden
         Hidden units a gene of `"mlp"` mechanisms.
     target_prior

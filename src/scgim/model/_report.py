@@ -95,7 +95,7 @@ class ReportMixin(ScreenModel):
             "perturbations_without_target": int((~called.any(axis=1)).sum()),
         }
         if self.measurement_reason_ is not None:
-            out["parents_act_by"] = "hidden expression" if self.module.measurement == "latent" else "counts"
+            out["graph_of"] = "hidden expression" if self.graph_is_hidden_ else "counts"
             out["since"] = self.measurement_reason_
         if self.control_check_ is not None:
             out["genes_whose_controls_agree"] = f"{int(self.control_check_['agree'].sum())} of {called.shape[1]}"

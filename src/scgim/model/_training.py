@@ -231,8 +231,9 @@ class TrainingMixin(PreparationMixin, PyroSviTrainMixin):
         if fit.controls is not None:
             self.control_check_ = fit.controls
         if fit.course.evidence is not None:
-            self.edge_evidence_ = np.asarray(fit.course.evidence)
+            self.edge_evidence_ = None if fit.course.in_hidden else np.asarray(fit.course.evidence)
         if fit.usable:
+            self.graph_is_hidden_ = fit.course.in_hidden
             self.feedback_ = fit.course.feedback
         if fit.generator is not None:
             self._drugs.generator = fit.generator
