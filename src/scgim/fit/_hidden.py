@@ -10,7 +10,7 @@ import torch
 
 from scgim.fit._covariate_effects import covariate_effects
 from scgim.fit._inference import passage_of, write_interventions
-from scgim.fit._search import inform, pooled, search_by_means
+from scgim.fit._search import inform, search_by_means
 from scgim.structure._climb import fit_graph, fitted_prior
 from scgim.structure._feedback import with_loops
 from scgim.structure._moments import HiddenExpression, MomentAccumulator
@@ -38,7 +38,7 @@ _FIRST_SPIKE = 1e-3  # variance of the spike to start from, before it is fitted:
 def gather_moments(module: GIMModule, loader: BatchLoader) -> HiddenExpression:
     """Moments of the hidden expression, in two passes over the training cells that are brought to the same baselines."""
     effect = covariate_effects(module, loader)
-    accumulator = MomentAccumulator(module.group, len(module.centre), module.knowledge.context_level())
+    accumulator = MomentAccumulator(module.group, len(module.centre))
     for add in (accumulator.add_means, accumulator.add_products):
         for batch in loader:
             add(batch["x"], batch["log_size"] + (batch["covariates"].double() @ effect), batch["context"])
@@ -101,8 +101,8 @@ def search_hidden_graph(
     Counts of a regulator are noisy, and those of the genes that it regulates tell of it as well. Regressions on counts, which predict best with
     all of them, make parents of these.
     """
+    hidden = gather_moments(module, loader).statistics
     module.knowledge.note_informed(None)
-    statistics, hidden = (pooled(module, s) for s in (statistics, gather_moments(module, loader).statistics))
     result = _with_prior(module, statistics, _search(module, hidden, seed, watch))
     if features is not None and inform(module, statistics, result, features):
         result = _with_prior(module, statistics, _search(module, hidden, seed, watch))

@@ -56,10 +56,11 @@ MEASUREMENTS = ("auto", "direct", "latent")
 _LIKELY = 0.5
 
 
-def _against_hidden(mechanism: str, likelihood: str, intervention: str) -> list[str]:
+def _against_hidden(mechanism: str, likelihood: str, intervention: str, modifier: str | None) -> list[str]:
     """What a graph of hidden expression cannot be combined with."""
     found = {"mechanism": mechanism, "likelihood": likelihood, "intervention": intervention}
-    return [f"{k}={v!r}" for k, v in found.items() if v not in ("linear", "nb", "poisson", "shift")]
+    wrong = [f"{k}={v!r}" for k, v in found.items() if v not in ("linear", "nb", "poisson", "shift")]
+    return wrong + ([] if modifier is None else [f"effect_modifier_key={modifier!r}"])
 
 
 def _check_latent(wrong: list[str]) -> None:
@@ -170,7 +171,7 @@ class GIM(
             if locals()[name] not in allowed:
                 raise ValueError(f"`{name}` must be one of {list(allowed)}, found {locals()[name]!r}.")
         self._covariates = CovariateDesign(self.registry)
-        self._against_hidden = _against_hidden(mechanism, likelihood, intervention)
+        self._against_hidden = _against_hidden(mechanism, likelihood, intervention, self._covariates.modifier)
         if measurement == "latent":
             _check_latent([*self._against_hidden, *(f"covariate {key!r}" for key in self._covariates.keys)])
             likelihood = "poisson"

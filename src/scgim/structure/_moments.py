@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scgim.structure._levels import relative_to_controls
 from scgim.structure._statistics import ContextStatistics
 
 _MIN_VARIANCE = 0.02  # of log expression, a spread of 14 %; less cannot be told from none: convention
@@ -65,12 +64,10 @@ class MomentAccumulator:
         Perturbation of each context, -1 for the control, shape (K,).
     n_genes
         Number of genes d.
-    level
-        Level of the effect modifier of each context, shape (K,): contexts are then compared with the controls of their own level.
     """
 
-    def __init__(self, group: Tensor, n_genes: int, level: Tensor | None = None):
-        self.group, self.level = group.cpu(), level
+    def __init__(self, group: Tensor, n_genes: int):
+        self.group = group.cpu()
         self.n_cells = torch.zeros(len(group), dtype=torch.float64)
         self.sums = torch.zeros(len(group), n_genes, dtype=torch.float64)
         self.products, self.squares = (torch.zeros(n_genes, n_genes, dtype=torch.float64) for _ in range(2))
@@ -113,23 +110,19 @@ class MomentAccumulator:
         kept = ((half / (half + counting)) * (variance + counting) / variance).mean()
         certainty = (half / (variance.exp() - 1 - half + counting)).mean().clamp_max(1.0)
         spread = variance.sqrt()
+        control = int(torch.nonzero(self.group < 0)[0])
         logs = self.means.log()
-        control = torch.nonzero(self.group < 0)[:, 0]
-        of_control = logs[control].mean(0)
         seen = self.n_cells > 0
-        n_cells, moved = self.n_cells[seen], logs - of_control
-        worth = self.n_cells
-        if self.level is not None:
-            moved, worth = relative_to_controls(moved, worth, self.group, self.level)
+        n_cells = self.n_cells[seen]
         reading = (self.per_count / n / self.means[seen] + variance.exp() - 1 - variance) / n_cells[:, None]
         effective = float((pairs.quantile(_DOF_QUANTILE) if len(pairs) else dof[0, 0]) * kept)
         statistics = ContextStatistics(
             gram=covariance / torch.outer(spread, spread) * effective,
-            means=(moved / spread)[seen],
-            n_cells=worth[seen] * certainty,
+            means=((logs - logs[control]) / spread)[seen],
+            n_cells=n_cells * certainty,
             group=self.group[seen],
             n_genes=d,
             observed=seen,
             dof=effective,
         )
-        return HiddenExpression(statistics, of_control - half, spread, n_cells, reading)
+        return HiddenExpression(statistics, logs[control] - half, spread, n_cells, reading)
