@@ -93,7 +93,9 @@ def regulators(seeds: Sequence[int]) -> list[Job]:
             setup=setup,
             model={"measurement": measurement},
         )
-        for measurement, mean, (name, setup), seed in product(("auto", "latent", "direct"), (2.0, 0.5), told.items(), seeds)
+        for measurement, mean, (name, setup), seed in product(
+            ("auto", "latent", "direct"), (2.0, 0.5), told.items(), seeds
+        )
     ]
 
 

@@ -30,7 +30,9 @@ def cells() -> Cells:
     z += np.array([[0, 0, 0, 0, 0], [0.7, 0, 0, 0, 0], [0, 0, -0.5, 0, 0.5]])[context]
     log_size = rng.normal(0.0, 0.3, N)
     x = rng.poisson(np.exp(z + covariates @ EFFECTS + log_size[:, None] + 1.0))
-    return Cells(*(v.astype(t) for v, t in ((x, "float32"), (context, "int64"), (covariates, "float32"), (log_size, "float32"))))
+    return Cells(
+        *(v.astype(t) for v, t in ((x, "float32"), (context, "int64"), (covariates, "float32"), (log_size, "float32")))
+    )
 
 
 @pytest.fixture

@@ -15,13 +15,15 @@ from scgim.structure._search import CELLS_A_GENE, search_structure
 from scgim.structure._watch import SearchWatch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from scgim.module import GIMModule
     from scgim.train import BatchLoader
 
 _PART = 4  # of the time that the search may take: convention
-_MAX_GENES = 500  # of more, the comparison takes too long
+_MAX_GENES = 300  # of more, the comparison takes minutes
 # Nats that hidden expression must bring, and for each cell: real counts depart a little from either model. Conventions.
 _MIN_EVIDENCE, _MIN_EVIDENCE_A_CELL = 10.0, 0.003
 _MIN_GAIN_A_GENE = 0.5  # nats of log-likelihood for its reliability, twice what chance brings, to look further
@@ -29,11 +31,15 @@ _MIN_GAIN_A_GENE = 0.5  # nats of log-likelihood for its reliability, twice what
 
 @torch.no_grad()
 def is_expression_hidden(
-    module: GIMModule, loader: BatchLoader, seed: int, max_seconds: float | None
+    module: GIMModule,
+    loader: BatchLoader,
+    seed: int,
+    max_seconds: float | None,
+    on_move: Callable[[float], None] | None = None,
 ) -> tuple[bool, str]:
     """Whether hidden expression explains the covariance of cells within contexts better than counts do, and why.
 
-    Both are tried on graphs that were searched quickly under either. The module holds the scales of the cells afterwards.
+    Both are tried on graphs that were searched quickly under either; `on_move` is called after each move. The module holds the scales of the cells afterwards.
     """
     d = len(module.centre)
     if d > _MAX_GENES or loader.n < CELLS_A_GENE * d:
@@ -45,7 +51,7 @@ def is_expression_hidden(
         hidden = gather_moments(module, loader).statistics
     except ValueError:
         return False, "counts are too few for the moments of hidden expression"
-    watch = SearchWatch(None if max_seconds is None else max_seconds / _PART)
+    watch = SearchWatch(None if max_seconds is None else max_seconds / _PART, on_move)
     options: dict[str, Any] = {
         "edge_log_odds": module.knowledge.edge_log_odds.cpu().numpy(),
         "regulators": module.knowledge.told_regulators(),

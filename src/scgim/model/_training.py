@@ -177,7 +177,9 @@ class TrainingMixin(PreparationMixin, PyroSviTrainMixin):
             course = Course(indices, epochs, lr, batch_size, stop)
         else:
             course = resume(self, resume_from)
-        cells, max_search_seconds = self._measured(cells, course, max_search_seconds, is_new=resume_from is None)
+        cells, max_search_seconds = self._measured(
+            cells, course, max_search_seconds, is_new=resume_from is None, progress=enable_progress_bar
+        )
         course.write_to(checkpoint_dir, resume_from, every)
         self._note_measured(cells.context[course.indices[0]])
         self._plan_kwargs = plan_kwargs or {}
