@@ -27,6 +27,8 @@ def test_network_is_found_through_counting_noise():
         scvi.settings.seed = 0
         model = GIM(adata, measurement=measurement)
         model.train(5, **QUIET)
+        assert ("Poisson sample of hidden expression" in model.summary_string) == (measurement == "latent")
+        assert ("likelihood" in model.summary_string) == (measurement == "direct")
         errors[measurement] = int(((model.get_adjacency().to_numpy() > 0.5) != true)[off].sum())
     targets = model.get_targets().groupby("perturbation").first()
     assert errors["latent"] <= 2 < errors["direct"]
