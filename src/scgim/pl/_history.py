@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 TRAIN, VALIDATION = "training", "validation"
 STYLES = {TRAIN: {"color": OKABE_ITO[0]}, VALIDATION: {"color": OKABE_ITO[1], "linestyle": "--"}}
 SEARCH, EDGES = "search_score", "edges"
+ROOM_FOR_NAMES = 0.15  # of the height, above the curves
 LEAST_WIDTH = 1.7  # inches of a panel in axes of the user's
 
 
@@ -170,13 +171,19 @@ def _mark_cuts(ax: Axes, n_edges: pd.Series | None) -> None:
     if n_edges is None:
         return
     change = n_edges.diff().fillna(0.0)
+    cuts = change.index[change < 0]
+    if not len(cuts):
+        return
     style = {"color": tones(ax).grey, "fontsize": "x-small", "va": "top"}
-    across = ax.get_xaxis_transform()
-    for epoch in change.index[change < 0]:
+    across, (low, high), middle = ax.get_xaxis_transform(), ax.get_ylim(), float(np.mean(ax.get_xlim()))
+    if ax.get_yscale() == "linear":
+        ax.set_ylim(low, high + ROOM_FOR_NAMES * (high - low))
+    for epoch in cuts:
         ax.axvline(epoch - 0.5, color=tones(ax).grey, lw=0.8, ls=(0, (4, 2)), zorder=0)
-        n = int(-change[epoch])
-        ax.text(epoch - 0.5, 1.0, f" cut {n} edge{'s' * (n != 1)},\n refine", ha="left", transform=across, **style)
-        ax.text(epoch - 0.5, 1.0, "fit ", ha="right", transform=across, **style)
+        n, is_late = int(-change[epoch]), epoch > middle
+        cut = f"cut {n} edge{'s' * (n != 1)}"
+        ax.text(epoch - 0.5, 1.0, f"fit, {cut} " if is_late else "fit ", ha="right", transform=across, **style)
+        ax.text(epoch - 0.5, 1.0, " refine" if is_late else f" {cut}, refine", ha="left", transform=across, **style)
 
 
 def _draw(ax: Axes, term: str, curves: dict[str, pd.Series]) -> None:
@@ -190,7 +197,7 @@ def _draw(ax: Axes, term: str, curves: dict[str, pd.Series]) -> None:
     if lowest > 0 and highest / lowest > 100:
         ax.set_yscale("log")
     else:
-        ax.ticklabel_format(axis="y", scilimits=(-3, 4), useOffset=False)
+        ax.ticklabel_format(axis="y", scilimits=(-3, 6), useOffset=False)
     ax.set_title(term, fontsize="small")
     ax.set_xlabel("Epoch", fontsize="small")
     ax.tick_params(labelsize="x-small")
@@ -198,5 +205,4 @@ def _draw(ax: Axes, term: str, curves: dict[str, pd.Series]) -> None:
     ax.xaxis.get_major_locator().set_params(integer=True)
     despine(ax)
     if len(curves) > 1:
-        # a loss falls, and names of stages stand at the top
-        ax.legend(frameon=False, fontsize="x-small", loc="center right" if term == "Fit" else "best")
+        ax.legend(frameon=False, fontsize="x-small")
