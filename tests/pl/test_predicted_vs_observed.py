@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import anndata as ad
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -162,3 +163,15 @@ def test_errors(adata, perfect):
     adata.X = adata.X * 0.3
     with pytest.raises(ValueError, match="no longer holds counts"):
         pl.predicted_vs_observed(adata, perfect)
+
+
+def test_names_of_many_drugs_leave_room_for_the_points_in_a_plain_grid(sixty_drugs):
+    adata = sixty_drugs
+    treated = adata[adata.obs["perturbation"] != "control"]
+    predicted = ad.AnnData(treated.X.copy(), obs=treated.obs.copy(), var=adata.var.copy())
+    figure, grid = plt.subplots(2, 2)
+    height = grid[0, 0].get_window_extent().height
+    (panel,) = pl.predicted_vs_observed(adata, predicted, ax=grid[0, 0])
+    figure.draw_without_rendering()
+    assert len(panel.get_legend().get_texts()) == 8
+    assert panel.get_window_extent().height > 0.5 * height

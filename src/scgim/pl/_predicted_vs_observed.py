@@ -226,7 +226,12 @@ def predicted_vs_observed(
         handles = [
             Line2D([], [], ls="", marker="o", ms=5, color=points.get_facecolor()[0]) for points in panels[0].collections
         ]
-        legend_below(ax or panels[0], handles, names, given=given, below=panels[-1])
+        if n_panels == 1:  # a square in axes that are wider than high
+            panels[0].set_anchor("W")
+            beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "handletextpad": 0.2}
+            panels[0].legend(handles, names, frameon=False, fontsize="x-small", **beside)
+        else:
+            legend_below(ax or panels[0], handles, names, given=given, below=panels[-1])
     if area is not None:
         area.keep_within()
     if len(pairs) == 1:
