@@ -199,7 +199,7 @@ def _draw(ax: Axes, term: str, curves: dict[str, pd.Series]) -> None:
     if lowest > 0 and highest / lowest > 100:
         ax.set_yscale("log")
     else:
-        ax.ticklabel_format(axis="y", scilimits=(-3, 6), useOffset=False)
+        ax.ticklabel_format(axis="y", scilimits=(-3, 8), useOffset=False)
     ax.set_title(term, fontsize="small", pad=PAD if term in STAGES else None)
     ax.set_xlabel("Epoch", fontsize="small")
     ax.tick_params(labelsize="x-small")
