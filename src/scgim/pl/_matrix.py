@@ -179,7 +179,8 @@ def matrix_plot(
         ax = plt.subplots(figsize=figsize, layout="constrained", FigureClass=EditableFigure)[1]
 
     settings = {"vmin": limits[0], "vmax": limits[1], "vcenter": vcenter, **kwargs}
-    settings |= {"title": title, "figsize": figsize, "ax": ax}
+    # scanpy writes the title above axes of no height, of which the layout knows nothing
+    settings |= {"title": title if return_fig else None, "figsize": figsize, "ax": ax}
     plot = _plot_object(colors, sizes, group, (color_title, size_title), cell, cmap, **settings)
     if swap_axes:
         plot = plot.swap_axes()
@@ -190,6 +191,8 @@ def matrix_plot(
     _fit_grids(axes)
     if user_area is not None and not user_area.managed and not user_area.holds(1, LEAST_WIDTH):
         _place_in(axes, user_area)
+    if title is not None:
+        axes["mainplot_ax"].set_title(title, fontsize="medium")
     if pictures is not None:
         main = axes["mainplot_ax"]
         place_beside(main, pictures, main.yaxis.get_ticklocs(), min(ROW, axes_inches(main)[1] / len(pictures)))
