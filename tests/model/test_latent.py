@@ -54,6 +54,8 @@ def test_perturbation_held_out_as_a_whole_is_predicted_by_its_features():
     GIM.setup_anndata(screen, size_factor_key="size_factor")
     model = GIM(screen, measurement="latent")
     model.train(split_key="cells", **QUIET)
+    values, n_doses = model.report().values, screen.obs.groupby("perturbation", observed=True)["dosage"].nunique()
+    assert (values["perturbations"], values["contexts"]) == (7, n_doses.drop(["control", "drug_2"]).sum())
     measured = model.get_targets().groupby("perturbation").first().drop(index="drug_2")
     truth = screen.varm["true_targets"].T.loc[measured.index] > 0
     assert ((measured > 0.5) == truth).to_numpy().mean() > 0.85
