@@ -47,6 +47,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     ),
     "scgim.fit": (
         {
+            "scgim._constants",
             "scgim._departures",
             "scgim._priors",
             "scgim._validation",

@@ -15,6 +15,9 @@ class _RegistryKeys(NamedTuple):
 
 REGISTRY = _RegistryKeys()
 
+MANY_GENES = 1000
+"""From so many genes on, all of which may regulate, the search for the network takes long: convention."""
+
 _DIVISION_SLASH = "\N{DIVISION SLASH}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import pytest
 import scvi
 from anndata import AnnData
 
@@ -39,6 +40,14 @@ def test_rare_genes_without_effect_have_none():
     model = fit(np.zeros((12, 30)), mean=0.1, n=10)
     background = model.module.knowledge.background
     assert background.square().mean().sqrt() < 0.12
+
+
+@pytest.mark.parametrize("n", [10, 60])
+def test_where_few_cells_are_drawn_their_chance_is_no_effect(n, monkeypatch):
+    """Of many contexts and genes few cells are drawn, in which a gene of a tenth of a count comes up by chance."""
+    monkeypatch.setattr("scgim.fit._contexts._N_CELLS", (20, 20))
+    background = fit(np.zeros((12, 30)), mean=0.1, n=n).module.knowledge.background
+    assert background.square().mean().sqrt() < 0.08
 
 
 def test_changes_of_most_genes_are_in_drawn_cells():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from scgim.fit._shrinkage import shrunken
+from scgim.fit._shrinkage import drawn_between, shrunken
 
 
 def errors(truth: np.ndarray, sd: float = 0.1, seed: int = 0) -> tuple[float, float]:
@@ -37,6 +37,19 @@ def test_few_large_differences_are_kept_and_the_rest_is_noise():
     truth[:3] = 2.0
     error, raw = errors(truth)
     assert error < 0.1 * raw
+
+
+def test_between_two_centres_lies_what_errs_least():
+    rng = np.random.default_rng(0)
+    truth = torch.as_tensor(rng.normal(0, 1, (200, 50)))
+    noise = torch.full_like(truth, 0.25)
+    seen = truth + 0.5 * torch.as_tensor(rng.normal(size=truth.shape))
+    far = torch.zeros_like(truth)
+    for first, second in ((truth, far), (far, truth)):  # one of them is right
+        between = drawn_between(seen, first, second, noise)
+        found = first + between.kept * (seen - first) + between.back * (second - first)
+        assert ((found - truth) ** 2).mean() < 0.02
+        assert ((between.kept >= 0) & (between.back >= 0) & (between.kept + between.back <= 1)).all()
 
 
 def test_one_context_is_shrunk_as_by_james_and_stein():

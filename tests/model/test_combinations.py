@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -148,6 +150,11 @@ def test_other_cells_are_coded_by_the_combinations_of_the_model(model):
     assert set(model.score(other).index.get_level_values(0)) == {"control", *"abcd", *list(model.combinations)}
 
 
+def test_cells_of_another_combination_have_no_score(model):
+    with pytest.raises(ValueError, match="'a.d' was not measured and reads like a combination"):
+        model.score(screen(pairs=[(0, 3)], n=10))
+
+
 def test_dosages_of_combinations_are_text():
     adata = screen(doses=True)
     model = fit(adata, 2, dosage_key="dosage")
@@ -170,6 +177,37 @@ def test_features_are_those_of_drugs():
     new = adata.uns["features"].loc[["f"]]
     both = model.predict_combination({"f": 1.0, "a": 1.0}, new, n_samples=5)
     assert both.n_obs == 5
+
+
+@pytest.mark.parametrize("separator", ["+", None])
+def test_combinations_with_new_drugs_are_asked_of_the_method_that_takes_their_features(separator):
+    adata = screen(alone=range(5), pairs=[(0, 1)], n=8)
+    features = pd.DataFrame(np.random.default_rng(0).normal(size=(6, 3)), list("abcdef"))
+    if separator is None:
+        features.loc["b+a"] = 0.0
+    adata.uns["features"] = features
+    model = fit(adata, 1, drug_embedding_key="features", combination_separator=separator)
+    signs = ("+", " + ", "&", "_")
+    for asked in (*(f"a{sign}new" for sign in signs), "x+new"):
+        first = asked[0]
+        message = rf"{re.escape(repr(asked))} was not measured.*predict_combination\({{'{first}': 1.0, 'new': 1.0}}, drug_embedding\)"
+        for call in (model.predict, model.predict_mean, model.get_targets, model.get_total_effects):
+            with pytest.raises(ValueError, match=message):
+                call([asked])
+    with pytest.raises(ValueError, match=r"`model.predict_combination\({'e': 1.0, 'a': 1.0}\)`\.$"):
+        model.predict_mean("e+a")
+    with pytest.raises(ValueError, match="'new' not among.*predict_combination\\(combinations, drug_embedding\\)"):
+        model.predict_mean({"a": 1.0, "new": 1.0})
+    with pytest.raises(ValueError, match="Give it to `model.predict_combination`"):
+        model.predict({"a": 1.0, "b": 1.0})
+    of_pair = features.iloc[:1].set_axis(["a+new"])
+    if separator is None:  # a perturbation of its own
+        assert model.predict_mean(of_pair, n_draws=2).n_obs == 1
+    else:
+        with pytest.raises(ValueError, match="predict_combination"):
+            model.predict_mean(of_pair)
+    with pytest.raises(ValueError, match="'drug_z' not among the measured perturbations"):
+        model.predict("drug_z")  # a name like any other
 
 
 def test_the_control_and_a_dosage_of_zero_are_no_members():

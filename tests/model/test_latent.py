@@ -27,6 +27,8 @@ def test_network_is_found_through_counting_noise():
         scvi.settings.seed = 0
         model = GIM(adata, measurement=measurement)
         model.train(5, **QUIET)
+        assert ("Poisson sample of hidden expression" in model.summary_string) == (measurement == "latent")
+        assert ("likelihood" in model.summary_string) == (measurement == "direct")
         errors[measurement] = int(((model.get_adjacency().to_numpy() > 0.5) != true)[off].sum())
     targets = model.get_targets().groupby("perturbation").first()
     assert errors["latent"] <= 2 < errors["direct"]
@@ -52,6 +54,8 @@ def test_perturbation_held_out_as_a_whole_is_predicted_by_its_features():
     GIM.setup_anndata(screen, size_factor_key="size_factor")
     model = GIM(screen, measurement="latent")
     model.train(split_key="cells", **QUIET)
+    values, n_doses = model.report().values, screen.obs.groupby("perturbation", observed=True)["dosage"].nunique()
+    assert (values["perturbations"], values["contexts"]) == (7, n_doses.drop(["control", "drug_2"]).sum())
     measured = model.get_targets().groupby("perturbation").first().drop(index="drug_2")
     truth = screen.varm["true_targets"].T.loc[measured.index] > 0
     assert ((measured > 0.5) == truth).to_numpy().mean() > 0.85

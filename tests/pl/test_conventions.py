@@ -113,7 +113,22 @@ def test_lies_on_no_neighbour_in_a_plain_grid(awkward, name):
     assert all(box.x0 >= -1 for box in boxes)
 
 
-@pytest.mark.parametrize("size", [(10, 8), (30, 10)])
+def test_keeps_most_of_a_plain_grid_for_what_it_draws(awkward, name):
+    if name == "drug_map" and awkward.varm["gim_targets"].shape[1] < 3:
+        return
+    figure, grid = plt.subplots(2, 2)
+    place = grid[0, 0].get_window_extent()
+    others = set(grid.ravel()[1:])
+    CALLS[name](awkward, ax=grid[0, 0])
+    figure.draw_without_rendering()
+    used = {ax for ax in figure.findobj(Axes) if ax.axison or name.startswith("network")} - others
+    own = [ax.get_window_extent() for ax in used]
+    largest = max(own, key=lambda box: box.width * box.height)
+    assert largest.width > 0.3 * place.width
+    assert largest.height > 0.3 * place.height
+
+
+@pytest.mark.parametrize("size", [(6.4, 4.8), (10, 8), (30, 10)])
 @pytest.mark.parametrize("kind", ["dots", "predicted_vs_observed"])
 def test_texts_of_a_plot_in_a_grid_lie_apart(adata, kind, size):
     """Legends beside a dot plot, and one under panels whose labels are names of genes."""

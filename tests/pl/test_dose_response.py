@@ -203,7 +203,7 @@ def test_continuous_data_are_taken_as_they_are(adata):
 
 
 def test_errors(adata):
-    with pytest.raises(ValueError, match="`perturbation` is needed"):
+    with pytest.raises(ValueError, match="`perturbations` is needed"):
         pl.dose_response(adata)
     with pytest.raises(ValueError, match="`n_top`"):
         pl.dose_response(adata, "Drug1", n_top=0)

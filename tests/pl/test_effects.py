@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
 from scipy.stats import norm
 
 import scgim.pl as pl
@@ -87,3 +88,15 @@ def test_errors(adata):
             pl.effects(adata, "Drug1", level=level)
     with pytest.raises(ValueError, match="`n_top`"):
         pl.effects(adata, "Drug1", n_top=0)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_legend_has_the_colours_of_the_targets_that_are_drawn(adata, sign):
+    adata.varm["gim_shifts"]["Drug1"] = sign * adata.varm["gim_shifts"]["Drug1"].abs()
+    ax = pl.effects(adata, "Drug1", show=False)
+    (legend,) = ax.figure.legends
+    marks = {text.get_text(): handle for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True)}
+    word = {1: "raised", -1: "lowered"}[sign]
+    assert list(marks) == ["total", f"target, {word}", "direct, no target"]
+    drawn = ax.collections[1].get_facecolors()[np.asarray(adata.varm["gim_targets"].loc[_rows(ax), "Drug1"] >= 0.5)]
+    assert {tuple(color) for color in drawn} == {to_rgba(marks[f"target, {word}"].get_color())}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -34,10 +35,34 @@ def test_training_and_validation_are_likelihoods_of_cells(model):
 def test_the_cut_and_the_refinement_are_named(model):
     _, fit = pl.history(model, show=False)
     texts = [text.get_text().strip() for text in fit.texts]
-    assert texts == ["cut 3 edges,\n refine", "fit"]
+    assert texts == ["fit, cut 3 edges", "refine"]
     assert fit.lines[2].get_xdata() == [29.5, 29.5]
     del model.history["edges"]
     assert not pl.history(model, show=False)[1].texts
+
+
+@pytest.mark.parametrize("cut_at", [5, 30])
+@pytest.mark.parametrize("in_a_grid", [False, True])
+def test_nothing_is_drawn_over_names_of_stages_and_curves(model, cut_at, in_a_grid):
+    edges = model.history["edges"]
+    edges["edges"] = np.where(np.arange(len(edges)) < cut_at, 31.0, 28.0)
+    ax = plt.subplots(2, 2)[1][0, 0] if in_a_grid else None
+    fit = pl.history(model, ax=ax, show=False)[-1]
+    fit.figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in fit.texts]
+    legend = fit.get_legend().get_window_extent()
+    for curve in fit.lines[:2]:
+        points = fit.transData.transform(np.column_stack([curve.get_xdata(), curve.get_ydata()]))
+        assert not any(box.contains(*point) for box in [*boxes, legend] for point in points)
+    assert not any(legend.overlaps(text.get_window_extent()) for text in [fit.title, *fit.texts])
+    assert all(fit.get_window_extent().x0 < box.x0 and box.x1 < fit.get_window_extent().x1 + 15 for box in boxes)
+
+
+def test_scores_are_written_out(model):
+    model.search_trace_ = [-63215.0, -63155.0, -63147.0]
+    search = pl.history(model, show=False)[0]
+    search.figure.canvas.draw()
+    assert {label.get_text() for label in search.get_yticklabels()} >= {"−63200", "−63160"}
 
 
 def test_a_search_that_was_over_at_once_has_no_panel(model):

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import scanpy as sc
 from matplotlib.offsetbox import AnnotationBbox
+from matplotlib.text import Text
 
 import scgim
 import scgim.pl as pl
@@ -247,3 +248,15 @@ def test_components_of_unknown_features_stay_components(fingerprints):
     assert sorted(_labels(axes["mainplot_ax"].yaxis)) == ["PC1", "PC2"]
     with pytest.raises(ValueError, match="`structures=True` needs bits"):
         pl.feature_importance(fingerprints, structures=True)
+
+
+@pytest.mark.parametrize("in_axes", [False, True])
+def test_a_title_is_within_the_figure(adata, in_axes):
+    for plot in (pl.targets, pl.feature_importance):
+        ax = plt.subplots(2, 2)[1][1, 0] if in_axes else None
+        main = plot(adata, title="What it is", ax=ax, show=False)["mainplot_ax"]
+        figure = main.figure.figure
+        figure.draw_without_rendering()
+        (title,) = [text for text in figure.findobj(Text) if text.get_text() == "What it is"]
+        box = title.get_window_extent()
+        assert figure.bbox.y0 <= main.get_window_extent().y1 <= box.y0 < box.y1 <= figure.bbox.y1

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import anndata as ad
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
 
 import scgim.pl as pl
 
@@ -74,9 +76,9 @@ def test_several_perturbations_have_colours_and_a_legend_that_covers_no_point(ad
     means, _ = pl.predicted_vs_observed(adata, perfect, ["Drug1", "Drug2"], show=False)
     (legend,) = means.figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["Drug1", "Drug2"]
-    assert [tuple(handle.get_color()) for handle in legend.legend_handles] == [
-        tuple(points.get_facecolor()[0]) for points in means.collections
-    ]
+    colors, counts = np.unique(means.collections[0].get_facecolor(), axis=0, return_counts=True)
+    assert {to_rgba(h.get_color(), h.get_alpha()) for h in legend.legend_handles} == set(map(tuple, colors))
+    assert counts.tolist() == [4 * 20, 4 * 20]
     means.figure.draw_without_rendering()
     assert legend.get_window_extent().y1 <= means.get_window_extent().y0
 
@@ -85,12 +87,17 @@ def test_of_more_perturbations_than_colours_the_strongest_have_one(sixty_drugs):
     cells = _cells(sixty_drugs, sixty_drugs.obs["perturbation"] != "control")
     means, _ = pl.predicted_vs_observed(sixty_drugs, cells, show=False)
     (legend,) = means.figure.legends
-    assert len(legend.get_texts()) == len(means.collections) == 8
-    assert legend.get_texts()[-1].get_text() == "53 others"
-    assert len(means.collections[-1].get_offsets()) == 53 * 4 * 20
-    sums = [np.square(points.get_offsets()[:, 0]).reshape(4, 20).sum(1).max() for points in means.collections[:7]]
-    others = np.square(means.collections[-1].get_offsets()[:, 0]).reshape(-1, 20).sum(1)
-    assert min(sums) >= others.max()
+    *names, last = [text.get_text() for text in legend.get_texts()]
+    assert (len(names), last) == (7, "53 others")
+    others, colored = means.collections
+    assert len(others.get_offsets()) == 53 * 4 * 20
+    largest = np.square(others.get_offsets()[:, 0]).reshape(-1, 20).sum(1).max()
+    for name in names:
+        alone = pl.predicted_vs_observed(sixty_drugs, cells, name, show=False)[0].collections[0].get_offsets()[:, 0]
+        assert np.square(alone).reshape(4, 20).sum(1).max() >= largest
+    # in any order, so that no drug lies on all others
+    shades = colored.get_facecolor()
+    assert len(np.unique(shades[-40:], axis=0)) > 4
 
 
 def test_few_cells_are_points_and_many_a_density(adata, sixty_drugs):
@@ -162,3 +169,15 @@ def test_errors(adata, perfect):
     adata.X = adata.X * 0.3
     with pytest.raises(ValueError, match="no longer holds counts"):
         pl.predicted_vs_observed(adata, perfect)
+
+
+def test_names_of_many_drugs_leave_room_for_the_points_in_a_plain_grid(sixty_drugs):
+    adata = sixty_drugs
+    treated = adata[adata.obs["perturbation"] != "control"]
+    predicted = ad.AnnData(treated.X.copy(), obs=treated.obs.copy(), var=adata.var.copy())
+    figure, grid = plt.subplots(2, 2)
+    height = grid[0, 0].get_window_extent().height
+    (panel,) = pl.predicted_vs_observed(adata, predicted, ax=grid[0, 0])
+    figure.draw_without_rendering()
+    assert len(panel.get_legend().get_texts()) == 8
+    assert panel.get_window_extent().height > 0.5 * height

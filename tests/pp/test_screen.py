@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import inspect
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -7,6 +9,7 @@ import pytest
 from scipy import sparse
 
 from scgim import pp
+from scgim.model import GIM
 from scgim.pp._confounding import cramers_v, inseparable
 
 
@@ -35,6 +38,41 @@ def test_a_sound_screen_passes_every_check(adata):
     assert table.loc["cells per context", "value"] == "median 20, least 20"
     assert table.loc["feature rank", "value"] == "4 of 4"
     assert table.loc["separable from batch", "value"] == "0 not"
+
+
+def test_all_that_a_model_is_set_up_with_can_be_checked():
+    arguments = [set(inspect.signature(f).parameters) for f in (GIM.setup_anndata, pp.check_screen)]
+    assert arguments[0] - {"kwargs"} == arguments[1]
+
+
+def test_size_factors_regulators_and_numbers(adata):
+    keys = {"size_factor_key": "size", "regulator_key": "acts", "continuous_covariate_keys": ["age"]}
+    adata.obs["size"], adata.obs["age"] = np.linspace(0.5, 2, adata.n_obs), 1.0
+    adata.var["acts"] = np.arange(adata.n_vars) < 2
+    table = pp.check_screen(adata, **keys)
+    assert table.loc["size factors", "value"] == "0.5 to 2"
+    assert table.loc["regulators", "value"] == "2 of 5 genes"
+    assert table.loc["covariate age", "verdict"] == "ok"
+    adata.obs.iloc[3, adata.obs.columns.get_indexer(["size", "age"])] = np.nan
+    adata.var["acts"] = "yes"
+    table = pp.check_screen(adata, **keys).loc[["size factors", "regulators", "covariate age"]]
+    assert set(table["verdict"]) == {"fail"}
+    assert "1 cells have no value" in table.loc["covariate age", "advice"]
+    assert "must be boolean" in table.loc["regulators", "advice"]
+
+
+def test_many_genes_of_which_any_may_regulate(adata):
+    many = anndata.AnnData(np.repeat(adata.X.toarray(), 200, axis=1), obs=adata.obs, uns=adata.uns)
+    found, advice = verdict(many, "regulators")
+    assert (found, "mark_regulators" in advice) == ("warn", True)
+    assert "regulators" not in pp.check_screen(adata).index
+
+
+def test_cells_without_counts_are_fine_where_size_factors_are_given(adata):
+    adata.X[0] = 0
+    adata.obs["size"] = 1.0
+    assert verdict(adata, "empty")[0] == "fail"
+    assert verdict(adata, "empty", size_factor_key="size")[0] == "ok"
 
 
 def verdict(adata, check, **keys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from scgim._validation._combinations import (
     Members,
+    check_no_combination,
     combination_name,
     in_combinations,
     inseparable_drugs,
@@ -51,6 +52,7 @@ __all__ = [
     "check_key",
     "check_levels",
     "check_matrix_type",
+    "check_no_combination",
     "check_nonempty",
     "check_perturbations",
     "check_query_dosage",

@@ -11,10 +11,13 @@ import pandas as pd
 from scgim._validation._messages import check_column, quote_some
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 Members = dict[str, float]
 """Dosage of each drug of a combination."""
+
+# Between the names of drugs in screens of pairs; all but the first are in names of single drugs as well
+_USUAL_SEPARATORS = ("+", "&", "|", ";", ",", "/", "_", " ")
 
 
 def separate_combinations(
@@ -95,6 +98,42 @@ def check_separator(separator: Any, control: str) -> None:
             f"`combination_separator={separator!r}` is part of the name of the control, {control!r}. Rename the controls, or separate "
             "drugs by another sign."
         )
+
+
+def check_no_combination(names: Iterable[str], measured: Iterable[str], separator: str | None) -> None:
+    """Raise where a name that was not measured reads like several drugs, and say how combinations are asked for.
+
+    Parameters
+    ----------
+    names
+        What was asked for.
+    measured
+        Measured perturbations.
+    separator
+        What separates drugs in the screen; None where that is not known. Then "+" does, and another usual sign next to a measured
+        perturbation.
+    """
+    known = set(measured)
+    for name in names:
+        drugs = [] if name in known else _drugs_in(str(name), known, separator)
+        if not drugs:
+            continue
+        new = [drug for drug in drugs if drug not in known]
+        example = "{" + ", ".join(f"{drug!r}: 1.0" for drug in drugs) + "}"
+        features = f", with the features of {quote_some(new)} as `drug_embedding`" if new else ""
+        raise ValueError(
+            f"{name!r} was not measured and reads like a combination of drugs. Predict it by the dosage of each: "
+            f"`model.predict_combination({example}{', drug_embedding' if new else ''})`{features}."
+        )
+
+
+def _drugs_in(name: str, known: set[str], separator: str | None) -> list[str]:
+    """Drugs that a name joins; none if it does not read like several."""
+    for sign in _USUAL_SEPARATORS if separator is None else (separator, *_USUAL_SEPARATORS):
+        drugs = [part.strip() for part in name.split(sign)]
+        if len(drugs) > 1 and all(drugs) and (sign in (separator, _USUAL_SEPARATORS[0]) or known.intersection(drugs)):
+            return drugs
+    return []
 
 
 def _members(

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from scgim._validation._combinations import check_no_combination
 from scgim._validation._matrix import iterate_blocks
 from scgim._validation._messages import check_key, quote_some
 
@@ -60,7 +61,10 @@ def resolve_embedding(adata: AnnData, key: str, perturbations: Sequence[str], *,
 
 
 def check_query_embedding(
-    embedding: Any, feature_names: Sequence[str] | None, perturbation_names: Sequence[str]
+    embedding: Any,
+    feature_names: Sequence[str] | None,
+    perturbation_names: Sequence[str],
+    separator: str | None = None,
 ) -> pd.DataFrame:
     """Features of the drugs to predict, rows x features in the order of `feature_names`; index = names.
 
@@ -74,6 +78,8 @@ def check_query_embedding(
         Features of the fitted model; None when it was fitted without embeddings.
     perturbation_names
         Names of the measured perturbations. Rows of an unnamed array are called "drug_0", "drug_1", ... .
+    separator
+        What separates the drugs of a combination, which is no row; None where combinations are perturbations of their own.
     """
     if isinstance(embedding, str):
         embedding = [embedding]
@@ -82,10 +88,10 @@ def check_query_embedding(
     if not sparse.issparse(embedding) and len(embedding) == 0:
         raise ValueError("`drug_embedding` has no rows. Give one row a drug to predict.")
     if isinstance(embedding, (list, tuple, pd.Index, np.ndarray)) and _is_text(embedding):
-        return _measured(pd.DataFrame(index=pd.Index(embedding, dtype=object)), perturbation_names)
+        return _measured(pd.DataFrame(index=pd.Index(embedding, dtype=object)), perturbation_names, separator)
     if feature_names is None:
         if isinstance(embedding, pd.DataFrame):
-            return _measured(pd.DataFrame(index=embedding.index.astype(str)), perturbation_names)
+            return _measured(pd.DataFrame(index=embedding.index.astype(str)), perturbation_names, separator)
         raise ValueError(
             "The model was set up without drug embeddings (`drug_embedding_key=None`), so only measured perturbations "
             f"can be predicted, by name: {quote_some(perturbation_names)}."
@@ -99,6 +105,8 @@ def check_query_embedding(
     if isinstance(frame.index, pd.RangeIndex):
         frame.index = _unused_names(len(frame), set(perturbation_names))
     frame.index = frame.index.astype(str)
+    if separator is not None:
+        check_no_combination([name for name in frame.index if separator in name], perturbation_names, separator)
     _check_features(frame, "drug_embedding")
     return frame.astype(np.float64)
 
@@ -197,10 +205,11 @@ def _check_variation(frame: pd.DataFrame, where: str) -> None:
         )
 
 
-def _measured(frame: pd.DataFrame, perturbation_names: Sequence[str]) -> pd.DataFrame:
+def _measured(frame: pd.DataFrame, perturbation_names: Sequence[str], separator: str | None) -> pd.DataFrame:
     known = set(perturbation_names)
     unseen = [name for name in frame.index if name not in known]
     if unseen:
+        check_no_combination(unseen, perturbation_names, separator)
         close = difflib.get_close_matches(unseen[0], perturbation_names, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(

@@ -131,6 +131,7 @@ def _match_observed(
     observed = log_typical((mean - (controls.observed - controls.drawn)[own]).clamp_min(0.0), enough)
     unchanged = log_typical(controls.drawn[own], enough)
     error = _error(mean, square, n_own, enough)
+    without = _means_without_effects(module, cells, context, enough)
 
     def wanted(drawn: Tensor, genes: Tensor, features: Tensor) -> Tensor:
         mean, spread = means_of(features, context), means_of(features.square(), context)
@@ -138,15 +139,22 @@ def _match_observed(
         own = torch.maximum(error[:, genes], _error(mean, spread, n_own, enough)).square()
         noise = own * (1 + n_own / n_drawn[:, None])  # of the observed cells, and of those that are drawn
         typical = log_typical(mean, enough)
-        between, error_var[:, genes] = drawn_between(
-            observed[:, genes], typical, unchanged[:, genes].expand_as(typical), noise
-        )
-        return drawn + between - typical
+        between = drawn_between(observed[:, genes], typical, unchanged[:, genes].expand_as(typical), noise)
+        error_var[:, genes] = between.error_var
+        # back to no change by what is expected: what the counts of few drawn cells are by chance would be taken for a drift
+        return drawn + between.kept * (observed[:, genes] - typical) + between.back * (without[:, genes] - drawn)
 
     error_var = torch.zeros_like(error)
     effects = draw_effects(module, cells["context"].cpu())
     drift, log_mean = match_means(module, cells, context, effects, wanted, enough)
     return drift, error_var, log_mean, error
+
+
+def _means_without_effects(module: GIMModule, cells: dict[str, Tensor], context: Tensor, enough: Tensor) -> Tensor:
+    """Log means that cells would have without effects, as expected given their parents, of each context, (G, d)."""
+    nothing, rng = torch.zeros_like(cells["x"], dtype=torch.float32), torch.Generator(module.device).manual_seed(2)
+    _, expected = module.sample_cells(nothing, nothing.bool(), cells["covariates"], cells["log_size"], rng)
+    return torch.log(means_of(expected, context) / means_of(cells["log_size"].exp(), context) + enough)
 
 
 class Controls(NamedTuple):

@@ -48,9 +48,9 @@ def match_continuous(module: GIMModule, loader: BatchLoader) -> Tensor:
     seen = observed.seen | alone.seen
     shift, precision = (values[seen] for values in over_contexts(alone, observed))
     fitted = known.interventions().rows(group[seen]).mean(log_dosage[seen]) @ carry
-    wanted, _ = drawn_between(shift, fitted, torch.zeros_like(fitted), 1 / precision)
+    between = drawn_between(shift, fitted, torch.zeros_like(fitted), 1 / precision)
     added = torch.zeros_like(moved.mean)
-    added[seen] = torch.linalg.solve(carry.T, (wanted - fitted).T).T
+    added[seen] = torch.linalg.solve(carry.T, (between.kept * (shift - fitted) - between.back * fitted).T).T
     return added
 
 

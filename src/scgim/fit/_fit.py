@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from scvi import settings
 
+from scgim._constants import MANY_GENES
 from scgim.fit._baselines import match_baselines
 from scgim.fit._contexts import drifts, match_contexts
 from scgim.fit._continuous import match_continuous, sums_to_means
@@ -23,7 +24,7 @@ from scgim.fit._levels import carry_to_levels
 from scgim.fit._prior_check import warn_of_prior, warn_of_usual_targets
 from scgim.fit._ranges import note_ranges
 from scgim.fit._search import search_graph
-from scgim.fit._search_bar import MANY_GENES, SearchBar, usual_time
+from scgim.fit._search_bar import SearchBar, usual_time
 from scgim.fit._settle import settle_covariates
 from scgim.fit._start import start_from
 from scgim.fit._statistics import gather_statistics, set_scales

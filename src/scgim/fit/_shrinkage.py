@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -19,8 +21,16 @@ def shrunken(difference: Tensor, noise: Tensor) -> Tensor:
     return difference * kept
 
 
-def drawn_between(values: Tensor, first: Tensor, second: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Values (K, d), the variance of whose errors is `noise`, shrunk to two centres, and what lies between the results.
+class Between(NamedTuple):
+    """What lies between values y shrunk to two centres, a + kept (y - a) + back (b - a), and the variance of its error, each (K, d)."""
+
+    kept: Tensor
+    back: Tensor
+    error_var: Tensor
+
+
+def drawn_between(values: Tensor, first: Tensor, second: Tensor, noise: Tensor) -> Between:
+    r"""How values (K, d), the variance of whose errors is `noise`, are shrunk to two centres, and what lies between the results.
 
     .. math:: w\, f_1(y) + (1 - w)\, f_2(y)
 
@@ -28,9 +38,7 @@ def drawn_between(values: Tensor, first: Tensor, second: Tensor, noise: Tensor) 
         - :math:`f_1, f_2`: values shrunk to the first and to the second centre (:func:`shrunken`), which err in different ways
         - :math:`w`: the share, between 0 and 1, of the least risk by Stein's estimate, in units of the noise, over all values
 
-    Returns
-    -------
-    What lies between, and the variance of its error by Tweedie's formula, the noise times how fast it grows with y, both (K, d).
+    The variance of the error is that by Tweedie's formula, the noise times how fast the result grows with y.
     """
     noise = noise.clamp_min(_TINY)
     (kept, slope), (kept_too, slope_too) = (_least_risk(values - centre, noise) for centre in (first, second))
@@ -39,7 +47,7 @@ def drawn_between(values: Tensor, first: Tensor, second: Tensor, noise: Tensor) 
     risk = (away * apart / noise - (slope - slope_too)).sum() / (apart.square() / noise).sum().clamp_min(_TINY)
     share = float(risk.clamp(0.0, 1.0))
     growth = share * slope + (1 - share) * slope_too
-    return values - away + share * apart, noise * growth.clamp(0.0, 1.0)
+    return Between(share * kept + (1 - share) * kept_too, (1 - share) * (1 - kept_too), noise * growth.clamp(0.0, 1.0))
 
 
 def _least_risk(difference: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

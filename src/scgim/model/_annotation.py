@@ -173,6 +173,7 @@ class AnnotationMixin(ScreenModel):
         mechanism = "linear" if self.module.mechanism.is_linear else "mlp"
         options = {
             "likelihood": self.module.likelihood,
+            "measurement": self.module.measurement,
             "mechanism": mechanism,
             "intervention": self.module.intervention,
         }

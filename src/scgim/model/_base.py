@@ -157,6 +157,7 @@ class ScreenModel(BaseModelClass):
                 n_cells,
                 self._setup_args["control"],
                 self.combinations,
+                self._setup_args.get("combination_separator"),
             )
         return self._known_drugs
 

@@ -208,9 +208,22 @@ class GIM(
         self._model_summary_string = (
             f"Generative intervention model with the following params: \ngenes: {self.summary_stats.n_vars}, "
             f"perturbations: {len(self.perturbations)}, contexts: {len(codes)}, mechanism: {mechanism}, "
-            f"likelihood: {likelihood}, intervention: {intervention}"
+            f"intervention: {intervention}"
         )
         self.init_params_ = self._get_init_params(locals())
+
+    @property
+    def summary_string(self) -> str:
+        """What is shown of the model; how counts come about may be known after training only."""
+        asked = self.init_params_["non_kwargs"]["measurement"]
+        if self.module.measurement == "latent":
+            counts = "measurement: latent (counts are a Poisson sample of hidden expression, which is log-normal)"
+        elif asked == "auto" and not self.is_trained_:
+            counts = "measurement: auto (chosen in training)"
+        else:
+            counts = f"measurement: direct, likelihood: {self.module.likelihood}"
+        status = "Trained" if self.is_trained_ else "Not Trained"
+        return f"{self._model_summary_string}, {counts}\nTraining status: {status}"
 
     @classmethod
     def setup_anndata(

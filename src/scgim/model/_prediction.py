@@ -11,7 +11,7 @@ import torch
 from anndata import AnnData
 from scvi import settings
 
-from scgim._validation import check_interval, check_query_embedding, quote_some, resolve_embedding
+from scgim._validation import check_interval, check_no_combination, check_query_embedding, quote_some, resolve_embedding
 from scgim.model._new_cells import NewCellsMixin
 from scgim.predict._likelihood import cell_log_likelihoods, context_effects
 from scgim.predict._means import Draws, posterior_means
@@ -266,6 +266,8 @@ class PredictionMixin(NewCellsMixin):
     def _embedding_of(self, adata: AnnData, names: list[str]) -> pd.DataFrame:
         """Features of drugs of other data."""
         key, setup = self._setup_args["drug_embedding_key"], self._setup_args
+        if (separator := setup.get("combination_separator")) is not None:
+            check_no_combination([name for name in names if separator in name], self.perturbations, separator)
         if key is None:
             raise ValueError(f"{names} were not measured, and the model was set up without drug features.")
         labels = adata.obs[setup["perturbation_key"]].astype(str)

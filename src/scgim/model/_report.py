@@ -87,7 +87,7 @@ class ReportMixin(ScreenModel):
         out: dict[str, Any] = {
             "genes": called.shape[1],
             "perturbations": len(called),
-            "contexts": len(self.contexts),
+            "contexts": int(self.contexts.get_level_values(0).isin(called.index).sum()),
             "treated_cells_trained_on": int(self.n_cells_.sum()),
             "edges": int(self.adjacency_.sum()),
             "edges_less_likely_than_not": int((self.adjacency_ & (probs < 0.5)).sum()),

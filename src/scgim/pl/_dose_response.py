@@ -168,7 +168,7 @@ def dose_response(
         raise ValueError("The model was fitted without doses, so there is no curve. Set up with a `dosage_key`.")
     probs = stored(adata, "varm", Key.varm.targets(key))
     if perturbations is None:
-        perturbations = [pick_one(None, probs.columns)]
+        perturbations = [pick_one(None, probs.columns, "perturbations")]
     drugs = pick(perturbations, probs.columns, "perturbation")
     area = None if ax is None else Area(ax)
     if area is not None:

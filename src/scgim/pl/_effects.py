@@ -148,9 +148,9 @@ def _draw(
     despine(ax)
     ax.spines["left"].set_visible(False)
     point = {"marker": "o", "ms": 5, "lw": 1.2}
-    handles = [
-        Patch(color=tone.pale, label="total"),
-        Line2D([], [], label="direct, target", color=POSITIVE, **point),
-        Line2D([], [], label="direct, no target", color=tone.grey, mfc=tone.paper, **point),
-    ]
+    handles = [Patch(color=tone.pale, label="total")]
+    for word, color, chosen in (("raised", POSITIVE, direct > 0), ("lowered", NEGATIVE, direct <= 0)):
+        if (is_target & chosen).any():
+            handles.append(Line2D([], [], label=f"target, {word}", color=color, **point))
+    handles.append(Line2D([], [], label="direct, no target", color=tone.grey, mfc=tone.paper, **point))
     legend_below(ax, handles, [str(handle.get_label()) for handle in handles], given=given)

@@ -127,6 +127,8 @@ def feature_importance(
     )
 
     limit = symmetric_limit(values, LEAST_IMPORTANCE)
+    if title is None and not (values.abs() > LEAST_IMPORTANCE).to_numpy().any():
+        title = f"No feature changes an effect by more than {LEAST_IMPORTANCE}"
     return matrix_plot(
         values,
         pictures=pictures,

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 TRAIN, VALIDATION = "training", "validation"
 STYLES = {TRAIN: {"color": OKABE_ITO[0]}, VALIDATION: {"color": OKABE_ITO[1], "linestyle": "--"}}
 SEARCH, EDGES = "search_score", "edges"
+STAGES = FIRST, FIT = "Search", "Fit"
+PAD = 17.0  # points between a panel of a stage and its title: room for a legend
+ROOM_FOR_NAMES = 0.15  # of the height, above the curves
 LEAST_WIDTH = 1.7  # inches of a panel in axes of the user's
 
 
@@ -141,10 +144,10 @@ def history(
     axes, given = new_panels(ax, figsize or size, (n_rows, n_cols), len(panels), title=title)
     for panel, (term, curves) in zip(axes, panels.items(), strict=True):
         _draw(panel, term, curves)
-        if term == "Fit":
+        if term == FIT:
             panel.set_ylabel("Negative log-likelihood\na cell", fontsize="small")
             _mark_cuts(panel, series.get(EDGES))
-        elif term == "Search":
+        elif term == FIRST:
             panel.set_ylabel("Score of the graph", fontsize="small")
             panel.set_xlabel("Round", fontsize="small")
     if area is not None:
@@ -156,12 +159,12 @@ def _stages(terms: dict[str, dict[str, pd.Series]]) -> dict[str, dict[str, pd.Se
     """What the stages are drawn from, as far as it was logged: the score of the search, and the likelihood of cells."""
     stages = {}
     if "search score" in terms and terms["search score"][TRAIN].nunique() > 1:
-        stages["Search"] = {TRAIN: terms["search score"][TRAIN]}
+        stages[FIRST] = {TRAIN: terms["search score"][TRAIN]}
     fit = {**terms.get("elbo", {})}
     if "log likelihood" in terms:  # that of training cells is part of the loss, that of validation cells is the loss
         fit[TRAIN] = -terms["log likelihood"][TRAIN]
     if fit:
-        stages["Fit"] = fit
+        stages[FIT] = fit
     return stages
 
 
@@ -170,13 +173,19 @@ def _mark_cuts(ax: Axes, n_edges: pd.Series | None) -> None:
     if n_edges is None:
         return
     change = n_edges.diff().fillna(0.0)
+    cuts = change.index[change < 0]
+    if not len(cuts):
+        return
     style = {"color": tones(ax).grey, "fontsize": "x-small", "va": "top"}
-    across = ax.get_xaxis_transform()
-    for epoch in change.index[change < 0]:
+    across, (low, high), middle = ax.get_xaxis_transform(), ax.get_ylim(), float(np.mean(ax.get_xlim()))
+    if ax.get_yscale() == "linear":
+        ax.set_ylim(low, high + ROOM_FOR_NAMES * (high - low))
+    for epoch in cuts:
         ax.axvline(epoch - 0.5, color=tones(ax).grey, lw=0.8, ls=(0, (4, 2)), zorder=0)
-        n = int(-change[epoch])
-        ax.text(epoch - 0.5, 1.0, f" cut {n} edge{'s' * (n != 1)},\n refine", ha="left", transform=across, **style)
-        ax.text(epoch - 0.5, 1.0, "fit ", ha="right", transform=across, **style)
+        n, is_late = int(-change[epoch]), epoch > middle
+        cut = f"cut {n} edge{'s' * (n != 1)}"
+        ax.text(epoch - 0.5, 1.0, f"fit, {cut} " if is_late else "fit ", ha="right", transform=across, **style)
+        ax.text(epoch - 0.5, 1.0, " refine" if is_late else f" {cut}, refine", ha="left", transform=across, **style)
 
 
 def _draw(ax: Axes, term: str, curves: dict[str, pd.Series]) -> None:
@@ -190,13 +199,15 @@ def _draw(ax: Axes, term: str, curves: dict[str, pd.Series]) -> None:
     if lowest > 0 and highest / lowest > 100:
         ax.set_yscale("log")
     else:
-        ax.ticklabel_format(axis="y", scilimits=(-3, 4), useOffset=False)
-    ax.set_title(term, fontsize="small")
+        ax.ticklabel_format(axis="y", scilimits=(-3, 8), useOffset=False)
+    ax.set_title(term, fontsize="small", pad=PAD if term in STAGES else None)
     ax.set_xlabel("Epoch", fontsize="small")
     ax.tick_params(labelsize="x-small")
     ax.yaxis.get_offset_text().set_fontsize("x-small")
     ax.xaxis.get_major_locator().set_params(integer=True)
     despine(ax)
-    if len(curves) > 1:
-        # a loss falls, and names of stages stand at the top
-        ax.legend(frameon=False, fontsize="x-small", loc="center right" if term == "Fit" else "best")
+    if len(curves) > 1 and term == FIT:  # between the title and the names of stages: curves may be anywhere
+        style = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "borderaxespad": 0.2}
+        ax.legend(frameon=False, fontsize="x-small", ncols=2, **style)
+    elif len(curves) > 1:
+        ax.legend(frameon=False, fontsize="x-small")

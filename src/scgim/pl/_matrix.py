@@ -24,6 +24,7 @@ SMALLEST_CELL, LARGEST_CELL = 0.11, 0.26  # inches
 LONGEST_SIDE = 24.0  # inches; more rows or columns than fit lose some of their labels
 LEGEND_WIDTH = 1.3  # inches
 LEAST_WIDTH, LEGEND_SHARE = 6.0, 0.32  # of narrower axes of the user's, legends take this share
+LEGEND_GAP = 0.15  # inches between a matrix and its legends in such axes
 EDGE, DOT_EDGE = "#D9D9D9", "#8C8C8C"
 
 
@@ -91,11 +92,15 @@ def _place_in(axes: dict[str, Axes], area: Area) -> None:
     inch_x, inch_y = width / area.width, height / area.height  # in shares of the figure
     legend = LEGEND_SHARE * width
     right = x0 + width - legend
-    axes["mainplot_ax"].set_position((x0, y0, width - legend - 0.06 * inch_x, height))
+    axes["mainplot_ax"].set_position((x0, y0, width - legend - LEGEND_GAP * inch_x, height))
     axes["color_legend_ax"].set_position((right, y0, legend, 0.07 * inch_y))
     axes["color_legend_ax"].xaxis.set_major_locator(MaxNLocator(2))
     if "size_legend_ax" in axes:
         axes["size_legend_ax"].set_position((right, y0 + 0.9 * inch_y, legend, 0.2 * inch_y))
+    for name in {"color_legend_ax", "size_legend_ax"} & set(axes):  # titles are wider than legends, and begin with them
+        text = axes[name].title
+        axes[name].set_title(text.get_text(), loc="left", fontsize=text.get_fontsize())
+        text.set_text("")
     figure.draw_without_rendering()  # type: ignore[union-attr]
 
 
@@ -174,7 +179,8 @@ def matrix_plot(
         ax = plt.subplots(figsize=figsize, layout="constrained", FigureClass=EditableFigure)[1]
 
     settings = {"vmin": limits[0], "vmax": limits[1], "vcenter": vcenter, **kwargs}
-    settings |= {"title": title, "figsize": figsize, "ax": ax}
+    # scanpy writes the title above axes of no height, of which the layout knows nothing
+    settings |= {"title": title if return_fig else None, "figsize": figsize, "ax": ax}
     plot = _plot_object(colors, sizes, group, (color_title, size_title), cell, cmap, **settings)
     if swap_axes:
         plot = plot.swap_axes()
@@ -185,10 +191,14 @@ def matrix_plot(
     _fit_grids(axes)
     if user_area is not None and not user_area.managed and not user_area.holds(1, LEAST_WIDTH):
         _place_in(axes, user_area)
+    if title is not None:
+        axes["mainplot_ax"].set_title(title, fontsize="medium")
     if pictures is not None:
         main = axes["mainplot_ax"]
         place_beside(main, pictures, main.yaxis.get_ticklocs(), min(ROW, axes_inches(main)[1] / len(pictures)))
-    _fit_labels(axes["mainplot_ax"], *((group.capitalize(), "") if swap_axes else ("", group.capitalize())))
+    names = (group.capitalize(), "") if swap_axes else ("", group.capitalize())
+    _fit_labels(axes["mainplot_ax"], *names)
     if user_area is not None:
         user_area.keep_within()
+        _fit_labels(axes["mainplot_ax"], *names)  # in a matrix that may be smaller now
     return finish(axes, given=given, show=show)

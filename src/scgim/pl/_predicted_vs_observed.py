@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 OBSERVED, PREDICTED = OKABE_ITO[0], OKABE_ITO[1]
 MAX_LABELS, MAX_CELLS = 8, 2000
 FEWEST_CELLS = 20  # that a density is drawn of; fewer are drawn as points
+MANY_POINTS = 20_000  # files of more are pictures in this part, for their size
 LEAST_WIDTH = 2.6  # inches of a panel in axes of the user's that has room for its labels
 NO_DOSE = -1.0
 
@@ -223,10 +224,14 @@ def predicted_vs_observed(
         _draw_distributions(panels[1], sides[0], sides[1], shown)
         panels[1].set_title(_context_name(pairs.loc[strongest], dosage_unit(adata)), fontsize="small", pad=18)
     if names:
-        handles = [
-            Line2D([], [], ls="", marker="o", ms=5, color=points.get_facecolor()[0]) for points in panels[0].collections
-        ]
-        legend_below(ax or panels[0], handles, names, given=given, below=panels[-1])
+        colors = [*palette(panels[0])[: len(colored)], tones(panels[0]).grey][: len(names)]
+        handles = [Line2D([], [], ls="", marker="o", ms=5, alpha=0.6, color=color) for color in colors]
+        if n_panels == 1:  # a square in axes that are wider than high
+            panels[0].set_anchor("W")
+            beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "handletextpad": 0.2}
+            panels[0].legend(handles, names, frameon=False, fontsize="x-small", **beside)
+        else:
+            legend_below(ax or panels[0], handles, names, given=given, below=panels[-1])
     if area is not None:
         area.keep_within()
     if len(pairs) == 1:
@@ -255,13 +260,17 @@ def _draw_means(ax: Axes, observed: np.ndarray, predicted: np.ndarray, pairs: pd
     size = float(np.clip(4000 / max(x.size, 1), 5, 22))
     tone = tones(ax)
     drug = pairs["perturbation"]
-    parts = [(drug == name, color, 3) for name, color in zip(colored, palette(ax), strict=False)]
-    others = ~drug.isin(colored)
+    style = {"s": size, "alpha": 0.6, "lw": 0, "rasterized": x.size > MANY_POINTS}
+    others = usable & ~drug.isin(colored).to_numpy()[:, None]
     if others.any():
-        parts.append((others, tone.grey if colored else palette(ax)[0], 2))
-    for chosen, color, zorder in parts:
-        own = usable & chosen.to_numpy()[:, None]
-        ax.scatter(observed[own], predicted[own], s=size, color=color, alpha=0.6, lw=0, zorder=zorder)
+        color = tone.grey if colored else palette(ax)[0]
+        ax.scatter(observed[others], predicted[others], color=color, zorder=2, **style)
+    if colored:  # in any order: points of the last drug would hide those of the others
+        shown = np.argwhere(usable & ~others)
+        shown = shown[np.random.default_rng(0).permutation(len(shown))]
+        of_drug = dict(zip(colored, palette(ax), strict=False))
+        colors = [of_drug[name] for name in drug.iloc[shown[:, 0]]]
+        ax.scatter(observed[tuple(shown.T)], predicted[tuple(shown.T)], color=colors, zorder=3, **style)
     low, high = min(x.min(), y.min(), 0.0), max(x.max(), y.max(), 0.0)
     pad = 0.07 * (high - low) or 1.0
     limits = (low - pad, high + pad)

@@ -98,12 +98,12 @@ def pick(names: str | Iterable[str] | None, available: Iterable[str], what: str)
     return wanted
 
 
-def pick_one(perturbation: str | None, available: Sequence[str]) -> str:
-    """One perturbation; it may be left out when there is only one."""
+def pick_one(perturbation: str | None, available: Sequence[str], argument: str = "perturbation") -> str:
+    """One perturbation; it may be left out when there is only one. `argument` is what it is called where it was asked for."""
     if perturbation is None:
         if len(available) != 1:
             found = [str(name) for name in available[:5]]
-            raise ValueError(f"`perturbation` is needed: {len(available)} are stored, among them {found}.")
+            raise ValueError(f"`{argument}` is needed: {len(available)} are stored, among them {found}.")
         return str(available[0])
     return pick(perturbation, available, "perturbation")[0]
 

@@ -52,6 +52,9 @@ class Screen:
     covariate_keys: list[str] = field(default_factory=list)
     effect_modifier_key: str | None = None
     combinations: dict[str, dict[str, float]] = field(default_factory=dict)
+    continuous_keys: list[str] = field(default_factory=list)
+    size_factor_key: str | None = None
+    regulator_key: str | None = None
     dosage: np.ndarray | None = None
     is_plate: bool = False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +11,9 @@ import pandas as pd
 from anndata import AnnData
 
 from scgim._backed import readable
+from scgim._constants import MANY_GENES
 from scgim._validation import (
+    check_column,
     check_continuous,
     check_counts,
     check_dosage,
@@ -18,10 +21,13 @@ from scgim._validation import (
     check_matrix_type,
     check_nonempty,
     check_perturbations,
+    check_regulators,
+    check_size_factors,
     in_combinations,
     inseparable_drugs,
     iterate_blocks,
     matrix_name,
+    numeric_values,
     odd_labels,
     quote_some,
     resolve_embedding,
@@ -56,11 +62,16 @@ def check_screen(
     drug_embedding_key: str | None = "drug_embedding",
     batch_key: str | None = None,
     categorical_covariate_keys: Sequence[str] | None = None,
+    continuous_covariate_keys: Sequence[str] | None = None,
+    size_factor_key: str | None = None,
+    regulator_key: str | None = None,
     effect_modifier_key: str | None = None,
     combination_separator: str | None = None,
     layer: str | None = None,
 ) -> pd.DataFrame:
     """Table of what in a screen's design helps or hinders a fit, with advice.
+
+    It takes all arguments of :meth:`scgim.model.GIM.setup_anndata`.
 
     Parameters
     ----------
@@ -78,6 +89,12 @@ def check_screen(
         Column of `adata.obs` with the batch or plate.
     categorical_covariate_keys
         Columns of `adata.obs` that are to be covariates of the model.
+    continuous_covariate_keys
+        The same of numbers.
+    size_factor_key
+        Column of `adata.obs` with size factors; None if they are to be estimated.
+    regulator_key
+        Boolean column of `adata.var`: genes that may regulate others; None if any may.
     effect_modifier_key
         Column of `adata.obs` in whose levels, such as cell lines, effects may differ; a covariate as well.
     combination_separator
@@ -94,7 +111,7 @@ def check_screen(
     Raises
     ------
     KeyError
-        There is no column `perturbation_key`, `batch_key` or `effect_modifier_key`, or none of a covariate.
+        There is no column `perturbation_key`, `batch_key` or `effect_modifier_key`, or none of a categorical covariate.
     TypeError
         `categorical_covariate_keys` is one name in place of a list.
     ValueError
@@ -140,14 +157,19 @@ def check_screen(
         list(keys),
         effect_modifier_key,
         combinations,
+        list(continuous_covariate_keys or []),
+        size_factor_key,
+        regulator_key,
     )
     screen.is_plate = _is_plate(screen)
     rows: list[Row] = []
     checks: list[Callable[[Screen], Iterator[Row]]] = [
         _values,
+        _genes,
         _observations,
         _doses,
         _features,
+        _numbers,
         positions,
         batches,
         covariates,
@@ -204,7 +226,12 @@ def _values(screen: Screen) -> Iterator[Row]:
     if kind[2] == FAIL:
         return
     X = screen.values
-    nonempty = attempt("empty", lambda: check_nonempty(X, adata.var_names, adata.obs_names, where=where), "none")[0]
+    may_be_empty = screen.size_factor_key is not None
+    nonempty = attempt(
+        "empty",
+        lambda: check_nonempty(X, adata.var_names, adata.obs_names, where=where, empty_cells=may_be_empty),
+        "none",
+    )[0]
     if screen.is_plate and _is_continuous(screen):
         yield _continuous(screen)
         yield nonempty
@@ -218,6 +245,38 @@ def _values(screen: Screen) -> Iterator[Row]:
     poor = ratio.index[ratio < _LOW_DEPTH]
     advice = f"{quote_some(poor)} have less than half: dying cells or few reads. Look at them before trusting effects."
     yield row("depth", f"{ratio.min():.2f} x control at least", advice if len(poor) else "")
+
+
+def _genes(screen: Screen) -> Iterator[Row]:
+    """Which genes may regulate others; of many genes few should."""
+    adata, key = screen.adata, screen.regulator_key
+    if key is not None:
+        checked, found = attempt("regulators", lambda: check_regulators(adata.var, key))
+        yield checked if found is None else row("regulators", f"{int(found.sum())} of {adata.n_vars} genes")
+    elif adata.n_vars >= MANY_GENES:
+        advice = (
+            "The search for the network takes long where any of so many genes may regulate. Mark those that may: "
+            "`scgim.pp.mark_regulators(adata)` and `regulator_key='regulator'`; or take fewer genes: `scgim.pp.select_genes`."
+        )
+        yield row("regulators", f"any of {adata.n_vars} genes", advice)
+
+
+def _numbers(screen: Screen) -> Iterator[Row]:
+    """Size factors and continuous covariates, where there are any."""
+    obs = screen.adata.obs
+    if (key := screen.size_factor_key) is not None:
+        checked, found = attempt("size factors", lambda: check_size_factors(obs, key))
+        yield checked if found is None else row("size factors", f"{found.min():.3g} to {found.max():.3g}")
+    for name in screen.continuous_keys:
+        yield attempt(f"covariate {name}", partial(_finite_numbers, obs, name), "numbers")[0]
+
+
+def _finite_numbers(obs: pd.DataFrame, key: str) -> None:
+    """Raise unless a column holds finite numbers."""
+    values = numeric_values(check_column(obs, key, "continuous_covariate_keys"), f"adata.obs[{key!r}]")
+    missing = int((~np.isfinite(values)).sum())
+    if missing:
+        raise ValueError(f"{missing} cells have no value. Impute it, or leave them or the covariate out.")
 
 
 def _continuous(screen: Screen) -> Row:

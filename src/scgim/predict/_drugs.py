@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from scgim._validation import check_key, check_query_dosage, check_query_embedding
+from scgim._validation import check_key, check_query_dosage, check_query_embedding, quote_some
 from scgim.interventions._doubt import Doubt, estimate_doubt
 from scgim.interventions._interventions import Interventions
 from scgim.predict._arms import Arms
@@ -99,6 +99,8 @@ class Drugs:
         Name of the control.
     combinations
         Dosage of each drug of each measured combination, by the name of the combination, which is one of the perturbations.
+    separator
+        What separates the drugs of a combination in the screen; None where it has none.
     """
 
     module: GIMModule
@@ -107,6 +109,7 @@ class Drugs:
     n_cells: pd.Series
     control: str
     combinations: Mapping[str, Combination] = field(default_factory=dict)
+    separator: str | None = None
 
     @property
     def names(self) -> list[str]:
@@ -153,9 +156,11 @@ class Drugs:
 
     def query(self, drugs: Any, dosage: Any) -> Query:
         """What is known of the rows asked for; the median measured dosage where none is given."""
+        if _is_combinations(drugs):
+            raise ValueError("Drugs with a dosage each are a combination. Give it to `model.predict_combination`.")
         known = self.embedding
         columns = None if known is None else known.columns.tolist()
-        features = check_query_embedding(drugs, columns, self.names)
+        features = check_query_embedding(drugs, columns, self.names, self.separator)
         if known is not None and not features.shape[1]:  # measured perturbations, given by name
             features = known.reindex(features.index)  # combinations have none
         if dosage is None:  # a measured one: between two that are, a curve is less certain
@@ -266,6 +271,11 @@ class Drugs:
         if not drugs:
             return self.module.knowledge.interventions().rows(torch.zeros(0, dtype=torch.long))
         new, known = [drug for drug in drugs if drug not in set(self.names)], self.embedding
+        if new and known is not None and drug_embedding is None:
+            raise ValueError(
+                f"{quote_some(new)} not among the measured perturbations. Features of new drugs in combinations are an argument of their "
+                "own: `model.predict_combination(combinations, drug_embedding)`, one row a new drug."
+            )
         if not new or drug_embedding is None or known is None:
             return self.query(drugs, 1.0).known
         table = drug_embedding.rename(index=str)
