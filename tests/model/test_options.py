@@ -231,7 +231,7 @@ def test_drugs_without_any_effect(fit):
 
 def test_summary_and_setup_can_be_shown(model, capsys):
     assert "genes: 8, perturbations: 8, contexts: 25" in model.summary_string
-    assert "measurement: direct, likelihood: nb\nTraining status: Trained" in model.summary_string
+    assert "measurement: auto (graph of counts), likelihood: nb\nTraining status: Trained" in model.summary_string
     repr(model)
     model.view_anndata_setup()
     assert "gim_context State Registry" in capsys.readouterr().out

@@ -218,10 +218,12 @@ class GIM(
         asked = self.init_params_["non_kwargs"]["measurement"]
         if self.module.measurement == "latent":
             counts = "measurement: latent (counts are a Poisson sample of hidden expression, which is log-normal)"
-        elif asked == "auto" and not self.is_trained_:
-            counts = "measurement: auto (chosen in training)"
         else:
-            counts = f"measurement: direct, likelihood: {self.module.likelihood}"
+            graph = "hidden expression" if self.graph_is_hidden_ else "counts"
+            graph = f"graph of {graph}" if self.is_trained_ else "graph of what is chosen in training"
+            counts = (
+                f"measurement: {asked}{f' ({graph})' if asked == 'auto' else ''}, likelihood: {self.module.likelihood}"
+            )
         status = "Trained" if self.is_trained_ else "Not Trained"
         return f"{self._model_summary_string}, {counts}\nTraining status: {status}"
 
