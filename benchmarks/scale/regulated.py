@@ -16,7 +16,8 @@ _DISPERSION, _DEPTH_SD = 0.1, 0.2
 _PARENTS, _TARGETS = (1, 3), (1, 3)
 _SHARE_ON_REGULATORS = 0.5  # of the targets, so that directions can be told
 _FEATURE_NOISE, _N_FEATURES = 0.1, 16
-_LINES_DIFFER, _ONE_LINE = 0.3, 3  # standard deviation of log means between lines; one drug in so many acts in one line only
+_LINES_DIFFER = 0.3  # standard deviation of log means between lines
+_ONE_LINE = 3  # one drug in so many acts in one line only
 
 
 def simulate_regulated(
@@ -51,7 +52,8 @@ def simulate_regulated(
     columns = []
     for j in range(n_genes):
         parents = weights[:, j].nonzero()[0]
-        log_mean = base[j] + of_lines[line, j] + h[:, parents] @ weights[parents, j].toarray()[:, 0] + shift[:, j].toarray()[:, 0]
+        own = base[j] + of_lines[line, j]
+        log_mean = own + h[:, parents] @ weights[parents, j].toarray()[:, 0] + shift[:, j].toarray()[:, 0]
         rate = depth * np.exp(np.clip(log_mean, None, 8.0))
         counts = rng.poisson(rng.gamma(1 / _DISPERSION, _DISPERSION * rate)).astype(np.float32)
         columns.append(sparse.csc_matrix(counts[:, None]))

@@ -130,9 +130,7 @@ class HillClimb:
     ) -> GeneFit:
         """Fit the given (gene, parents) pairs; arguments are those of :func:`scgim.structure._score.fit_genes`."""
         n_iterations = n_iterations or self.n_iterations
-        return fit_pairs(
-            self.statistics, self.prior, pairs, self.intervention, n_iterations, determined=determined
-        )
+        return fit_pairs(self.statistics, self.prior, pairs, self.intervention, n_iterations, determined=determined)
 
     def scores(self, pairs: list[tuple[int, Parents]]) -> list[float]:
         """Score of each pair, from the cache where it is known."""

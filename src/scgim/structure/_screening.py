@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from scgim._departures import bends
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
