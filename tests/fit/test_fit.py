@@ -75,10 +75,15 @@ def test_a_stopped_search_leaves_the_module_as_it_was(make_module):
     """Tables of one value are kept as that value."""
     module = make_module()
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    with pytest.raises(KeyboardInterrupt), unchanged_if_stopped(module):
-        for value in module.state_dict().values():
-            value.copy_(value + 1 if value.dtype != torch.bool else ~value)
-        raise KeyboardInterrupt
+
+    def stopped_search() -> None:
+        with unchanged_if_stopped(module):
+            for value in module.state_dict().values():
+                value.copy_(value + 1 if value.dtype != torch.bool else ~value)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped_search()
     for name, value in module.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
     table = torch.zeros(100, 100)
