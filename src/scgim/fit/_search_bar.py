@@ -11,7 +11,7 @@ from scgim.structure._watch import STAGES
 # From so many genes on, all of which may regulate, the search is told to take long.
 MANY_GENES = 1000
 # Minutes of one core for 1,000 genes that all may regulate: docs/benchmarks.md, "Genes". Pairs of genes grow with the square.
-_MINUTES, _EXPONENT = 5, 2
+_MINUTES, _EXPONENT = 2, 2
 _MINUTES_AN_HOUR = 60
 
 
