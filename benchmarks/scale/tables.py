@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 _PARTS = {"search": "of these, search", "descent": "descent", "inference": "inference"}
 _COST = {"cpu": "CPU s", **_PARTS, "wall": "wall-clock s", "memory_mb": "peak MB"}
 _PREDICTION = {"first_prediction": "s of the first `predict_mean`", "prediction": "s of `predict`, 100 cells each"}
+_ACCURACY = {"edge_auprc": "edge AUPRC", "target_auprc": "target AUPRC"}
+_USE = {
+    "annotate": "s of `annotate`",
+    "prediction_measured": "s of `predict_mean`, 5 measured drugs",
+    "first_prediction": "s of `predict_mean`, 5 new drugs",
+}
 _STEPS = {
     "step": "s a step",
     "floor": "s of bare arithmetic",
@@ -27,7 +33,8 @@ _STEPS = {
 _COLUMNS = {
     "cells": (("cells",), _COST),
     "genes": (("genes",), _COST),
-    "regulators": (("genes",), {**_COST, "edge_auprc": "edge AUPRC", "target_auprc": "target AUPRC"}),
+    "regulators": (("genes",), {**_COST, **_ACCURACY}),
+    "lines": (("genes", "regulators"), {**_COST, **_USE, **_ACCURACY}),
     "contexts": (("drugs", "contexts"), _COST),
     "features": (("features",), _COST | _PREDICTION),
     "library": (("drugs",), _COST | _PREDICTION),
@@ -83,8 +90,13 @@ def _cells_goals(frame: pd.DataFrame) -> list[dict]:
 
 
 def _genes_goals(frame: pd.DataFrame) -> list[dict]:
-    part = frame[frame["genes"] == 1000]
-    return [goal("1,000 genes: minutes", part["wall"].max() / 60, 15, at_least=False)]
+    wall, cpu = (frame.groupby("genes")[name].max() / 60 for name in ("wall", "cpu"))
+    rows = []
+    if 1000 in wall:
+        rows.append(goal("1,000 genes: minutes", wall[1000], 15, at_least=False))
+    if 2000 in cpu:
+        rows.append(goal("2,000 genes: CPU minutes", cpu[2000], 30, at_least=False))
+    return rows
 
 
 def _regulators_goals(frame: pd.DataFrame) -> list[dict]:
@@ -95,6 +107,16 @@ def _regulators_goals(frame: pd.DataFrame) -> list[dict]:
         goal("5,000 genes, 500 regulators: CPU minutes", part["cpu"].max() / 60, 15, at_least=False),
         goal("5,000 genes, 500 regulators: peak memory, GB", part["memory_mb"].max() / 1000, 6, at_least=False),
     ]
+
+
+def _lines_goals(frame: pd.DataFrame) -> list[dict]:
+    rows = []
+    for who, bound in (("200, told", 15), ("any", 30)):
+        part = frame[frame["regulators"] == who]
+        if len(part):
+            rows.append(goal(f"regulators {who}: CPU minutes", part["cpu"].max() / 60, bound, at_least=False))
+            rows.append(goal(f"regulators {who}: peak memory, GB", part["memory_mb"].max() / 1000, 6, at_least=False))
+    return rows
 
 
 def _steps_goals(frame: pd.DataFrame) -> list[dict]:
@@ -109,6 +131,7 @@ _GOALS: dict[str, Callable[[pd.DataFrame], list[dict]]] = {
     "cells": _cells_goals,
     "genes": _genes_goals,
     "regulators": _regulators_goals,
+    "lines": _lines_goals,
     "steps": _steps_goals,
 }
 FIGURES = ("cells", "genes")

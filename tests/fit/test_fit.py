@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scgim.fit._course import Course
-from scgim.fit._fit import Fit, Names
+from scgim.fit._fit import Fit, Names, _copy, unchanged_if_stopped
 
 EDGES = ([0, 0, 1], [2, 3, 3])
 
@@ -69,3 +69,23 @@ def test_after_edges_are_cut_a_third_of_the_epochs_refine_at_a_quarter_of_the_ra
     refined = [(10, 0.01, False)] if weak else []
     assert runs == [(30, 0.04, True), *refined, "concluded"]
     assert fit.course.phase == ("refine" if weak else "fit")
+
+
+def test_a_stopped_search_leaves_the_module_as_it_was(make_module):
+    """Tables of one value are kept as that value."""
+    module = make_module()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+
+    def stopped_search() -> None:
+        with unchanged_if_stopped(module):
+            for value in module.state_dict().values():
+                value.copy_(value + 1 if value.dtype != torch.bool else ~value)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped_search()
+    for name, value in module.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
+    table = torch.zeros(100, 100)
+    assert _copy(table).untyped_storage().nbytes() == table.element_size()
+    assert _copy(torch.eye(100)).untyped_storage().nbytes() == table.numel() * table.element_size()

@@ -80,3 +80,15 @@ def test_modules_saved_before_there_were_states_have_none(module):
     old = {name: value for name, value in module.state_dict().items() if not name.startswith("states.")}
     module.load_state_dict(old)
     assert module.states.n == 0
+
+
+def test_tables_of_what_there_is_not_take_no_memory(module):
+    """States and depth have a table as large as the network; it comes and goes with them, also where a module is put back."""
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    module.states.write(None, statistics(), STRETCH)
+    assert module.states.without_own.numel() == module.depth.weights.numel() == 0
+    without = {name: value.clone() for name, value in module.state_dict().items()}
+    module.load_state_dict(before)
+    assert module.states.without_own.shape == (D, D)
+    module.load_state_dict(without)
+    assert (module.states.n, module.states.without_own.numel()) == (0, 0)

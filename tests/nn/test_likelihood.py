@@ -199,3 +199,18 @@ def test_coupled_draws_have_the_moments_of_the_distribution(likelihood):
         x, _ = sample_observation(likelihood, predictor, log_size, LOG_SCALE.float(), CommonNoise(generator))
         assert (np.abs(x.mean(0).numpy() - expected.mean()[row]) < 5 * expected.std()[row] / np.sqrt(n)).all()
         np.testing.assert_allclose(x.var(0), np.broadcast_to(expected.var(), (2, 3))[row], rtol=0.08)
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_values_that_are_not_needed_are_not_drawn(likelihood):
+    """Those that are needed get the numbers that they would get by themselves; means are of all genes."""
+    predictor, scale, drawn = PREDICTOR.float(), LOG_SCALE.float(), torch.tensor([True, False, True])
+    first, second = (torch.Generator().manual_seed(4) for _ in range(2))
+    x, mean = sample_observation(likelihood, predictor, LOG_SIZE.float(), scale, first, drawn)
+    own, _ = sample_observation(likelihood, predictor[:, drawn], LOG_SIZE.float(), scale[drawn], second)
+    torch.testing.assert_close(x[:, drawn], own, rtol=0, atol=0)
+    assert not x[:, 1].any()
+    np.testing.assert_allclose(mean, reference(likelihood).mean(), rtol=1e-5)
+    nothing, same = sample_observation(likelihood, predictor, LOG_SIZE.float(), scale, first, torch.zeros(3).bool())
+    assert not nothing.any()
+    torch.testing.assert_close(same, mean, rtol=0, atol=0)

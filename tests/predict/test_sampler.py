@@ -90,3 +90,24 @@ def test_means_of_the_same_cells_differ_by_effects_alone():
         torch.testing.assert_close(found, per_unit, rtol=0, atol=0)
     assert (moved[:, 1] >= reference[:, 1]).all()
     assert moved[:, 1].mean() > reference[:, 1].mean()
+
+
+def test_means_draw_no_counts_of_genes_that_act_on_none():
+    """In a chain the last gene's counts change nothing: means are those over cells that are drawn whole, but for the noise of cells."""
+    module = GIMModule(3, [-1, 0], None, 0, "nb", "linear", "shift", 0)
+    module.mechanism.set_graph(np.array([[0, 1, 0], [0, 0, 1], [0, 0, 0]], dtype=bool))
+    module.mechanism.weight.data.fill_(0.3)
+    pool = {"covariates": np.zeros((4, 0), np.float32), "log_size": np.linspace(-0.5, 0.5, 4).astype(np.float32)}
+    design = SimpleNamespace(
+        level_named=lambda covariates: None, level=lambda covariates: np.zeros(len(covariates), int)
+    )
+    own = Sampler(module, ["a", "b", "c"], pool, design)
+    shift = torch.tensor([[[0.0, 0.0, 0.0]], [[0.7, 0.0, 0.0]]])
+    found, variance = own.means(shift, shift > 0, 20_000, torch.Generator().manual_seed(0))
+    cells = own.backdrop(20_000, torch.Generator().manual_seed(1))
+    for row, effects in enumerate(shift):
+        args = effects.expand(20_000, 3), effects.expand(20_000, 3) > 0, cells.covariates, cells.log_size[:, None]
+        _, expected = module.sample_cells(*args, torch.Generator().manual_seed(2))
+        per_unit = (expected * torch.exp(-cells.log_size[:, None])).double()
+        assert ((per_unit.mean(0) - found[row]).abs() <= 5 * (2 * variance[row]).sqrt() + 1e-6).all()
+    assert list(own.of_means()["drawn"]) == [True, True, False]

@@ -264,12 +264,20 @@ class Fit:
 @contextmanager
 def unchanged_if_stopped(module: GIMModule) -> Iterator[None]:
     """Leave a module that was trained before as it was if the search is stopped."""
-    before = {name: value.clone() for name, value in module.state_dict().items()}
+    before = {name: _copy(value) for name, value in module.state_dict().items()}
     try:
         yield
     except BaseException:
         module.load_state_dict(before)
         raise
+
+
+def _copy(value: Tensor) -> Tensor:
+    """A copy; of a table of one value, as most are before the first search, of that alone."""
+    first = value.flatten()[:1]
+    if value.numel() > 1 and (value == first).all():
+        return first.clone().expand(value.numel()).view(value.shape)
+    return value.clone()
 
 
 def _tell_of_interrupt() -> None:

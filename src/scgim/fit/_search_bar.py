@@ -10,7 +10,7 @@ from scgim._constants import MANY_GENES
 from scgim.structure._watch import STAGES
 
 # Minutes of one core for 1,000 genes that all may regulate: docs/benchmarks.md, "Genes". Pairs of genes grow with the square.
-_MINUTES, _EXPONENT = 5, 2
+_MINUTES, _EXPONENT = 2, 2
 _MINUTES_AN_HOUR = 60
 
 

@@ -26,7 +26,7 @@ class DepthOfCells(nn.Module):
     def __init__(self, n_genes: int, n_contexts: int, n_covariates: int):
         super().__init__()
         shapes = {
-            "weights": (n_genes, n_genes),
+            "weights": (0, 0),  # (d, d) where depth is told: a large table
             "base": (n_genes,),
             "shift": (n_contexts, n_genes),
             "covariate_effect": (n_covariates, n_genes),
@@ -47,9 +47,11 @@ class DepthOfCells(nn.Module):
     @torch.no_grad()
     def write(self, model: DepthModel | None) -> None:
         """Take over what was found; None for nothing."""
+        self.weights = self.base.new_zeros(0, 0) if model is None else model.weights.clone().to(self.base)
         for name, buffer in self.named_buffers():
-            buffer.zero_()
-            if model is not None:
+            if model is None:
+                buffer.zero_()
+            else:
                 buffer.copy_(getattr(model, name))
 
     def read(self, batch: Mapping[str, Tensor], *, known: bool = False) -> tuple[Tensor, Tensor]:
@@ -64,4 +66,5 @@ class DepthOfCells(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         for name, buffer in self.named_buffers():
             state_dict.setdefault(prefix + name, torch.zeros_like(buffer))  # of a model from before depth was told
+        self.weights = torch.empty_like(state_dict[prefix + "weights"], device=self.base.device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -339,7 +339,8 @@ class GIMModule(PyroBaseModuleClass):
         layers
             :meth:`layers`, where they are at hand.
         drawn
-            With common noise, genes whose counts are drawn, boolean (d,), all that have children among them; None for all. Others have 0.
+            Genes whose values are needed, boolean (d,), all that have children among them; None for all. Others need not be drawn: their
+            values mean nothing, their means do.
 
         Returns
         -------

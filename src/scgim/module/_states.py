@@ -31,7 +31,7 @@ class StatesOfCells(nn.Module):
         super().__init__()
         self.register_buffer("loadings", torch.zeros(MAX_STATES, n_genes))
         self.register_buffer("score_weights", torch.zeros(n_genes, MAX_STATES))
-        self.register_buffer("without_own", torch.zeros(n_genes, n_genes))
+        self.register_buffer("without_own", torch.zeros(0, 0))  # (d, d) where there are states: a large table
         # variance of what the states add that the noise of other genes leaves open
         self.register_buffer("open_var", torch.zeros(n_genes))
         self.register_buffer("centre", torch.zeros(n_contexts, n_genes))
@@ -43,14 +43,14 @@ class StatesOfCells(nn.Module):
         """Take over what was found; `stretch` (d,) is a change of each gene's predictor for one of its parent feature."""
         for buffer in self.buffers():
             buffer.zero_()
-        self.n = 0
+        self.n, self.without_own = 0, self.loadings.new_zeros(0, 0)
         if states is None:
             return
         self.n = states.n_states
         without_own, open_var = states.without_own()
         self.loadings[: self.n] = (states.loadings * stretch[:, None]).T.to(self.loadings)
         self.score_weights[:, : self.n] = states.score_weights().to(self.loadings)
-        self.without_own.copy_(without_own * stretch)
+        self.without_own = (without_own * stretch).to(self.loadings)
         self.open_var.copy_(open_var * stretch.square())
         means = statistics.means[:, : statistics.n_genes]
         if statistics.covariate_slopes is not None:
@@ -93,5 +93,6 @@ class StatesOfCells(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         for name, buffer in self.named_buffers():
             state_dict.setdefault(prefix + name, torch.zeros_like(buffer))  # of a model from before there were states
+        self.without_own = torch.empty_like(state_dict[prefix + "without_own"], device=self.loadings.device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.n = int((self.loadings != 0).any(1).sum())

@@ -92,14 +92,19 @@ def sample_observation(
 ) -> tuple[Tensor, Tensor]:
     """Draw observed values and return them with their mean, both (B, G); reproducible by the generator.
 
-    With common noise, `drawn` (G,) marks the genes whose counts are needed; those of others are 0.
+    `drawn` (G,) marks the genes whose values are needed, None for all; those of others are 0, or with common noise and "normal" as drawn.
     """
     device = predictor.device
+    if drawn is not None and isinstance(rng, torch.Generator) and not drawn.all():
+        value = torch.zeros_like(predictor)
+        if drawn.any():
+            own = (predictor[:, drawn], log_size, log_scale[drawn])
+            value[:, drawn] = sample_observation(likelihood, *own, rng)[0]
+        return value, _mean(likelihood, predictor, log_size)
     if likelihood == "normal":
         noise = random_numbers(rng, lambda own: torch.randn(predictor.shape, generator=own, device=device))
         return predictor + torch.exp(-0.5 * log_scale) * noise, predictor
-    mean = (predictor + log_size).clamp(MIN_LOG_MEAN, MAX_LOG_MEAN).exp()
-    rate = mean
+    rate = mean = _mean(likelihood, predictor, log_size)
     if likelihood == "nb":
         r = log_scale.exp().expand_as(mean)
         rate = mean * random_numbers(rng, lambda own: _standard_gamma(r.contiguous(), own)) / r
@@ -111,6 +116,13 @@ def sample_observation(
     counts = torch.zeros_like(rate)
     counts[:, drawn] = poisson_quantile(rate[:, drawn], uniform[:, drawn])
     return counts, mean
+
+
+def _mean(likelihood: str, predictor: Tensor, log_size: Tensor) -> Tensor:
+    """Mean of the observed values, (B, G)."""
+    if likelihood == "normal":
+        return predictor
+    return (predictor + log_size).clamp(MIN_LOG_MEAN, MAX_LOG_MEAN).exp()
 
 
 def poisson_quantile(rate: Tensor, uniform: Tensor) -> Tensor:

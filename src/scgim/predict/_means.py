@@ -71,15 +71,21 @@ def posterior_means(sampler: Sampler, drugs: Drugs, arms: Arms, draws: Draws) ->
     draws.check()
     rng = torch.Generator().manual_seed(draws.seed)
     doubt = drugs.doubt if arms.is_new.any() else None
-    baseline_sd = baseline_errors(sampler, drugs, rng)
+    baseline_sd, once = baseline_errors(sampler, drugs, rng), sampler.of_means()
     for start in range(0, len(arms), _BLOCK):
         block = arms.take(range(start, min(start + _BLOCK, len(arms))))
-        drawn = [_draw_means(sampler, block, doubt, baseline_sd, draws, rng) for _ in range(draws.n)]
+        drawn = [_draw_means(sampler, block, doubt, baseline_sd, draws, rng, once) for _ in range(draws.n)]
         yield _contrasts(sampler.module, *(torch.stack(values) for values in zip(*drawn, strict=True)))
 
 
 def _draw_means(
-    sampler: Sampler, arms: Arms, doubt: Doubt | None, baseline_sd: Tensor, draws: Draws, rng: torch.Generator
+    sampler: Sampler,
+    arms: Arms,
+    doubt: Doubt | None,
+    baseline_sd: Tensor,
+    draws: Draws,
+    rng: torch.Generator,
+    once: dict[str, Any],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One draw: means over cells, their variances, and direct effects; in the first two, the last arm is the control."""
     fitted, d = sampler.module, len(sampler.genes)
@@ -92,7 +98,7 @@ def _draw_means(
     effects, targets = arms.draw(rng, doubt, error)
     shift = torch.cat([effects, torch.zeros_like(effects[:1])])
     targets = torch.cat([targets, torch.zeros_like(targets[:1])])
-    means = replace(sampler, module=module).means(shift, targets, draws.n_samples, rng, draws.covariates)
+    means = replace(sampler, module=module).means(shift, targets, draws.n_samples, rng, draws.covariates, once)
     return (*means, torch.einsum("ald,l->ad", effects, sampler.level_shares(draws.covariates)))
 
 

@@ -173,18 +173,21 @@ class Sampler:
         n: int,
         rng: torch.Generator,
         covariates: pd.DataFrame | Mapping | None = None,
+        once: dict[str, Any] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Mean per unit of size factor over n cells of each row of direct effects, and its variance, both (rows, d).
 
-        Effects and targets are (rows, L, d), of each level of the effect modifier, or one for all.
+        Effects and targets are (rows, L, d), of each level of the effect modifier, or one for all; `once` is :meth:`of_means`, where that is
+        at hand.
         """
         cells = self.backdrop(n, rng, covariates)
         draws = torch.Generator(self.module.device).manual_seed(int(torch.randint(_SEEDS, (), generator=rng)))
         level = self._level(cells).clamp_max(shift.shape[1] - 1)
+        once = once or self.of_means()
         means, variances = [], []
         for rows in torch.arange(len(shift)).split(self._rows_at_once(n)):
             effects, on = (values[rows][:, level].flatten(0, 1) for values in (shift, targets))
-            _, expected = self._draw(effects, on, cells.repeat(len(rows)), draws)
+            _, expected = self._draw(effects, on, cells.repeat(len(rows)), draws, **once)
             rate = self._per_unit(expected, cells.repeat(len(rows))).double().reshape(len(rows), n, -1)
             means.append(rate.mean(1))
             variances.append(rate.var(1) / n)
@@ -199,14 +202,17 @@ class Sampler:
         module = self.module
         cells = self.backdrop(n, torch.Generator().manual_seed(seed), covariates)
         noise = CommonNoise(torch.Generator(module.device).manual_seed(seed))
-        # nothing but their means is needed of genes without children
-        once = {"layers": module.layers(), "drawn": module.adjacency.bool().any(1)}
+        once = self.of_means()
 
         def means(shift: Tensor, targets: Tensor) -> Tensor:
             _, expected = self._draw(shift, targets, cells, noise.again(), **once)
             return self._per_unit(expected, cells).double()
 
         return means
+
+    def of_means(self) -> dict[str, Any]:
+        """What cells whose means are asked for are drawn with: nothing but their means is needed of genes without children."""
+        return {"layers": self.module.layers(), "drawn": self.module.adjacency.bool().any(1)}
 
     def _draw(
         self,

@@ -125,9 +125,12 @@ class HillClimb:
         adjacency = self.adjacency if adjacency is None else adjacency
         return tuple(np.flatnonzero(adjacency[:, gene]).tolist())
 
-    def fit(self, pairs: list[tuple[int, Parents]], n_iterations: int | None = None) -> GeneFit:
-        """Fit the given (gene, parents) pairs."""
-        return fit_pairs(self.statistics, self.prior, pairs, self.intervention, n_iterations or self.n_iterations)
+    def fit(
+        self, pairs: list[tuple[int, Parents]], n_iterations: int | None = None, *, determined: bool = True
+    ) -> GeneFit:
+        """Fit the given (gene, parents) pairs; arguments are those of :func:`scgim.structure._score.fit_genes`."""
+        n_iterations = n_iterations or self.n_iterations
+        return fit_pairs(self.statistics, self.prior, pairs, self.intervention, n_iterations, determined=determined)
 
     def scores(self, pairs: list[tuple[int, Parents]]) -> list[float]:
         """Score of each pair, from the cache where it is known."""
@@ -139,7 +142,7 @@ class HillClimb:
         """Fits in batches, those of few parents first; their scores are kept."""
         in_order = sorted(pairs, key=lambda pair: len(pair[1]))
         for batch in batches(self.statistics, in_order, bool(self.prior.departure_var)):
-            fit = self.fit(batch)
+            fit = self.fit(batch, determined=False)
             self.n_evaluations += len(batch)
             for (gene, parents), evidence in zip(batch, fit.log_evidence.tolist(), strict=True):
                 self._cache[gene, parents] = evidence - float(self.edge_cost[list(parents), gene].sum())
@@ -302,6 +305,8 @@ def fit_pairs(
     pairs: list[tuple[int, Parents]],
     intervention: str = "shift",
     n_iterations: int = _N_ITERATIONS,
+    *,
+    determined: bool = True,
 ) -> GeneFit:
     """Fit genes on parents, one (gene, parents) pair each, all at once."""
     width = max([1, *(len(p) for _, p in pairs)])
@@ -319,6 +324,7 @@ def fit_pairs(
         prior,
         intervention=intervention,
         n_iterations=n_iterations,
+        determined=determined,
     )
 
 

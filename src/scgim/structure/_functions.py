@@ -143,12 +143,14 @@ class FunctionSearch(StructureSearch):
         accumulator.update(columns, cells.context, cells.covariates)
         return accumulator.finalise()
 
-    def fit(self, pairs: list[tuple[int, Parents]], n_iterations: int | None = None) -> GeneFit:
+    def fit(
+        self, pairs: list[tuple[int, Parents]], n_iterations: int | None = None, *, determined: bool = True
+    ) -> GeneFit:
         """Fit the given (gene, parents) pairs; of the weights only the intercepts are kept."""
-        fits = [self._fit_one(gene, parents, n_iterations or _N_ITERATIONS) for gene, parents in pairs]
+        fits = [self._fit_one(gene, parents, n_iterations or _N_ITERATIONS, determined) for gene, parents in pairs]
         return GeneFit(*(torch.cat([getattr(fit, name) for fit in fits]) for name in GeneFit.__dataclass_fields__))
 
-    def _fit_one(self, gene: int, parents: Parents, n_iterations: int) -> GeneFit:
+    def _fit_one(self, gene: int, parents: Parents, n_iterations: int, determined: bool) -> GeneFit:
         cells, (features, families) = self.cells, self.units(self.cells.h, parents)
         q, y = features.shape[1], cells.h[:, gene]
         statistics = self._statistics(torch.cat([features, y[:, None]], 1))
@@ -164,6 +166,7 @@ class FunctionSearch(StructureSearch):
             intervention=self.intervention,
             n_iterations=n_iterations,
             families=families,
+            determined=determined,
         )
         evidence = fit.log_evidence
         if cells.likelihood != "normal":

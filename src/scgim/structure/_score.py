@@ -63,7 +63,7 @@ class GeneFit:
     departures
         What slopes between contexts add to those within, or by what share of them, shape (B, 3, p).
     determined
-        How many of these the data say, not their prior, shape (B,).
+        How many of these the data say, not their prior, shape (B,); NaN where it was not asked.
     transported
         What departures add in each context, shape (B, K).
     by_perturbation
@@ -112,6 +112,7 @@ def fit_genes(
     intervention: str = "shift",
     n_iterations: int = _N_ITERATIONS,
     families: Tensor | None = None,
+    determined: bool = True,
 ) -> GeneFit:
     """Fit and score genes given parents by expectation-maximisation over the target indicators.
 
@@ -134,13 +135,15 @@ def fit_genes(
     families
         Family of each parent, 0, 1, ..., shape (p,); None for flat weights, whose number the caller has to pay for. Weights of a
         family have a common normal prior, whose precision is fitted, and are integrated out of the evidence.
+    determined
+        Whether to find how many departures the data say, which the prior is fitted with and scores are not; it takes time.
     """
     s = statistics
     columns = s.columns(parents)  # (B, q)
     column_mask = mask.repeat_interleave(s.n_basis, dim=1)
     pairs = column_mask[:, :, None] * column_mask[:, None, :]
-    y = s.means.T[genes]  # (B, K)
-    x = torch.cat([s.means.T[columns] * column_mask[:, :, None], torch.ones_like(y)[:, None]], 1)  # (B, q + 1, K)
+    y = s.by_column[genes]  # (B, K)
+    x = torch.cat([s.by_column[columns] * column_mask[:, :, None], torch.ones_like(y)[:, None]], 1)  # (B, q + 1, K)
     scatter = _Scatter(s, genes, columns, column_mask, pairs, hard=intervention == "hard")
     relevance = None if families is None else _Relevance(families, len(genes))
     if relevance:  # functions of any form have nothing to depart from
@@ -163,8 +166,9 @@ def fit_genes(
     if not hard:  # departures and intercept have no scatter
         xx, xy, yy, dof = fill(scatter.xx, (0, width, 0, width)), fill(scatter.xy, (0, width)), scatter.yy, scatter.dof
     passed, departures = torch.zeros_like(y), passage.bent[:, :, 0]
+    free = y.new_ones(len(y), s.n_groups + 1)  # the last of controls, which are never targets
     for _ in range(n_iterations):
-        free = 1 - fill(target_probs, (0, 1))  # controls are never targets
+        torch.sub(1, target_probs, out=free[:, :-1])
         if hard:
             xx, xy, yy, dof = scatter.weighted(free)
             xx, xy = fill(xx, (0, width, 0, width)), fill(xy, (0, width))
@@ -188,7 +192,7 @@ def fit_genes(
     moved = torch.nn.functional.softplus(on - off + log_odds) - torch.nn.functional.softplus(log_odds)
     evidence = scatter.baseline(weights, noise_var, residuals, v0) + moved.sum(1)
     evidence = evidence + (passage.log_volume(solved[:, q:], precision) if relevance is None else relevance.log_volume)
-    found = passage.found(departures, a)
+    found = passage.found(departures, a, determined=determined)
     return GeneFit(evidence, weights, target_probs, noise_var, residuals, passed, *found, off + moved)
 
 
@@ -234,14 +238,17 @@ class _Passage:
         factor = torch.linalg.cholesky(own + torch.eye(own.shape[1], dtype=own.dtype))
         return -factor.diagonal(dim1=1, dim2=2).log().sum(1) - 0.5 * of_columns.square().sum(1)
 
-    def found(self, departures: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Departures (B, 3, p), how many are determined (B,), and what they add in each context (B, K)."""
+    def found(self, departures: Tensor, a: Tensor, *, determined: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Departures (B, 3, p), how many are determined (B,), where this is asked, and what they add in each context (B, K)."""
         transported = (departures[:, :, None] * self.bent).sum(1)
         if not self.sd:
             nothing = self.moved.new_zeros(len(self.moved), N_BENDS, self.n_parents)
             return nothing, nothing[:, 0, 0], transported
+        own = self.sd * departures.unflatten(1, (N_BENDS, -1))
+        if not determined:
+            return own, torch.full_like(transported[:, 0], torch.nan), transported
         variance = torch.linalg.inv(a).diagonal(dim1=1, dim2=2)[:, -self.columns.shape[1] :]
-        return self.sd * departures.unflatten(1, (N_BENDS, -1)), (1 - variance).sum(1), transported
+        return own, (1 - variance).sum(1), transported
 
 
 def empirical_prior(statistics: ContextStatistics, fit: GeneFit, prior: ShiftPrior) -> ShiftPrior:

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from scgim._departures import bends
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
@@ -55,7 +53,7 @@ def _gain_beside_parents(
     genes = torch.tensor([gene for gene, _ in chosen])
     noise_var, slopes = fit.noise_var[own], fit.weights[own][:, : columns.shape[1]] * mask
     one = torch.ones(len(chosen), 1, s.n_contexts, dtype=mask.dtype)
-    present = torch.cat([s.means.T[columns] * mask[..., None], one], 1)  # (b, q + 1, K)
+    present = torch.cat([s.by_column[columns] * mask[..., None], one], 1)  # (b, q + 1, K)
     weighted = precision[:, None] * present
     scatter = s.gram[columns] * mask[..., None]  # (b, q, P)
     shared = weighted @ s.means  # (b, q + 1, P)
@@ -87,10 +85,8 @@ def targets_explained(statistics: ContextStatistics, prior: ShiftPrior, fit: Gen
     """
     s = statistics
     on, v0 = _targets(s, fit), _spike(s, prior, fit, genes)
-    own = s.means[:, : s.n_genes]
-    z = torch.linalg.qr(bends((own - own[s.group < 0].mean(0)).T).permute(1, 2, 0))[0]  # (d, K, 3)
     residuals = fit.residuals / fit.residuals.norm(dim=1, keepdim=True).clamp_min(1e-9)
-    share = torch.einsum("ikf,bk->ibf", z, residuals).square().sum(2)  # (d, B)
+    share = torch.einsum("ikf,bk->ibf", s.movements, residuals).square().sum(2)  # (d, B)
     price = 0.5 * (on * (1 + prior.slab_var / v0).log()).sum(1) - prior.log_odds * fit.target_probs.sum(1)
     return (share * price).numpy()
 

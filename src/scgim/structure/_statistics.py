@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from scgim._departures import bends
 from scgim.structure._levels import relative_to_controls
 
 # Covariates that are copies or sums of each other must be solved for, and so must those that do not vary.
@@ -61,6 +63,17 @@ class ContextStatistics:
     covariate_centre: Tensor | None = None
     state_var: Tensor | None = None
 
+    @cached_property
+    def by_column(self) -> Tensor:
+        """Means, a row a column, (P, K): a search takes a few of them at a time."""
+        return self.means.T.contiguous()
+
+    @cached_property
+    def movements(self) -> Tensor:
+        """Orthonormal basis of what each gene's movements between contexts may add to others, (d, K, 3)."""
+        own = self.means[:, : self.n_genes]
+        return torch.linalg.qr(bends((own - own[self.group < 0].mean(0)).T).permute(1, 2, 0))[0]
+
     def variance_of_means(self, noise_var: Tensor, genes: Tensor | None = None) -> Tensor:
         """Variance of the mean of each context, shape (B, K), where cells have `noise_var` (B,) given parents and hidden states."""
         if self.state_var is not None:
@@ -72,7 +85,7 @@ class ContextStatistics:
         """Number of contexts K, controls counted."""
         return len(self.n_cells)
 
-    @property
+    @cached_property
     def n_groups(self) -> int:
         """Number of perturbations, controls not counted."""
         return int(self.group.max()) + 1 if self.gram_by_group is None else len(self.gram_by_group) - 1
@@ -82,7 +95,7 @@ class ContextStatistics:
         """Number of functions of each gene."""
         return self.means.shape[1] // self.n_genes
 
-    @property
+    @cached_property
     def residual_dof(self) -> float:
         """Degrees of freedom of the scatter."""
         if self.dof is not None:

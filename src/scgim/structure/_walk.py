@@ -48,6 +48,17 @@ class ParentSets:
         """Members as 0 and 1, as the linear algebra wants them, (n, c)."""
         return self.members.astype(np.float64)
 
+    @cached_property
+    def lacking(self) -> dict[int, NDArray[np.float64]]:
+        """What sets that do not have a gene are ruled out by, (n,), for each gene that was asked for."""
+        return {}
+
+    def without(self, gene: int) -> NDArray[np.float64]:
+        """What is added to the score of each set to rule out those that do not have a gene, (n,)."""
+        if gene not in self.lacking:
+            self.lacking[gene] = (self.counts[:, self.candidates == gene].sum(1) - 1.0) * _NEVER
+        return self.lacking[gene]
+
     def weights(
         self, forbidden: NDArray[np.bool_], steps: NDArray[np.float64] | None = None, needed: int | None = None
     ) -> tuple[NDArray[np.float64], float]:
@@ -65,7 +76,7 @@ class ParentSets:
         each = forbidden * -_NEVER if steps is None else np.where(forbidden, -_NEVER, steps)
         scores = self.scores + self.counts @ each
         if needed is not None:
-            scores = scores + (self.counts[:, self.candidates == needed].sum(1) - 1.0) * _NEVER
+            scores = scores + self.without(needed)
         top = scores.max()
         if top < -_NEVER / 2:
             return np.zeros(len(scores)), -np.inf
@@ -103,7 +114,8 @@ class GraphWalk:
         self._has_steps = bool(self.steps.any())
         self._parents: list[tuple[int, ...]] = [()] * len(sets)
         self._children = [0] * len(sets)  # sets of genes as bits of integers
-        self._n_parents = np.zeros(len(sets), dtype=np.int64)
+        self._n_parents, self._n_children = np.zeros((2, len(sets)), dtype=np.int64)
+        self._n_bytes = (len(sets) + 7) // 8
         for gene, column in enumerate(np.asarray(adjacency, dtype=bool).T):
             self._set_parents(gene, tuple(np.flatnonzero(column).tolist()))
 
@@ -118,28 +130,30 @@ class GraphWalk:
     def redraw(self, gene: int) -> NDArray[np.float64]:
         """Draw the parents of a gene from all its sets that close no cycle; probabilities of its candidates to be among them."""
         self._set_parents(gene, ())
-        weight = self._draw(gene)[0]
+        weight = self._draw(gene, self._descendants(gene))[0]
         return weight @ self.sets[gene].counts
 
     def reverse(self) -> None:
         """Reverse an edge, draw the parents of both genes anew, and accept or not."""
-        cumulated = np.cumsum(self._n_parents)
+        cumulated = self._n_parents.cumsum()
         n_edges = int(cumulated[-1])
         if not n_edges:
             return
         k = int(self.rng.integers(n_edges))
-        j = int(np.searchsorted(cumulated, k, side="right"))
+        j = int(cumulated.searchsorted(k, side="right"))
         i = self._parents[j][k - int(cumulated[j])]  # counted from the last
         before = {gene: self._parents[gene] for gene in (i, j)}
         self._set_parents(i, ())
         self._set_parents(j, ())
-        backward = self._weights(j, i)[1]
+        of_i, of_j = self._descendants(i), self._descendants(j)
+        of_both = of_i | of_j  # of either, while it is a parent of the other
+        backward = self._weights(j, of_j, i)[1]
         self._set_parents(j, before[j])
-        backward += self._weights(i)[1]
+        backward += self._weights(i, of_both)[1]
         self._set_parents(j, ())
-        forward = self._draw(i, j)[1]  # with j among the parents of i
+        forward = self._draw(i, of_i, j)[1]  # with j among the parents of i
         if forward > -np.inf:
-            forward += self._draw(j)[1]
+            forward += self._draw(j, of_both)[1]
             ratio = forward - backward + np.log(n_edges) - np.log(self._n_parents.sum())
             if np.log(self.rng.random()) < ratio:
                 return
@@ -152,8 +166,10 @@ class GraphWalk:
         bit = 1 << gene
         for i in self._parents[gene]:
             self._children[i] &= ~bit
+            self._n_children[i] -= 1
         for i in parents:
             self._children[i] |= bit
+            self._n_children[i] += 1
         self._parents[gene], self._n_parents[gene] = parents, len(parents)
 
     def _descendants(self, gene: int) -> int:
@@ -165,20 +181,20 @@ class GraphWalk:
             frontier = (frontier | self._children[child]) & ~found
         return found
 
-    def _weights(self, gene: int, needed: int | None = None) -> tuple[NDArray, float]:
-        """Weights of the sets of a gene that has no parents in the graph."""
-        own, downstream = self.sets[gene], self._descendants(gene)
-        candidates = own.candidates.tolist()
-        forbidden = np.array([downstream >> i & 1 for i in candidates], dtype=bool)
-        steps = self.steps[[self._children[i].bit_count() for i in candidates]] if self._has_steps else None
+    def _weights(self, gene: int, downstream: int, needed: int | None = None) -> tuple[NDArray, float]:
+        """Weights of the sets of a gene that has no parents in the graph; its descendants as bits."""
+        own = self.sets[gene]
+        bits = np.frombuffer(downstream.to_bytes(self._n_bytes, "little"), dtype=np.uint8)
+        forbidden = np.unpackbits(bits, bitorder="little")[own.candidates].view(bool)
+        steps = self.steps[self._n_children[own.candidates]] if self._has_steps else None
         return own.weights(forbidden, steps, needed)
 
-    def _draw(self, gene: int, needed: int | None = None) -> tuple[NDArray, float]:
+    def _draw(self, gene: int, downstream: int, needed: int | None = None) -> tuple[NDArray, float]:
         """Draw the parents of a gene that has none, and write them to the graph; weights and log sum that they were drawn from."""
-        weight, log_sum = self._weights(gene, needed)
+        weight, log_sum = self._weights(gene, downstream, needed)
         if log_sum > -np.inf:
-            own, cumulated = self.sets[gene], np.cumsum(weight)
-            chosen = own.members[np.searchsorted(cumulated, self.rng.random() * cumulated[-1])]
+            own, cumulated = self.sets[gene], weight.cumsum()
+            chosen = own.members[cumulated.searchsorted(self.rng.random() * cumulated[-1])]
             self._set_parents(gene, tuple(own.candidates[chosen].tolist()))
         return weight, log_sum
 
