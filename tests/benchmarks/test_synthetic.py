@@ -151,13 +151,12 @@ def test_suites_name_every_fit_once_and_each_has_a_table():
 def test_every_table_has_a_place_in_the_documentation():
     page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     structure = load("structure.tables").REPORTS
-    names = ["structure-peers", "structure-peers-goals", *(f"structure-{suite}" for suite in structure)]
-    names += [f"structure-{suite}-goals" for suite, report in structure.items() if report.goals is not None]
+    names = ["structure-peers", *(f"structure-{suite}" for suite in structure)]
     names += [f"prediction-{suite}{kind}" for suite in load("prediction.tables").BY for kind in ("", "-metrics")]
-    names += [f"prediction-{suite}-goals" for suite in ("main", "drugs200", "nonlinear", "ablation")]
     for name in names:
         assert f"<!-- {name}:start -->" in page, name
         assert f"<!-- {name}:end -->" in page, name
+    assert "| met |" not in page
 
 
 def test_a_suite_runs_from_the_command_line(place, capsys):

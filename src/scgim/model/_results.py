@@ -109,7 +109,7 @@ class ResultsMixin(ScreenModel):
         """Hidden states of cells: what acts on many genes of a cell beside network, drugs and covariates, such as the cell cycle.
 
         States are looked for where a network alone does not hold between contexts as it does within: with linear mechanisms, shifts,
-        `measurement="direct"` and at most 60 genes. Most screens have none that can be told, and the data frame then has no columns.
+        a graph of counts (:meth:`report` says whether it is one) and at most 60 genes. Most screens have none that can be told, and the data frame then has no columns.
 
         Parameters
         ----------
