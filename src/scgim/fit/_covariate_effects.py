@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from scgim.module import GIMModule
     from scgim.train import BatchLoader
 
-_N_STEPS = 8  # of Newton's method, which starts from none: convention
+_N_STEPS = 8  # of Newton's method at most, which starts from none: convention
+_SMALL_STEP = 1e-3  # e-folds, after which nothing that matters moves
 _MAX_STEP = 2.0  # e-folds, where a likelihood of few counts is far from its parabola
 _PRIOR_PRECISION = 1.0  # of effects of covariates, as in the model
 _PSEUDOCOUNT = 0.1  # so that a context without counts of a gene has a mean above zero: convention
@@ -42,6 +43,8 @@ def covariate_effects(module: GIMModule, loader: BatchLoader) -> Tensor:
         information -= torch.einsum("kqj,krj,kj->jqr", of_contexts, of_contexts, 1 / total.clamp_min(_PSEUDOCOUNT))
         step = torch.linalg.solve(information, gradient[..., None])[..., 0].T
         effect += step * (_MAX_STEP / step.abs().amax(0).clamp_min(_MAX_STEP))
+        if step.abs().max() < _SMALL_STEP:
+            break
     return effect
 
 
