@@ -57,3 +57,17 @@ def test_means_of_contexts_are_those_without_covariates(module, cells, load):
     moved = hidden.statistics.means * hidden.spread
     np.testing.assert_allclose(moved[1], [0.7, 0, 0, 0, 0], atol=0.09)
     np.testing.assert_allclose(moved[2], [0, 0, -0.5, 0, 0.5], atol=0.09)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_covariate_with_a_long_tail_does_not_run_away(load, seed):
+    rng = np.random.default_rng(seed)
+    n, effect = 2000, 0.2
+    skewed = np.exp(1.5 * rng.normal(size=n))
+    skewed = (skewed - skewed.mean()) / skewed.std()
+    x = rng.poisson(0.5 * np.exp(effect * skewed))[:, None].repeat(2, axis=1)
+    alone = GIMModule(2, np.array([-1, 0]), None, 1, "nb", "linear", "shift", 3)
+    cells = Cells(
+        x.astype("float32"), rng.integers(0, 2, n), skewed[:, None].astype("float32"), np.zeros(n, dtype="float32")
+    )
+    np.testing.assert_allclose(covariate_effects(alone, load(cells)), effect, atol=0.06)

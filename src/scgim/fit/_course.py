@@ -30,6 +30,8 @@ class Course:
         Of the fit; the refinement follows from them.
     in_hidden
         Whether the graph is that of hidden expression.
+    reason
+        Why it is or is not, where that was left to the data.
     phase
         Next part of the run: "search", "fit" or "refine".
     edge_probs
@@ -54,6 +56,7 @@ class Course:
     batch_size: int
     early_stopping: bool
     in_hidden: bool = False
+    reason: str | None = None
     phase: str = "search"
     edge_probs: Any = None
     evidence: NDArray | None = None

@@ -104,7 +104,8 @@ def search_hidden_graph(
     hidden = gather_moments(module, loader).statistics
     module.knowledge.note_informed(None)
     result = _with_prior(module, statistics, _search(module, hidden, seed, watch))
-    if features is not None and inform(module, statistics, result, features):
+    is_stopped = watch is not None and watch.is_stopped
+    if features is not None and not is_stopped and inform(module, statistics, result, features):
         result = _with_prior(module, statistics, _search(module, hidden, seed, watch))
     return result
 
@@ -112,7 +113,7 @@ def search_hidden_graph(
 def _with_prior(module: GIMModule, statistics: ContextStatistics, found: StructureResult) -> StructureResult:
     """The graph that was found, with the prior of direct effects of other statistics."""
     first = first_prior(statistics, module.knowledge.known_targets())
-    return replace(found, prior=fitted_prior(statistics, first, found.adjacency))
+    return replace(found, prior=fitted_prior(statistics, first, found.adjacency)[0])
 
 
 def _search(module: GIMModule, statistics: ContextStatistics, seed: int, watch: SearchWatch | None) -> StructureResult:

@@ -39,7 +39,7 @@ def is_expression_hidden(
 ) -> tuple[bool, str]:
     """Whether hidden expression explains the covariance of cells within contexts better than counts do, and why.
 
-    Both are tried on graphs that were searched quickly under either; `on_move` is called after each move. The module holds the scales of the cells afterwards.
+    Both are tried on graphs that were searched quickly under either; `on_move` is called after each move. Scales of the cells may be written to the module.
     """
     d = len(module.centre)
     if d > _MAX_GENES or loader.n < CELLS_A_GENE * d:
@@ -68,7 +68,7 @@ def is_expression_hidden(
     by_counts = evidence_by_counts(correlation, n, graph)
     by_hidden = evidence_by_hidden(correlation, n, graph)
     if watch.is_stopped:
-        return False, "the time of the search was over before a comparison with hidden expression"
+        return False, "the search was stopped before a comparison with hidden expression"
     # where reliabilities are one, they bring next to nothing, and another graph is no better
     if by_hidden + 0.5 * d * math.log(n) - by_counts > _MIN_GAIN_A_GENE * d:
         less_sure = replace(hidden, n_cells=LESS_SURE * hidden.n_cells)

@@ -215,7 +215,7 @@ class GIM(
     @property
     def summary_string(self) -> str:
         """What is shown of the model; how counts come about may be known after training only."""
-        asked = self.init_params_["non_kwargs"]["measurement"]
+        asked = self.init_params_["non_kwargs"].get("measurement", "direct")
         if self.module.measurement == "latent":
             counts = "measurement: latent (counts are a Poisson sample of hidden expression, which is log-normal)"
         else:

@@ -1,4 +1,4 @@
-"""From the data to cells to train on: values and covariates, how deeply cells were sequenced, and how their parents act."""
+"""From the data to cells to train on: values and covariates, how deeply cells were sequenced, and whether the graph is searched in counts."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from scvi import settings
 
 from scgim._size_factors import common_variance
 from scgim.fit._depth import can_tell_depth, estimate_depth, read_depth
+from scgim.fit._fit import unchanged_if_stopped
 from scgim.fit._measurement import is_expression_hidden
 from scgim.fit._search_bar import SearchBar
 from scgim.model._base import ScreenModel
@@ -52,12 +53,15 @@ class PreparationMixin(ScreenModel):
     def _measured(
         self, cells: Cells, course: Course, max_seconds: float | None, *, is_new: bool, progress: bool
     ) -> tuple[Cells, float | None]:
-        """Cells whose depth is known and how their parents act, and the seconds that are left to the search; for a new run, found first."""
+        """Cells whose depth is known, and the seconds that are left to the search; for a new run, found first."""
         started = time.monotonic()
-        choose = is_new and self.init_params_["non_kwargs"]["measurement"] == "auto"
+        choose = is_new and self.init_params_["non_kwargs"].get("measurement") == "auto"
         cells = self._with_depth(cells, course, max_seconds, is_new=is_new)
         if choose:
-            course.in_hidden = self._is_hidden(cells.take(course.indices[0]), max_seconds, progress)
+            self.module.take_measurement("direct")
+            with unchanged_if_stopped(self.module):
+                training = cells.take(course.indices[0])
+                course.in_hidden, course.reason = self._is_hidden(training, max_seconds, progress)
         left = None if max_seconds is None else max(max_seconds - (time.monotonic() - started), _TINY)
         return cells, left
 
@@ -86,21 +90,20 @@ class PreparationMixin(ScreenModel):
             variance = common_variance(training.x[controls])
             return estimate_depth(self.module, training, variance, self._seed, max_seconds)
 
-    def _is_hidden(self, training: Cells, max_seconds: float | None, progress: bool) -> bool:
-        """Whether the graph is to be searched in hidden expression, as that explains the cells better than counts do."""
+    def _is_hidden(self, training: Cells, max_seconds: float | None, progress: bool) -> tuple[bool, str]:
+        """Whether the graph is to be searched in hidden expression, as that explains the cells better than counts do, and why."""
         if self._against_hidden:
             is_hidden, reason = False, f"hidden expression does not go with {', '.join(self._against_hidden)}"
         else:
             loader = BatchLoader(training, FIRST_BATCH, shuffle=False)
             with threads_for(0), SearchBar(disable=not progress) as bar:
                 is_hidden, reason = is_expression_hidden(self.module, loader, self._seed, max_seconds, bar.moved)
-        self.measurement_reason_ = reason
         logger.info(
             "measurement='auto': the graph is searched in %s: %s.",
             "hidden expression" if is_hidden else "counts",
             reason,
         )
-        return is_hidden
+        return is_hidden, reason
 
     @property
     def _seed(self) -> int:

@@ -96,7 +96,7 @@ class TrainingMixin(PreparationMixin, PyroSviTrainMixin):
         First the graph is found by search on sufficient statistics, the direct effects summed out. What the features of the other
         drugs say of each drug is then the prior of its targets, if that raises the evidence, and the search goes on under it (linear
         mechanisms and shifts; of others, targets alone have this prior, found at the end). Mechanisms
-        and effects are fitted on the graph by gradient descent, edges without support are cut, and the fit is refined. Targets, effects
+        and effects are fitted on the graph by gradient descent, edges without support are cut (none of a graph of hidden expression), and the fit is refined. Targets, effects
         and generator are fitted in turn at the end, and simulated control cells are compared with the observed ones: a warning
         names genes in which they differ, and `control_check_` holds their moments. Another names loops that the cells ask for and the
         graph, which is acyclic, leaves out (:meth:`get_feedback`).
@@ -232,10 +232,10 @@ class TrainingMixin(PreparationMixin, PyroSviTrainMixin):
             self.is_trained_ = fit.usable
         if fit.controls is not None:
             self.control_check_ = fit.controls
-        if fit.course.evidence is not None:
-            self.edge_evidence_ = None if fit.course.in_hidden else np.asarray(fit.course.evidence)
         if fit.usable:
-            self.graph_is_hidden_ = fit.course.in_hidden
+            evidence = None if fit.course.in_hidden else fit.course.evidence
+            self.edge_evidence_ = None if evidence is None else np.asarray(evidence)
+            self.graph_is_hidden_, self.measurement_reason_ = fit.course.in_hidden, fit.course.reason
             self.feedback_ = fit.course.feedback
         if fit.generator is not None:
             self._drugs.generator = fit.generator

@@ -367,21 +367,22 @@ def evidence_for_misfit(
     statistics: ContextStatistics, prior: ShiftPrior, adjacency: NDArray[np.bool_], intervention: str = "shift"
 ) -> bool:
     """Whether the evidence of a graph is clearly for mechanisms that are wrong between contexts, in either way."""
-    return fitted_prior(statistics, prior, adjacency, intervention).departure_var > 0
+    return fitted_prior(statistics, prior, adjacency, intervention)[1]
 
 
 def fitted_prior(
     statistics: ContextStatistics, prior: ShiftPrior, adjacency: NDArray[np.bool_], intervention: str = "shift"
-) -> ShiftPrior:
-    """Prior of the direct effects fitted to a graph; mechanisms may be wrong between contexts if the evidence is clearly for it."""
-    best, least = prior, -np.inf
+) -> tuple[ShiftPrior, bool]:
+    """Prior of the direct effects fitted to a graph, and whether the evidence is clearly for mechanisms that are wrong between contexts."""
+    found = []
     for trial in (prior, *(first_departures(prior, proportional=kind) for kind in (False, True))):
         for _ in range(_PRIOR_ROUNDS):
             trial = empirical_prior(statistics, fit_graph(statistics, trial, adjacency, intervention), trial)
         evidence = float(fit_graph(statistics, trial, adjacency, intervention).log_evidence.sum())
-        if evidence > least:
-            best, least = trial, evidence + MIN_GAIN * (not trial.departure_var)
-    return best
+        found.append((evidence, trial))
+    held, departing = found[0], max(found[1:], key=lambda one: one[0])
+    fails = departing[0] > held[0] + MIN_GAIN
+    return (departing if fails else held)[1], fails
 
 
 def toggle(parents: Parents, gene: int) -> Parents:
