@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import scgim
+import scgim.fit._fit
 from scgim.metrics import edge_metrics
 from scgim.model import GIM
 
@@ -44,9 +45,15 @@ def test_the_graph_is_that_of_hidden_expression(hidden, fit):
     assert edge_metrics(found, hidden.adata.varp["true_adjacency"] != 0)["auprc"] > 0.85
 
 
-def test_edges_are_not_cut_for_lack_of_support_in_counts(hidden):
-    assert hidden.edge_evidence_ is None
-    assert hidden.report()["cut"].empty
+@pytest.mark.parametrize(("measurement", "is_cut"), [("poisson", False), ("none", True)])
+def test_edges_are_cut_for_lack_of_support_only_where_counts_found_them(fit, monkeypatch, measurement, is_cut):
+    def no_support(module, *_):
+        return np.full(module.adjacency.shape, -1.0)
+
+    monkeypatch.setattr(scgim.fit._fit, "infer_edges", no_support)
+    model = fit(screen(measurement), SIZES, epochs=1)
+    assert model.adjacency_.any() == (not is_cut)
+    assert (model.edge_evidence_ is None) == (not is_cut)
 
 
 def test_mechanisms_are_fitted_to_counts(hidden):

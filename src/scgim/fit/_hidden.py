@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from scgim.fit._covariate_effects import covariate_effects
 from scgim.fit._inference import passage_of, write_interventions
-from scgim.fit._search import inform, search_by_means
+from scgim.fit._search import inform, search_by_means, search_options
 from scgim.structure._climb import fit_graph, fitted_prior
 from scgim.structure._feedback import with_loops
 from scgim.structure._moments import HiddenExpression, MomentAccumulator
@@ -118,12 +118,7 @@ def _with_prior(module: GIMModule, statistics: ContextStatistics, found: Structu
 
 def _search(module: GIMModule, statistics: ContextStatistics, seed: int, watch: SearchWatch | None) -> StructureResult:
     """Graph of hidden expression, with probabilities of edges and feedback."""
-    options: dict[str, Any] = {
-        "edge_log_odds": module.knowledge.edge_log_odds.cpu().numpy(),
-        "regulators": module.knowledge.told_regulators(),
-        "seed": seed,
-        "watch": SearchWatch() if watch is None else watch,
-    }
+    options = search_options(module, seed, SearchWatch() if watch is None else watch)
     less_sure = replace(statistics, n_cells=LESS_SURE * statistics.n_cells)
     result = search_by_means(module, less_sure, known_targets=module.knowledge.known_targets(), **options)
     return with_loops(less_sure, with_probs_over_graphs(less_sure, result, **options), **options)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from scgim.fit._hidden import LESS_SURE, gather_moments
+from scgim.fit._search import search_options
 from scgim.fit._statistics import gather_statistics, set_scales
 from scgim.structure._reliability import evidence_by_counts, evidence_by_hidden
 from scgim.structure._search import CELLS_A_GENE, search_structure
@@ -53,13 +54,10 @@ def is_expression_hidden(
         return False, "counts are too few for the moments of hidden expression"
     watch = SearchWatch(None if max_seconds is None else max_seconds / _PART, on_move)
     options: dict[str, Any] = {
-        "edge_log_odds": module.knowledge.edge_log_odds.cpu().numpy(),
-        "regulators": module.knowledge.told_regulators(),
+        **search_options(module, seed, watch),
         "known_targets": module.knowledge.known_targets(),
         "max_evaluations": 0,
         "departures": False,  # within contexts there are none
-        "seed": seed,
-        "watch": watch,
     }
     set_scales(module, loader)
     statistics = gather_statistics(module, loader)

@@ -42,13 +42,7 @@ def search_graph(
     """Search for the graph and for hidden states; `features` (U, p) are those of the drugs, and what they say of targets is written to the module."""
     module.knowledge.note_informed(None)
     watch = SearchWatch() if watch is None else watch
-    options: dict[str, Any] = {
-        "intervention": module.intervention,
-        "edge_log_odds": module.knowledge.edge_log_odds.cpu().numpy(),
-        "regulators": module.knowledge.told_regulators(),
-        "seed": seed,
-        "watch": watch,
-    }
+    options = {"intervention": module.intervention, **search_options(module, seed, watch)}
     statistics = pooled(module, statistics)
     known = module.knowledge.known_targets()
     result, states = search_by_means(module, statistics, known_targets=known, **options), None
@@ -65,6 +59,16 @@ def search_graph(
         result = with_probs_over_graphs(statistics, result, **options)
         result = with_loops(statistics, result, **options)
     return result, states
+
+
+def search_options(module: GIMModule, seed: int, watch: SearchWatch) -> dict[str, Any]:
+    """What every search for a graph of the module is told beside its statistics."""
+    return {
+        "edge_log_odds": module.knowledge.edge_log_odds.cpu().numpy(),
+        "regulators": module.knowledge.told_regulators(),
+        "seed": seed,
+        "watch": watch,
+    }
 
 
 def pooled(module: GIMModule, statistics: ContextStatistics) -> ContextStatistics:
