@@ -113,6 +113,24 @@ def test_states_and_the_graph_are_found(n_states):
     np.testing.assert_allclose(found.noise_var, truth.noise_var, atol=0.05)
 
 
+def test_states_that_act_on_few_genes_leave_the_others_alone(monkeypatch):
+    """Of all rotations, the one in which states act on few genes: each is found as it is, and most of its loadings on other genes are zero."""
+    monkeypatch.setattr(_states, "MAX_STATES", 3)
+    loadings = torch.zeros(N_GENES, 3).double()
+    for q, genes in enumerate(([0, 3, 5, 9], [1, 4, 7, 8], [2, 6, 8, 9])):
+        loadings[genes, q] = torch.tensor([0.8, -0.7, 0.8, 0.7]).double()
+    truth = replace(model(1), loadings=loadings)
+    cells = statistics(truth)
+    result, found = search_with_states(cells, search_structure(cells))
+    assert set(map(tuple, np.argwhere(result.adjacency).tolist())) == set(EDGES)
+    assert found is not None
+    expected = truth.loadings[:, (found.loadings.abs().T @ truth.loadings.abs()).argmax(1)]
+    assert len({tuple(own) for own in expected.T.tolist()}) == found.n_states == 3
+    np.testing.assert_allclose(found.loadings.abs(), expected.abs(), atol=0.2)
+    others = expected == 0
+    assert (found.loadings[others] == 0).sum() > 0.5 * others.sum()
+
+
 def test_states_are_found_among_genes_whose_parents_are_screened(monkeypatch):
     """As of 42 genes or more; here of ten, so that the search is short."""
     monkeypatch.setattr("scgim.structure._climb._FEW_GENES", 0)

@@ -4,7 +4,8 @@ Genes that share a hidden state follow each other within contexts, and a network
 cannot: drugs that move one of these genes leave the others where they are. With loadings :math:`\Lambda` of the states, the noise of genes given
 their parents has the covariance :math:`D + \Lambda \Lambda^T` within contexts and the means of contexts follow the network alone, which tells the
 two apart. Graph and states are found in turn (structural expectation-maximisation; Friedman, 1998, UAI), beginning with a graph that rests on means
-for the most part, as that of all cells has edges in the place of states.
+for the most part, as that of all cells has edges in the place of states. A state need not act on every gene: loadings are rotated to be few
+(varimax; Kaiser, 1958, Psychometrika), and only those that the data pay for are counted and kept.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +24,7 @@ from scgim.structure._search import (
     cells_a_gene,
     regressions,
     search_structure,
+    usual_budget,
     weights_of,
 )
 
@@ -33,13 +34,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_STATES = 4  # that are looked for, for time
+_AT_LEAST, _IN_VAIN = (
+    3,
+    2,
+)  # numbers that are tried, and those in a row that bring nothing after which no more are: evidence is no smooth function
 _MAX_GENES = 60  # with more, searches under each number of states take too long
-# Shares of the cells whose scatter counts, from one search to the next: the less, the more the means of contexts say. A fast way may
-# end in a better graph than a slow one, or the reverse, so both are tried. Conventions.
-_FIRST_SHARE, _WAYS = 0.003, ((0.03,), (0.01, 0.03, 0.1))
-# Nats that any states must bring over none: mechanisms of another form leave a little that states can explain. Convention.
-_MIN_EVIDENCE = 10.0
-_N_LAST = 3  # searches with all cells: convention
+# Shares of the cells whose scatter counts, from one search to the next: the less, the more the means of contexts say. Conventions.
+_FIRST_SHARE, _SHARES = 0.003, (0.01, 0.03, 0.1)
+# Nats for each gene that any states must bring over none: mechanisms of another form leave a little that states can explain. Convention.
+_MIN_EVIDENCE_A_GENE = 2.0
+_N_LAST = 2  # searches with all cells from no edges, and as many that go on from these by larger moves: convention
+_SHARE_TO_GO_ON = 16  # part of the usual budget, 1 / this, that these may take: convention, for time
+_N_PRUNED = 2  # times that loadings are left out and the others fitted: convention
+_FEWEST_GENES = 3  # of a state: what two genes share is no more than an edge tells
 _N_FACTOR_STEPS, _N_STEPS = 100, 60  # of expectation-maximisation of factors, and of a descent: convention
 _MIN_NOISE = 1e-3  # share of its variance that each gene keeps to itself
 _MAX_LOG_NOISE = 12.0  # e-folds of the variance in controls: no gene's noise is as small or as large
@@ -128,12 +135,18 @@ def search_with_states(
     if few_cells or not result.prior.departure_var or statistics.n_genes > _MAX_GENES:
         return result, None
     found, states, evidence = result, None, result.score
+    least = _MIN_EVIDENCE_A_GENE * statistics.n_genes
     first = search_structure(fewer_cells(statistics, _FIRST_SHARE), max_evaluations=0, **options)
-    for n_states, shares in product(range(1, MAX_STATES + 1), _WAYS):
-        own, trial, with_states = _anneal(statistics, first, n_states, shares, options)
+    in_vain = 0  # numbers in a row
+    for n_states in range(1, MAX_STATES + 1):
+        if in_vain >= _IN_VAIN and n_states > _AT_LEAST:
+            break
+        own, trial, with_states = _search_with(n_states, statistics, first, options)
         logger.info("Log evidence of %d hidden states: %.1f; of the best so far: %.1f.", n_states, own, evidence)
-        if own > evidence + (_MIN_EVIDENCE if states is None else 0.0):
-            found, states, evidence = trial, with_states, own
+        if own > evidence + (least if states is None else 0.0):
+            found, states, evidence, in_vain = trial, with_states, own, 0
+        else:
+            in_vain += 1
     if states is None:
         return result, None
     known = options.pop("known_targets", None)
@@ -142,33 +155,57 @@ def search_with_states(
     return found, states
 
 
-def _anneal(
-    statistics: ContextStatistics,
-    first: StructureResult,
-    n_states: int,
-    shares: tuple[float, ...],
-    options: dict[str, Any],
+def _search_with(
+    n_states: int, statistics: ContextStatistics, first: StructureResult, options: dict[str, Any]
 ) -> tuple[float, StructureResult, HiddenStates]:
     """Graph and states in turn, from means of contexts alone to all that cells say; the best of the last, by its evidence.
 
     Of states that cannot be told apart, as of many among few genes, the evidence is minus infinity.
     """
     states = _start(statistics, statistics, first, n_states, _FIRST_SHARE)
-    for share in shares:
+    found, result = [(-math.inf, first, states)], first
+    for share in _SHARES:
         own = states.taken_out(statistics)
         if not own.gram.isfinite().all():
-            return -math.inf, first, states
+            return found[0]
         result = search_structure(fewer_cells(own, share), max_evaluations=0, **options)
         states = _start(statistics, own, result, n_states, share)
-    found = [(-math.inf, first, states)]
-    for _ in range(_N_LAST):
+    budget = usual_budget(statistics) // _SHARE_TO_GO_ON
+    for step in range(2 * _N_LAST):
         own = states.taken_out(statistics)
         if not own.gram.isfinite().all():
             break
-        result = search_structure(own, max_evaluations=0, **options)
+        how = {"max_evaluations": 0} if step < _N_LAST else {"start": result, "max_evaluations": budget}
+        result = search_structure(own, **how, **options)
         found.append((_evidence(statistics, result, states), result, states))
+        if step >= _N_LAST:
+            found.append(_pruned(statistics, result, states, options))
         states = _fit(statistics, result, states)
     return max(found, key=lambda one: one[0])
+
+
+def _pruned(
+    statistics: ContextStatistics, result: StructureResult, states: HiddenStates, options: dict[str, Any]
+) -> tuple[float, StructureResult, HiddenStates]:
+    """States that act on few genes each, and what the graph is beside them; evidence of minus infinity if none are left."""
+    from statsmodels.multivariate.factor_rotation import rotate_factors  # half a second, for few fits
+
+    noise_sd = states.noise_var.sqrt()[:, None]
+    loadings = states.loadings / noise_sd
+    if states.n_states > 1:
+        loadings = torch.as_tensor(rotate_factors(loadings.numpy(), "varimax")[0])
+    fewer, dof = replace(states, loadings=loadings * noise_sd), statistics.residual_dof
+    for _ in range(_N_PRUNED):
+        pays = dof * torch.log1p(fewer.loadings.square() / fewer.noise_var[:, None]) > math.log(dof)
+        loadings = (fewer.loadings * pays)[:, pays.sum(0) >= _FEWEST_GENES]
+        if not loadings.numel():
+            return -math.inf, result, states
+        fewer = _fit(statistics, result, replace(fewer, loadings=loadings))
+    own = fewer.taken_out(statistics)
+    if not own.gram.isfinite().all():
+        return -math.inf, result, states
+    result = search_structure(own, start=result, max_evaluations=0, **options)
+    return _evidence(statistics, result, fewer), result, fewer
 
 
 def _loaded(statistics: ContextStatistics, states: HiddenStates, noise_var: Tensor) -> Tensor:
@@ -217,9 +254,13 @@ def _factors(covariance: Tensor, n_states: int) -> tuple[Tensor, Tensor]:
 def _fit(
     statistics: ContextStatistics, result: StructureResult, states: HiddenStates, share: float = 1.0
 ) -> HiddenStates:
-    """Weights, loadings and noise of a graph together, by descent on the likelihood; scatter counts for a share of the cells."""
+    """Weights, loadings and noise of a graph together, by descent on the likelihood; scatter counts for a share of the cells.
+
+    Loadings of zero stay so.
+    """
     precision = _precision_of_means(fewer_cells(states.taken_out(statistics), share), result)
     edges, means = torch.as_tensor(result.adjacency).double(), statistics.means
+    acts = (states.loadings != 0).double()
     dof = share * statistics.residual_dof
     parameters = [t.clone().requires_grad_() for t in (states.weights, states.loadings, states.noise_var.log())]
     optimiser = torch.optim.LBFGS(parameters, max_iter=_N_STEPS, line_search_fn="strong_wolfe")
@@ -228,7 +269,7 @@ def _fit(
         optimiser.zero_grad()
         # the search along a line may try noise of any size, with which no matrix can be inverted
         log_noise = parameters[2].clamp(-_MAX_LOG_NOISE, _MAX_LOG_NOISE)
-        weights, loadings = parameters[0] * edges, parameters[1]
+        weights, loadings = parameters[0] * edges, parameters[1] * acts
         within = _minus_log_density(_noise_covariance(statistics, weights), loadings, log_noise.exp())
         left = means - means @ weights
         left = left - (precision * left).sum(0) / precision.sum(0)
@@ -245,7 +286,7 @@ def _fit(
     log_noise = log_noise.clamp(-_MAX_LOG_NOISE, _MAX_LOG_NOISE)
     if not all(t.isfinite().all() for t in (weights, loadings, log_noise)):
         return states
-    return HiddenStates(weights * edges, loadings, log_noise.exp())
+    return HiddenStates(weights * edges, loadings * acts, log_noise.exp())
 
 
 def _precision_of_means(statistics: ContextStatistics, result: StructureResult) -> Tensor:
@@ -277,7 +318,8 @@ def _evidence(statistics: ContextStatistics, result: StructureResult, states: Hi
     completed = 0.5 * (noise_var.log() + _noise_covariance(taken_out, weights).diagonal() / noise_var).sum()
     score = result.score + dof * float(completed - seen)
     q, loaded = states.n_states, int(_loaded(statistics, states, noise_var).sum())
-    return score - 0.5 * math.log(dof) * (q * loaded - q * (q - 1) / 2)
+    n_loadings = min(q * loaded - q * (q - 1) / 2, int(states.loadings.count_nonzero()))
+    return score - 0.5 * math.log(dof) * n_loadings
 
 
 def _precision(loadings: Tensor, noise_var: Tensor) -> Tensor:
