@@ -60,7 +60,12 @@ def test_doses_that_differ_by_rounding_are_one(adata, fit):
 
 
 @pytest.mark.parametrize(
-    ("label", "message"), [("nan", "look like missing ones: 'nan'"), ("Control", "reads like the control, 'control'")]
+    ("label", "message"),
+    [
+        ("nan", "look like missing ones: 'nan'"),
+        ("Control", "reads like a control, beside 'control'"),
+        ("DMSO", "reads like a control, beside 'control'"),
+    ],
 )
 def test_labels_that_look_odd_are_named(adata, label, message):
     names = adata.obs["perturbation"].astype(str).to_numpy()

@@ -83,7 +83,7 @@ def check_perturbations(
 
 
 def odd_labels(labels: Iterable[str], control: str, where: str) -> list[str]:
-    """Sentences on labels that look like none, or like the control written otherwise; empty where there are none."""
+    """Sentences on labels that look like none, or like another control; empty where there are none."""
     found = []
     missing = [name for name in labels if name.strip().lower() in _NO_LABELS and name != control]
     if missing:
@@ -91,10 +91,11 @@ def odd_labels(labels: Iterable[str], control: str, where: str) -> list[str]:
             f"Labels in `{where}` look like missing ones: {quote_some(missing)}. They are taken for perturbations; remove their cells "
             "if they are none."
         )
-    alike = [name for name in labels if name != control and name.strip().lower() == control.strip().lower()]
+    controls = {control.strip().lower(), *_VEHICLES}
+    alike = [name for name in labels if name != control and name.strip().lower() in controls]
     if alike:
         found.append(
-            f"{quote_some(alike)} in `{where}` reads like the control, {control!r}, and is taken for a perturbation. If it is the "
+            f"{quote_some(alike)} in `{where}` reads like a control, beside {control!r}, and is taken for a perturbation. If it is the "
             f"same, rename it: `{where} = {where}.replace({alike[0]!r}, {control!r})`."
         )
     return found
