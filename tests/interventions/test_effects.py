@@ -153,6 +153,19 @@ def test_an_effect_that_all_genes_share_is_no_target():
     assert np.corrcoef(top[:5][~on[:5]], shared[:5][~on[:5]])[0, 1] > 0.9
 
 
+def test_targets_that_drugs_share_are_no_programme():
+    """Most drugs act on the same three genes, in the same proportion: these are targets, however well a programme would explain them."""
+    rng = np.random.default_rng(0)
+    group, log_dosage = np.repeat(np.arange(12), 3), np.tile(np.log([0.5, 1.0, 2.0]), 12)
+    effect = np.zeros((12, 60))
+    effect[:8, [4, 20, 33]] = rng.uniform(0.8, 1.6, (8, 1)) * [2.0, -1.5, 1.8]
+    curve = np.exp(log_dosage)[:, None] / (1 + np.exp(log_dosage)[:, None])
+    shift = effect[group] * curve + 0.1 * rng.normal(size=(36, 60))
+    found, _, programme = estimate(shift, np.full(shift.shape, 100.0), group, log_dosage, CurveGrid.over(-0.7, 0.7))
+    np.testing.assert_array_equal(programme, 0)
+    np.testing.assert_array_equal(found.target_probs.numpy() > 0.5, effect != 0)
+
+
 def test_information_may_be_zero():
     """A context without cells, as when all of them are held out, says nothing and breaks nothing."""
     data = simulate_curves(4, 5, sd=0.05)
