@@ -154,16 +154,18 @@ def test_an_effect_that_all_genes_share_is_no_target():
 
 
 def test_targets_that_drugs_share_are_no_programme():
-    """Most drugs act on the same three genes, in the same proportion: these are targets, however well a programme would explain them."""
+    """Drugs act on the same three genes, in the same proportion: these are targets, however well a programme would explain them."""
     rng = np.random.default_rng(0)
-    group, log_dosage = np.repeat(np.arange(12), 3), np.tile(np.log([0.5, 1.0, 2.0]), 12)
-    effect = np.zeros((12, 60))
-    effect[:8, [4, 20, 33]] = rng.uniform(0.8, 1.6, (8, 1)) * [2.0, -1.5, 1.8]
+    group, log_dosage = np.repeat(np.arange(24), 3), np.tile(np.log([0.5, 1.0, 2.0]), 24)
+    effect = np.zeros((24, 60))
+    effect[:, [4, 20, 33]] = rng.normal(size=(24, 1)) * [2.0, -1.5, 1.8]
     curve = np.exp(log_dosage)[:, None] / (1 + np.exp(log_dosage)[:, None])
-    shift = effect[group] * curve + 0.1 * rng.normal(size=(36, 60))
+    shift = effect[group] * curve + 0.1 * rng.normal(size=(72, 60))
     found, _, programme = estimate(shift, np.full(shift.shape, 100.0), group, log_dosage, CurveGrid.over(-0.7, 0.7))
     np.testing.assert_array_equal(programme, 0)
-    np.testing.assert_array_equal(found.target_probs.numpy() > 0.5, effect != 0)
+    called = found.target_probs.numpy() > 0.5
+    assert called[np.abs(effect) > 0.5].all()
+    assert called[effect == 0].sum() <= 2
 
 
 def test_information_may_be_zero():
