@@ -54,3 +54,15 @@ def test_genes_of_the_largest_mean_are_taken_and_size_factors_are_of_all(planted
     assert world.var_names.tolist() == ["9", "10", "11"]
     totals = np.asarray(more.X[:N].sum(1)).ravel()
     np.testing.assert_allclose(world.obs["size_factor"], totals / totals.mean())
+
+
+def test_what_is_told_the_sizes_of_effects_finds_them(planted, source):
+    world = planted.plant(source, ["plate"], D, "planted", 0)
+    truth = world.varm["true_targets"].T
+    odds = planted.told_sizes(world, ["plate"], truth.index.tolist())
+    np.testing.assert_array_equal(odds > 0, truth)  # of counts of forty, 50 cells leave no doubt
+
+
+def test_nothing_is_told_where_there_is_nothing(planted, source):
+    world = planted.plant(source, ["plate"], D, "nothing to find", 0)
+    assert planted.told_sizes(world, ["plate"], ["drug_0", "drug_1"]).max() < 0
