@@ -182,13 +182,20 @@ def test_noise_of_finite_samples_is_taken_out():
     rng = np.random.default_rng(0)
     truth = rng.normal(3.0, 0.2, size=(20000, 1))
     noisy = truth + rng.normal(0.0, 0.3, size=truth.shape)
-    freed = without_sampling_noise(torch.as_tensor(noisy), torch.full((20000, 1), 0.09, dtype=torch.float64))
+    freed = without_sampling_noise(
+        torch.as_tensor(noisy), torch.full((20000, 1), 0.09, dtype=torch.float64), torch.zeros(1)
+    )
     assert freed.std() == pytest.approx(0.2, rel=0.08)
     assert freed.mean() == pytest.approx(noisy.mean())
     # where parameters are certain what is left is the error of the mean of all draws
     noise = torch.as_tensor(rng.normal(0.0, 0.3, size=(400, 2000)))
-    freed = without_sampling_noise(noise, torch.full(noise.shape, 0.09, dtype=torch.float64))
+    freed = without_sampling_noise(noise, torch.full(noise.shape, 0.09, dtype=torch.float64), torch.zeros(2000))
     assert freed.std(0).median() < 0.1
     assert freed.std(0).min() > 0.01
     untouched = torch.as_tensor(truth)
-    np.testing.assert_allclose(without_sampling_noise(untouched, torch.zeros_like(untouched)), untouched)
+    np.testing.assert_allclose(
+        without_sampling_noise(untouched, torch.zeros_like(untouched), torch.zeros(1)), untouched
+    )
+    # nor is less left than is known to be there
+    freed = without_sampling_noise(noise, torch.full(noise.shape, 0.2), torch.full((2000,), 0.04, dtype=torch.float64))
+    np.testing.assert_allclose(freed.std(0), 0.2, rtol=0.1)

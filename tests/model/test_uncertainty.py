@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from scgim.data import simulate_screen
 from scgim.predict._means import cells_without_effect
 
 if TYPE_CHECKING:
@@ -166,3 +167,20 @@ def test_only_new_drugs_are_doubted(clear):
 def test_wrong_options(gim, options, message):
     with pytest.raises(ValueError, match=message):
         gim.predict_mean("drug_00", **options)
+
+
+def test_intervals_of_drugs_that_do_nothing_hold_zero(fit):
+    """Control cells dealt to eight drugs: hardly any interval of 90 % leaves out no change."""
+    adata = simulate_screen(n_genes=12, n_drugs=2, n_controls=1200, seed=0)
+    adata = adata[(adata.obs["perturbation"] == "control").to_numpy()].copy()
+    names = np.full(adata.n_obs, "control", dtype=object)
+    names[:400] = np.repeat([f"drug_{k}" for k in range(8)], 50)
+    adata.obs["perturbation"], adata.obs["dosage"] = names, (names != "control").astype(float)
+    gim = fit(adata, {"drug_embedding_key": None}, epochs=30)
+    means = gim.predict_mean(gim.perturbations, seed=0)
+    lower, upper = means.layers["log_fold_change_lower"], means.layers["log_fold_change_upper"]
+    assert ((lower > 0) | (upper < 0)).mean() < 0.1
+    # and they are no wider than means of 50 cells would be by themselves
+    x = adata.X.toarray() / adata.obs["size_factor"].to_numpy()[:, None]
+    own = x.std(0) / np.sqrt(50) / x.mean(0)
+    assert ((upper - lower) / (2 * Z90) < 1.5 * own).mean() > 0.9

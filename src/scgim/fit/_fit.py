@@ -225,7 +225,7 @@ class Fit:
         match_baselines(self.module, self.loader)
         drift = match_contexts(self.module, self.loader) if drifts(self.module) else None
         if drift is not None:
-            self.module.knowledge.note_drift(drift.added, drift.error_var)
+            self.module.knowledge.note_drift(drift.added, drift.error_var, drift.means.error.square())
         elif sums_to_means(self.module):
             self.module.knowledge.note_drift(match_continuous(self.module, self.loader))
         carry_to_levels(self.module, self.loader, drift)

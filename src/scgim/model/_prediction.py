@@ -141,9 +141,8 @@ class PredictionMixin(NewCellsMixin):
         Each draw is one world that the data allow: targets, effects and dose-response curves of the drugs, weights of
         the network and baselines of the genes. Intervals hold the given share of the draws. They say how well the mean
         is known, not how cells spread around it, and are wider for drugs whose features are far from those measured.
-        The graph is the fitted one in all draws: what a wrong edge would do is not in the intervals. Nor is the error of the background of
-        measured drugs, what they do beside their targets: of genes that are no targets, intervals are too narrow where contexts have few
-        cells, or hardly any counts of the gene.
+        The graph is the fitted one in all draws: what a wrong edge would do is not in the intervals. What measured drugs do beside their targets
+        has an error in the draws, no less than that of changes of such a size in so few cells.
 
         Parameters
         ----------

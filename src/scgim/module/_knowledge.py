@@ -18,6 +18,7 @@ from scgim.interventions._transfer import Transfer
 if TYPE_CHECKING:
     import numpy as np
 
+_TINY, _NOTHING_SEEN = 1e-12, 1e6  # guard of a quotient, and the variance of what was not seen
 _UNFITTED_PRIOR = (0.05, 1.0, 1e-3)  # until the search has fitted it, so that it enters nothing
 
 
@@ -230,17 +231,33 @@ class Knowledge(nn.Module):
         self.interaction_var.fill_(math.inf)[row] = variance.to(self.interaction)
 
     @torch.no_grad()
-    def note_drift(self, drift: Tensor, error_var: Tensor | None = None) -> None:
-        """Add what contexts need beside, and the variance of its error, both (K, d), to what drugs do at the doses, and in the levels, in which they were measured.
+    def note_drift(self, drift: Tensor, error_var: Tensor | None = None, noise_var: Tensor | None = None) -> None:
+        """Add what contexts need beside to what drugs do at the doses, and in the levels, in which they were measured.
 
-        The error of what is a direct effect is that of the effect already.
+        Parameters
+        ----------
+        drift
+            What contexts need beside, shape (K, d).
+        error_var
+            Variance of its error, shape (K, d); None if it is not known, and `noise_var` neither.
+        noise_var
+            Variance of the error of the observed means of contexts, shape (K, d).
+
+        Notes
+        -----
+        A drug's background is no surer than changes of its size are at such noise, as if they were normal: what was shrunk away or explained
+        by programmes and by what parents pass on has errors as well. The error of what is a direct effect is that of the effect already.
         """
         seen = self.treated.cpu() & (self.response_precision.cpu().amax(1) > NO_PRECISION)
         group, log_dosage, grid = self.group.cpu()[seen], self.context_log_dosage().cpu()[seen], self.grid.cpu()
         n_drugs, level = len(self.emax), self.context_level()
         self.background += on_grid(drift[seen], group, log_dosage, grid, n_drugs).to(self.background)
-        if error_var is not None:
-            total = torch.zeros(n_drugs, drift.shape[1], dtype=torch.float64).index_add_(0, group, error_var[seen])
+        if error_var is not None and noise_var is not None:
+            size = self.interventions().rows(group).background_at(log_dosage).square().mean(1, keepdim=True)
+            noise = noise_var[seen].clamp_max(_NOTHING_SEEN)
+            least = size * noise / (size + noise).clamp_min(_TINY)
+            total = torch.zeros(n_drugs, drift.shape[1], dtype=torch.float64)
+            total.index_add_(0, group, torch.maximum(error_var[seen], least))
             mean = total / torch.bincount(group, minlength=n_drugs).clamp_min(1)[:, None]
             self.background_sd.copy_((mean * (1 - self.target_probs.cpu())).sqrt())
         if level is not None:

@@ -104,22 +104,24 @@ def _draw_means(
 
 def _contrasts(module: GIMModule, means: Tensor, noise: Tensor, direct: Tensor) -> PosteriorMeans:
     """Means and changes against the last arm, freed of the noise of finite numbers of cells."""
+    own = direct.var(0)  # of a gene's own effect, whatever its parents do
     if module.likelihood == "normal":
         spread = module.spread.double().cpu()
-        mean = without_sampling_noise(means, noise)[:, :-1]
+        mean = without_sampling_noise(means[:, :-1], noise[:, :-1], own * spread.square())
         scaled, noise = means / spread, noise / spread.square()
     else:
         scaled, noise = (means + MIN_MEAN).log(), noise / (means + MIN_MEAN).square()
-        mean = without_sampling_noise(scaled, noise)[:, :-1].exp()
-    effect = without_sampling_noise(scaled[:, :-1] - scaled[:, -1:], noise[:, :-1] + noise[:, -1:])
+        mean = without_sampling_noise(scaled[:, :-1], noise[:, :-1], own).exp()
+    effect = without_sampling_noise(scaled[:, :-1] - scaled[:, -1:], noise[:, :-1] + noise[:, -1:], own)
     return PosteriorMeans(mean, effect, direct)
 
 
-def without_sampling_noise(draws: Tensor, noise_var: Tensor) -> Tensor:
+def without_sampling_noise(draws: Tensor, noise_var: Tensor, least_var: Tensor) -> Tensor:
     """Draws of a mean over cells as they would be with very many cells in each.
 
     The spread of the draws is that of the parameters plus that of the finite number of cells. It is shrunk around the
-    mean of the draws to the former, plus the error of that mean itself.
+    mean of the draws to the former, plus the error of that mean itself. Where that noise is much the larger, what is left of the spread is as
+    good as chance, and part of it is known better.
 
     Parameters
     ----------
@@ -127,10 +129,12 @@ def without_sampling_noise(draws: Tensor, noise_var: Tensor) -> Tensor:
         Means over cells, shape (R, ...), one for each parameter set.
     noise_var
         Their variance by the choice of cells, the same shape.
+    least_var
+        Variance by the parameters that there is at least, shape (...).
     """
     centre, noise = draws.mean(0), noise_var.mean(0)
     total = draws.var(0).clamp_min(_TINY)
-    kept = (1 - noise / total).clamp_min(0.0) + noise / total / len(draws)
+    kept = (1 - noise / total).clamp_min(least_var / total) + noise / total / len(draws)
     return centre + (draws - centre) * kept.clamp_max(1.0).sqrt()
 
 
