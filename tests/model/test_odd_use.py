@@ -285,3 +285,19 @@ def test_one_drug_at_several_doses(model):
 def test_the_usual_dosage_is_a_measured_one(model):
     dosage = set(model.predict("drug_1", n_samples=1).obs["dosage"])
     assert dosage <= set(model.contexts.get_level_values("dosage"))
+
+
+def test_doses_of_a_screen_without_any_are_refused(adata, fit):
+    adata.obs = adata.obs.drop(columns="dosage")
+    model = fit(adata, {"dosage_key": None, "drug_embedding_key": None}, epochs=1)
+    drug = model.perturbations[0]
+    for ask in (
+        lambda: model.predict(drug, 0.5),
+        lambda: model.predict_mean([drug], 3.0),
+        lambda: model.predict_combination({drug: 2.0}),
+    ):
+        with pytest.raises(ValueError, match="set up without doses .*Leave `dosage` out"):
+            ask()
+    with pytest.raises(ValueError, match="no dose-response curves"):
+        model.get_dose_response(drug)
+    assert model.predict(drug, 1.0, n_samples=2).n_obs == 2

@@ -181,3 +181,14 @@ def test_names_of_many_drugs_leave_room_for_the_points_in_a_plain_grid(sixty_dru
     figure.draw_without_rendering()
     assert len(panel.get_legend().get_texts()) == 8
     assert panel.get_window_extent().height > 0.5 * height
+
+
+def test_cells_predicted_for_one_line_are_compared_with_those_of_that_line(unit_sizes):
+    unit_sizes.obs["line"] = np.where(np.arange(unit_sizes.n_obs) % 2, "a", "b")
+    own = unit_sizes.obs["line"] == "a"
+    predicted = _cells(unit_sizes, own & (unit_sizes.obs["perturbation"] == "Drug3"))
+    means, _ = pl.predicted_vs_observed(unit_sizes, predicted, show=False)
+    alone, _ = pl.predicted_vs_observed(unit_sizes[own.to_numpy()], predicted, show=False)
+    for points, expected in zip(means.collections, alone.collections, strict=True):
+        np.testing.assert_allclose(points.get_offsets(), expected.get_offsets())
+        np.testing.assert_allclose(*points.get_offsets().T)

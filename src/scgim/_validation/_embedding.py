@@ -215,8 +215,8 @@ def _measured(frame: pd.DataFrame, perturbation_names: Sequence[str], separator:
         raise ValueError(
             f"{quote_some(unseen)} not among the measured perturbations ({quote_some(perturbation_names)}).{hint} A drug that "
             "was never measured is predicted from its features: give them as `drug_embedding`, to a model set up with "
-            "`drug_embedding_key`. A knock-out of a gene that was not measured is `model.intervene`; control cells are "
-            "`model.predict_combination({})`."
+            "`drug_embedding_key`. Control cells are `model.predict_combination({})`; a knock-out of a gene that was not measured is "
+            "`model.intervene`."
         )
     return frame
 

@@ -158,6 +158,7 @@ class ScreenModel(BaseModelClass):
                 self._setup_args["control"],
                 self.combinations,
                 self._setup_args.get("combination_separator"),
+                self._setup_args["dosage_key"] is not None,
             )
         return self._known_drugs
 

@@ -330,9 +330,18 @@ class ResultsMixin(ScreenModel):
         -------
         One row a gene and dosage: `gene`, `dosage`, `effect` (log fold change if the gene is a target), `lower`,
         `upper`, `target_prob`, `emax`, `ec50`, `hill`.
+
+        Raises
+        ------
+        ValueError
+            The screen has no doses, more than one drug is asked for, or a gene, dosage or covariate cannot be used.
         """
         self._check_if_trained(warn=False)
         check_interval(level)
+        if not self._drugs.has_doses:
+            raise ValueError(
+                "The screen was set up without doses (`dosage_key=None`), so there are no dose-response curves. `get_effects` has the effects."
+            )
         asked = [perturbation] if isinstance(perturbation, str) else perturbation
         query = self._drugs.query(asked, 1.0)
         if covariates is not None and list(covariates) != [self._covariates.modifier]:

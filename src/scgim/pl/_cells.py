@@ -46,6 +46,16 @@ def of_level(adata: AnnData, params: dict[str, Any]) -> AnnData:
     return adata[(adata.obs[key].astype(str) == params["level"]).to_numpy()]
 
 
+def of_covariates(adata: AnnData, predicted: AnnData, perturbation_key: str) -> AnnData:
+    """Cells with the values of categorical covariates, such as one cell line, that all predicted cells have alike."""
+    cells = pd.Series(data=True, index=adata.obs_names)
+    for name in predicted.obs.columns.intersection(adata.obs.columns).drop(perturbation_key, errors="ignore"):
+        values = predicted.obs[name].astype(str).unique()
+        if len(values) == 1 and not pd.api.types.is_numeric_dtype(adata.obs[name]):
+            cells &= adata.obs[name].astype(str).isin(values)
+    return adata if cells.all() else adata[cells.to_numpy()]
+
+
 def contexts(adata: AnnData, perturbation_key: str, dosage_key: str | None, control: str) -> pd.DataFrame:
     """Perturbation (string) and dosage (float; 0 where doses are not known or of controls) of each cell."""
     names = adata.obs[perturbation_key].astype(str).to_numpy()

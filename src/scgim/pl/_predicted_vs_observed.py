@@ -15,7 +15,16 @@ from scgim._docs import d
 from scgim._size_factors import known_size_factors
 from scgim._validation import match_doses
 from scgim.pl._area import Area
-from scgim.pl._cells import ControlScale, contexts, expression, has_cells, is_count_data, of_level, size_factors
+from scgim.pl._cells import (
+    ControlScale,
+    contexts,
+    expression,
+    has_cells,
+    is_count_data,
+    of_covariates,
+    of_level,
+    size_factors,
+)
 from scgim.pl._labels import place_labels
 from scgim.pl._tones import OKABE_ITO, palette, tones
 from scgim.pl._utils import (
@@ -147,7 +156,8 @@ def predicted_vs_observed(
     ----------
     %(adata)s It must still hold the measured cells, controls among them.
     predicted
-        Cells that :meth:`scgim.model.GIM.predict` has returned. Only contexts that `adata` has too are shown.
+        Cells that :meth:`scgim.model.GIM.predict` has returned. Only contexts that `adata` has too are shown. Cells predicted for one
+        value of a covariate, such as one cell line, are compared with measured ones of that value.
     %(perturbations)s
     genes
         Genes whose distributions are shown. By default the `n_genes` that are most shifted.
@@ -185,7 +195,8 @@ def predicted_vs_observed(
         raise ValueError(
             f"`predicted` and `adata` share no gene; they begin with {[*predicted.var_names[:3]]} and {[*adata.var_names[:3]]}."
         )
-    observed_cells = _observed_cells(of_level(adata, params), params, layer)
+    alike = of_covariates(of_level(adata, params), predicted, params["perturbation_key"])
+    observed_cells = _observed_cells(alike, params, layer)
     predicted_cells = _predicted_cells(predicted, params, observed_cells.typical)
     measured = observed_cells.contexts["perturbation"]
     wanted = None if perturbations is None else pick(perturbations, measured.unique(), "perturbation")

@@ -101,6 +101,8 @@ class Drugs:
         Dosage of each drug of each measured combination, by the name of the combination, which is one of the perturbations.
     separator
         What separates the drugs of a combination in the screen; None where it has none.
+    has_doses
+        Whether the screen has doses; else all drugs have the dosage 1.
     """
 
     module: GIMModule
@@ -110,6 +112,7 @@ class Drugs:
     control: str
     combinations: Mapping[str, Combination] = field(default_factory=dict)
     separator: str | None = None
+    has_doses: bool = True
 
     @property
     def names(self) -> list[str]:
@@ -167,13 +170,23 @@ class Drugs:
             dosage = float(np.quantile(self.contexts.get_level_values("dosage"), 0.5, method="inverted_cdf"))
         if len(features) == 1 and np.size(dosage) > 1:  # one drug at several doses
             features = features.iloc[np.zeros(np.size(dosage), dtype=int)]
-        dosages = check_query_dosage(dosage, len(features))
+        dosages = self._known_doses(check_query_dosage(dosage, len(features)))
         with np.errstate(divide="ignore"):
             log_dosage = torch.as_tensor(np.log(dosages))
         code, drugs = pd.factorize(_identity(features))
         first = np.unique(code, return_index=True)[1]
         known = self.interventions(features.iloc[first] if len(drugs) < len(features) else features)
         return Query(features, dosages, log_dosage, known, torch.as_tensor(code))
+
+    def _known_doses(self, dosages: np.ndarray) -> np.ndarray:
+        """The same, if the screen can tell them apart."""
+        odd = dosages[(dosages != 0) & (dosages != 1)]
+        if len(odd) and not self.has_doses:
+            raise ValueError(
+                f"Found a dosage of {odd[0]:g}, and the screen was set up without doses (`dosage_key=None`): every drug has one, which is "
+                "called 1. Leave `dosage` out, or set the screen up with the column of doses."
+            )
+        return dosages
 
     def interventions(self, features: pd.DataFrame) -> Interventions:
         """What is known of each row: of measured perturbations by name, of others by their features, of other combinations by their members."""
@@ -235,6 +248,7 @@ class Drugs:
             )
         named = [(str(drug), dosage, k) for k, c in enumerate(combinations) for drug, dosage in c.items()]
         dosages = check_query_dosage([dosage for _, dosage, _ in named], len(named)) if named else np.zeros(0)
+        dosages = self._known_doses(dosages)
         parts: list[dict[str, float]] = [{} for _ in combinations]
         for (drug, _, k), dosage in zip(named, dosages.tolist(), strict=True):
             if dosage > 0:
