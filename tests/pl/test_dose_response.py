@@ -45,7 +45,7 @@ def test_curve_and_band_follow_the_stored_parameters(adata):
 
 
 @pytest.mark.parametrize(
-    ("ec50", "text"), [(320.0, "EC50 320 nM"), (0.0321, "EC50 0.032 nM"), (1234.0, "EC50 1200 nM")]
+    ("ec50", "text"), [(0.321, "EC50 0.32 nM"), (0.0321, "EC50 below 0.1 nM"), (1234.0, "EC50 above 10 nM")]
 )
 def test_doses_are_written_as_numbers_with_their_unit(adata, ec50, text):
     adata.uns["dosage_unit"] = "nM"
@@ -57,6 +57,15 @@ def test_doses_are_written_as_numbers_with_their_unit(adata, ec50, text):
     ax.figure.draw_without_rendering()
     ticks = [label.get_text() for label in ax.get_xticklabels()]
     assert {"0.1", "1", "10"} <= set(ticks)
+
+
+def test_one_dose_tells_nothing_of_the_ec50(adata):
+    known = adata.uns["gim"]["contexts"]
+    adata.uns["gim"]["contexts"] = known[known["dosage"] == 10.0]
+    gene = adata.varm["gim_targets"]["Drug1"].idxmax()
+    (ax,) = pl.dose_response(adata, "Drug1", gene, show=False, points=False)
+    assert ax.texts[0].get_text().startswith("target probability")
+    assert _diamond(ax) is None
 
 
 def test_band_has_the_stored_sd_at_the_largest_dose(adata):

@@ -252,7 +252,7 @@ def _total_table(adata: AnnData, drugs: list[str], genes: list[str], key: str) -
 
 
 def _curve_table(adata: AnnData, drugs: list[str], genes: list[str], key: str) -> pd.DataFrame:
-    """Hill parameters, standard deviation of the effect at the largest dose, and that dose, by perturbation and gene."""
+    """Hill parameters, standard deviation of the effect at the largest dose, that dose, and the smallest, by perturbation and gene."""
     names = {"emax": Key.varm.emax, "ec50": Key.varm.ec50, "hill": Key.varm.hill}
     names |= {"sd": Key.varm.shift_sds, "prob": Key.varm.targets}
     table = pd.DataFrame(
@@ -261,7 +261,10 @@ def _curve_table(adata: AnnData, drugs: list[str], genes: list[str], key: str) -
     table = table.rename_axis(["perturbation", "gene"]).astype(float)
     table["emax"] *= table["prob"]  # expected effects, as the stored shifts are
     largest = stored_entry(adata, key, Key.uns.PERTURBATIONS)["max_dosage"].astype(float)
-    return table.assign(largest=largest.loc[table.index.get_level_values("perturbation")].to_numpy())
+    known = stored_entry(adata, key, Key.uns.CONTEXTS) if Key.uns.CONTEXTS in stored(adata, "uns", key) else None
+    smallest = 0 * largest if known is None else known.groupby("perturbation", observed=True)["dosage"].min()
+    each = table.index.get_level_values("perturbation")
+    return table.assign(largest=largest.loc[each].to_numpy(), smallest=smallest.loc[each].to_numpy(dtype=float))
 
 
 def _choose_named(curves: pd.DataFrame, drugs: list[str]) -> list[str]:
@@ -291,7 +294,7 @@ def _draw_panel(
         band = z * row["sd"] * np.abs(curve) / at_largest if at_largest > 0 else np.zeros_like(curve)
         ax.fill_between(grid, curve - band, curve + band, color=color, alpha=0.2, lw=0, zorder=1)
         ax.plot(grid, curve, color=color, lw=1.6, zorder=3)
-        if row["prob"] >= LEAST_PROB and grid[0] <= row["ec50"] <= grid[-1]:
+        if row["prob"] >= LEAST_PROB and row["smallest"] <= row["ec50"] <= row["largest"]:
             marker = {"marker": "D", "ms": 5.5, "mfc": tones(ax).paper, "mec": color, "mew": 1.3}
             ax.plot(row["ec50"], row["emax"] / 2, ls="", zorder=5, **marker)
         if len(totals):
@@ -326,9 +329,20 @@ def _dress(ax: Axes, grid: np.ndarray) -> None:
     despine(ax)
 
 
+def _ec50_text(row: pd.Series, unit: str | None) -> str:
+    """The EC50, as far as the doses tell it; nothing where there is one dose."""
+    if row["smallest"] == row["largest"]:
+        return ""
+    if row["ec50"] < row["smallest"]:
+        return f"EC50 below {dose_text(row['smallest'], unit, 2)}, "
+    if row["ec50"] > row["largest"]:
+        return f"EC50 above {dose_text(row['largest'], unit, 2)}, "
+    return f"EC50 {dose_text(row['ec50'], unit, 2)}, "
+
+
 def _note(ax: Axes, row: pd.Series, unit: str | None, width: float) -> None:
     """Numbers of the only curve of a panel, not wider than its `width` in inches if that can be read."""
-    known = f"EC50 {dose_text(row['ec50'], unit, 2)}, " if row["prob"] >= LEAST_PROB else ""
+    known = _ec50_text(row, unit) if row["prob"] >= LEAST_PROB else ""
     text = f"{known}target probability {row['prob']:.2f}"
     size = float(np.clip(72 * width / (0.5 * len(text)), 5.5, 7.5))
     if 0.5 * size * len(text) > 72 * width:
