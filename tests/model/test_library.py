@@ -13,7 +13,7 @@ from scipy.stats import pearsonr
 import scgim
 from scgim._constants import Key
 from scgim.model import GIM
-from scgim.predict._ranking import agreement
+from scgim.predict._ranking import agreement, named_targets
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -185,3 +185,13 @@ def test_ranking_in_a_simulated_world(clear):
         cosine = measured @ effects.loc[drug] / np.linalg.norm(measured, axis=1) / np.linalg.norm(effects.loc[drug])
         assert ranked.index[0] == drug
         assert np.corrcoef(ranked["score"], cosine[ranked.index])[0, 1] > 0.95
+
+
+def test_sides_of_a_wish_are_called_up_and_down(gim):
+    with pytest.raises(ValueError, match=r'`toward` holds .*Down.* lists of genes under "up" and "down"'):
+        gim.rank_drugs(gim.perturbations, toward={"Down": ["a"]})
+
+
+def test_genes_that_are_no_targets_have_their_probability():
+    probs = np.array([[0.02, 0.9, 0.3, 0.12], [0.05, 0.06, 0.09, 0.01]])
+    assert named_targets(probs, list("abcd")) == ["b, c (0.30), d (0.12)", ""]

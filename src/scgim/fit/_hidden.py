@@ -15,7 +15,7 @@ from scgim.structure._climb import fit_graph, fitted_prior
 from scgim.structure._feedback import with_loops
 from scgim.structure._moments import HiddenExpression, MomentAccumulator
 from scgim.structure._over_graphs import with_probs_over_graphs
-from scgim.structure._search import first_prior
+from scgim.structure._search import cells_a_gene, first_prior
 from scgim.structure._watch import SearchWatch
 
 if TYPE_CHECKING:
@@ -121,7 +121,8 @@ def _search(module: GIMModule, statistics: ContextStatistics, seed: int, watch: 
     options = search_options(module, seed, SearchWatch() if watch is None else watch)
     less_sure = replace(statistics, n_cells=LESS_SURE * statistics.n_cells)
     result = search_by_means(module, less_sure, known_targets=module.knowledge.known_targets(), **options)
-    return with_loops(less_sure, with_probs_over_graphs(less_sure, result, **options), **options)
+    result = with_probs_over_graphs(less_sure, result, **options)
+    return with_loops(less_sure, result, n_cells_a_gene=cells_a_gene(statistics), **options)
 
 
 def _parents(result: StructureResult, gene: int) -> tuple[int, ...]:

@@ -71,8 +71,8 @@ class LibraryMixin(ScreenModel):
         Returns
         -------
         One row a drug, best first, indexed by name: `dosage` (of combinations `dosages`, as text), `score` (median of the draws; more is better) with
-        the bounds `lower` and `upper` of its interval, `top_targets`, its three likeliest direct targets, and `known_by`: `"cells"`
-        (measured), `"features"`, or `"mean"` where features tell nothing and what is predicted is what measured drugs have in common; a
+        the bounds `lower` and `upper` of its interval, `top_targets`, its three likeliest direct targets, with their probabilities where these
+        are below one half, and `known_by`: `"cells"` (measured), `"features"`, or `"mean"` where features tell nothing and what is predicted is what measured drugs have in common; a
         warning then says so. Intervals that overlap say that the order of two drugs is open. In `attrs`, `metric`, `level`, `effect_unit` and
         the `dosage_unit` of `adata.uns`.
 

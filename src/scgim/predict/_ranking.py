@@ -23,16 +23,30 @@ if TYPE_CHECKING:
 METRICS = ("change", "cosine", "correlation", "distance")
 _MIN_TARGET_PROB = 0.1  # genes less likely are not named as targets: convention
 _N_NAMED = 3  # in a row of the table
+_CALLED = 0.5  # probability from which a gene is called a target
 _TINY = 1e-12  # lengths below it have no direction
 
 
 def named_targets(probs: np.ndarray, genes: Sequence[str]) -> list[str]:
-    """Names of the likeliest targets of each row of probabilities."""
+    """Names of the likeliest targets of each row of probabilities, with the probability where that is below one half."""
     names = np.asarray(genes)
     order = np.argsort(-probs, axis=1, kind="stable")[:, :_N_NAMED]
     return [
-        ", ".join(names[j] for j in best if row[j] >= _MIN_TARGET_PROB) for row, best in zip(probs, order, strict=True)
+        ", ".join(
+            names[j] if row[j] >= _CALLED else f"{names[j]} ({row[j]:.2f})" for j in best if row[j] >= _MIN_TARGET_PROB
+        )
+        for row, best in zip(probs, order, strict=True)
     ]
+
+
+def _check_keys(toward: Mapping) -> None:
+    """Raise where a mapping is neither lists of genes under "up" and "down" nor a number for each gene."""
+    odd = [gene for gene, change in toward.items() if not isinstance(change, (int, float, np.number))]
+    if odd and not set(toward) <= {"up", "down"}:
+        raise ValueError(
+            f'`toward` holds {quote_some(odd)} with no number. Give lists of genes under "up" and "down", as {{"up": [...], "down": [...]}}, '
+            "or a wanted change, a number, for each gene."
+        )
 
 
 def wanted_change(toward: Any, genes: Sequence[str]) -> pd.Series:
@@ -40,6 +54,8 @@ def wanted_change(toward: Any, genes: Sequence[str]) -> pd.Series:
     sized = isinstance(toward, (Mapping, pd.Series)) and not (
         isinstance(toward, Mapping) and set(toward) <= {"up", "down"}
     )
+    if isinstance(toward, Mapping):
+        _check_keys(toward)
     if isinstance(toward, Mapping) and set(toward) <= {"up", "down"}:
         both = [toward.get(side, []) for side in ("up", "down")]
         both = [[names] if isinstance(names, str) else list(names) for names in both]

@@ -41,15 +41,17 @@ def with_loops(
     edge_log_odds: float | NDArray,
     regulators: NDArray[np.bool_] | None = None,
     watch: SearchWatch | None = None,
+    n_cells_a_gene: float | None = None,
     **_: Any,
 ) -> StructureResult:
     """The result of a search with loops that its graph leaves out, and with their edges among the probabilities; options are those of the search.
 
     Not looked for, so that `loops` is None: under hard interventions, which cut the parents that a loop goes through; where a plate has few wells a
-    gene; and where the search was ended early, or is now.
+    gene, of which `n_cells_a_gene` tells if the statistics are taken to be less sure; and where the search was ended early, or is now.
     """
     watch = SearchWatch() if watch is None else watch
-    if intervention != "shift" or cells_a_gene(statistics) < CELLS_A_GENE or watch.is_stopped:
+    n = cells_a_gene(statistics) if n_cells_a_gene is None else n_cells_a_gene
+    if intervention != "shift" or n < CELLS_A_GENE or watch.is_stopped:
         return result
     d = statistics.n_genes
     cost = 0.5 * math.log(float(statistics.n_cells.sum())) - np.broadcast_to(np.asarray(edge_log_odds, float), (d, d))
