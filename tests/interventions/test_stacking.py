@@ -307,3 +307,16 @@ def test_measured_drugs_show_dense_responses_that_curves_miss():
     three = responses_of(own[:, 1:])  # too few doses to judge
     few = measured_background(three, known, nothing[: 3 * N_DRUGS], nothing[: 3 * N_DRUGS], None)
     assert not few.any()
+
+
+def test_the_mean_square_of_effects_holds_what_was_shrunk_away():
+    """Effects of a standard deviation of 0.5, seen with errors of 1: shrunk estimates are as large as a fifth of that, in squares."""
+    rng = np.random.default_rng(0)
+    truth = 0.5 * rng.normal(size=(400, 30))
+    estimates = torch.as_tensor(truth + rng.normal(size=truth.shape))
+    nothing = torch.zeros(400, dtype=torch.float64)
+    found = Responses(
+        estimates, torch.ones_like(estimates), torch.arange(400), nothing, nothing[:1], torch.eye(30).double()
+    )
+    assert found.effects.square().mean() < 0.1
+    assert found.mean_square.mean() == pytest.approx(0.25, rel=0.1)

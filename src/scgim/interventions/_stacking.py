@@ -63,9 +63,20 @@ class Responses:
     carry: Tensor
     level: Tensor | None = None
 
-    @cached_property
+    @property
     def effects(self) -> Tensor:
         """Estimates shrunk by their errors, (K, d): those of each gene to their mean at that dose, and this to that at all doses."""
+        return self._shrunk[0]
+
+    @property
+    def mean_square(self) -> Tensor:
+        """Mean square over contexts of what they do to each gene, what was shrunk away in it, (d,)."""
+        effects, doubt = self._shrunk
+        return (effects.square() + doubt).mean(0)
+
+    @cached_property
+    def _shrunk(self) -> tuple[Tensor, Tensor]:
+        """Shrunk estimates and the variance of their error, both (K, d)."""
         level, error = self._mean(slice(None))
         usual = (level * _kept(level, error)).repeat(len(self.estimates), 1)
         for rows in groups_of(self.nearest):
@@ -73,7 +84,8 @@ class Responses:
             usual[rows] += (mean - usual[rows]) * _kept(mean - usual[rows], error)
         left, error = self.estimates - usual, 1 / self.precision
         spread = _spread(left, error)
-        return usual + left * spread / (spread + error)
+        kept = spread / (spread + error)
+        return usual + left * kept, kept * error
 
     @cached_property
     def nearest(self) -> Tensor:
@@ -248,7 +260,7 @@ class DrugGenerator:
 
     def error_of_effects(self) -> Tensor:
         """Root mean square error of the effects of drugs left out, given the parents, shape (d,)."""
-        return self.responses.effects.square().mean(0).sqrt() * self.error.clamp_max(1.0).sqrt()
+        return self.responses.mean_square.sqrt() * self.error.clamp_max(1.0).sqrt()
 
 
 def _shares(mean: Tensor, sparse: Tensor, dense: Tensor, responses: Responses) -> tuple[float, float]:
