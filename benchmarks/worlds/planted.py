@@ -86,6 +86,7 @@ def measure(job: Job, place: Place, data: Path) -> list[dict[str, float]]:
         "mean_prob": float(prob.to_numpy().mean()),
         "true_share": float(truth.to_numpy().mean()),
         "n_states": model.get_states().shape[1],
+        "left_out": beyond_zero(model, truth),
     }
     if truth.to_numpy().any():
         row |= common.target_scores(truth.to_numpy(), prob.to_numpy(), prob.to_numpy() > 0.5)
@@ -94,6 +95,13 @@ def measure(job: Job, place: Place, data: Path) -> list[dict[str, float]]:
         ceiling = told_sizes(adata, source.covariates, prob.index.tolist())
         row["target_auprc_told_sizes"] = scgim.metrics.target_metrics(truth.to_numpy(), ceiling)["auprc"]
     return [row]
+
+
+def beyond_zero(model: scgim.model.GIM, truth: pd.DataFrame) -> float:
+    """Share of the genes on which drugs do not act whose interval (90 %) of the log fold change leaves out zero."""
+    means = model.predict_mean(truth.index.tolist())
+    lower, upper = (means.layers[f"log_fold_change_{side}"] for side in ("lower", "upper"))
+    return float(((lower > 0) | (upper < 0))[~truth.to_numpy()].mean())
 
 
 def told_sizes(adata: AnnData, covariates: list[str], drugs: list[str]) -> np.ndarray:

@@ -42,6 +42,7 @@ PLANTED = {
     "target_recall": "target recall",
     "target_ece": "target calibration error",
     "called_of_nothing": "genes called for a drug that does nothing",
+    "left_out": "intervals of no targets that leave out zero",
     "mean_prob": "mean probability",
     "true_share": "true share",
     "n_states": "hidden states",
