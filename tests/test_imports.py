@@ -35,7 +35,10 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "scgim._report": (set(), {"numpy", "pandas"}),
     # from arrays to a model; each may import those above it
     "scgim.nn": (set(), {"torch", "pyro", "numpy"}),
-    "scgim.structure": ({"scgim._departures", "scgim._priors", "scgim.nn"}, {"torch", "numpy", "joblib", "networkx"}),
+    "scgim.structure": (
+        {"scgim._departures", "scgim._priors", "scgim.nn"},
+        {"torch", "numpy", "joblib", "networkx", "statsmodels"},
+    ),
     "scgim.interventions": ({"scgim._departures", "scgim._priors"}, {"torch"}),
     "scgim.module": (
         {"scgim._priors", "scgim.nn", "scgim.structure", "scgim.interventions"},

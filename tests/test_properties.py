@@ -234,10 +234,11 @@ def test_life_of_a_model(screen):
         warnings.filterwarnings("ignore", message=".*size factor", category=UserWarning)
         model.train(accelerator="cpu", enable_progress_bar=False, **screen.train)
 
-    asked: list = [(model.perturbations, None), (model.perturbations[:1], 3.5)]
+    has_doses = screen.setup["dosage_key"] is not None
+    asked: list = [(model.perturbations, None), (model.perturbations[:1], 3.5 if has_doses else 1.0)]
     if model.drug_embedding is not None:
         new = model.drug_embedding.rename(index=lambda name: f"new {name}") * 1.1
-        asked.append((new, np.linspace(0.1, 10.0, len(new))))
+        asked.append((new, np.linspace(0.1, 10.0, len(new)) if has_doses else None))
     told = outputs(model, asked)
     for name, values in told.items():
         assert np.isfinite(values).all(), name
