@@ -1,7 +1,6 @@
 """What a second worker gains in the search: `python benchmarks/scale/workers.py`, on quiet cores.
 
-Simulated genes of which a tenth may regulate (suite `regulators`), the search alone: many genes under few drugs, and fewer genes under as many
-drugs as sci-Plex 3 has, where each regression takes longer. The parents of the other genes are chosen in batches, which
+Simulated genes of which a tenth may regulate (suite `regulators`), the search alone. The parents of the other genes are chosen in batches, which
 :mod:`joblib` gives to its workers; the network among regulators, and putting together what workers found, stay with the first process.
 Of the CPU seconds of one worker, those outside the batches are the serial share. Amdahl's law says what two workers can gain at most with it;
 the gain in wall-clock time, which is less by what it takes to hand things over, means something on quiet cores alone.
@@ -38,14 +37,14 @@ if TYPE_CHECKING:
     from scgim.structure import StructureResult
 
 N_REGULATORS = 10  # genes for each
-SCREENS = ((2000, 25, 190), (500, 188, 25))  # genes, drugs, and cells of each at each of four doses
+N_DRUGS, N_CELLS = 25, 190
 OUTSIDE, BUSIEST = "of these, outside batches", "of these, busiest worker"
 
 
-def screen(n_genes: int, n_drugs: int, n_cells: int) -> dict:
+def screen(n_genes: int) -> dict:
     """Arguments of :func:`scgim.structure.learn_graph`."""
     adata = simulate_regulated(
-        n_genes=n_genes, n_regulators=n_genes // N_REGULATORS, n_drugs=n_drugs, n_cells=n_cells, n_controls=800, seed=0
+        n_genes=n_genes, n_regulators=n_genes // N_REGULATORS, n_drugs=N_DRUGS, n_cells=N_CELLS, n_controls=800, seed=0
     )
     contexts = adata.obs["perturbation"].astype(str) + " " + adata.obs["dosage"].astype(str)
     context, names = pd.factorize(contexts)
@@ -100,34 +99,31 @@ def measure(arrays: dict, n_workers: int) -> tuple[dict[str, float], StructureRe
     return row | {"CPU s of batches": sum(in_batches), BUSIEST: in_batches[0]}, found
 
 
-def compare(n_genes: int, n_drugs: int, n_cells: int) -> tuple[list[dict], str, bool]:
-    """Rows of one and of two workers, a sentence on them, and whether they found the same."""
-    arrays = screen(n_genes, n_drugs, n_cells)
-    (alone, one), (two, other) = (measure(arrays, n_workers) for n_workers in (1, 2))
-    same = np.array_equal(one.edge_probs, other.edge_probs) and one.score == other.score
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="What a second worker gains in the search.")
+    parser.add_argument("--genes", type=int, default=2000)
+    parser.add_argument("--no-docs", action="store_true", help="print only")
+    options = parser.parse_args(arguments)
+    arrays, rows, found = screen(options.genes), [], []
+    for n_workers in (1, 2):
+        row, result = measure(arrays, n_workers)
+        rows.append(row)
+        found.append(result)
+    same = np.array_equal(found[0].edge_probs, found[1].edge_probs) and found[0].score == found[1].score
+    alone, two = rows
     serial = alone[OUTSIDE] / alone["CPU s, first process"]
     # batches go to both workers while the first process waits, so that these two follow each other
     shared = two["CPU s, first process"] + two[BUSIEST]
-    note = (
-        f"{n_genes} genes, {n_genes // N_REGULATORS} regulators, {n_drugs} drugs at four doses of {n_cells} cells: results of both are "
-        f"{'equal, bit for bit' if same else 'NOT equal'}. "
+    notes = [
+        f"{options.genes} genes, {options.genes // N_REGULATORS} regulators. Results of both are {'equal, bit for bit' if same else 'NOT equal'}.",
         f"Outside batches: {serial:.3f} of the CPU seconds of one worker. By Amdahl's law two gain at most {1 / (serial + (1 - serial) / 2):.2f}; "
         f"by the CPU seconds of the first process and of the busiest worker, {alone['CPU s, first process'] / shared:.2f}; "
-        f"in wall-clock time, {alone['wall-clock s'] / two['wall-clock s']:.2f}."
-    )
-    return [{"genes": n_genes, "drugs": n_drugs, **row} for row in (alone, two)], note, same
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="What a second worker gains in the search.")
-    parser.add_argument(
-        "--quick", action="store_true", help="a small screen, to see that all runs; docs are left alone"
-    )
-    options = parser.parse_args(arguments)
-    rows, notes, equal = zip(*(compare(*size) for size in ([(60, 5, 20)] if options.quick else SCREENS)), strict=True)
-    provenance = _report.Provenance("python benchmarks/scale/workers.py", [0], list(notes))
-    _records.publish({"scale-workers": pd.DataFrame(sum(rows, []))}, provenance, docs=not options.quick)
-    return int(not all(equal))
+        f"in wall-clock time, {alone['wall-clock s'] / two['wall-clock s']:.2f}.",
+    ]
+    command = f"python benchmarks/scale/workers.py --genes {options.genes}"
+    provenance = _report.Provenance(command, [0], notes)
+    _records.publish({"scale-workers": pd.DataFrame(rows)}, provenance, docs=not options.no_docs)
+    return int(not same)
 
 
 if __name__ == "__main__":
