@@ -142,7 +142,7 @@ class PredictionMixin(NewCellsMixin):
         the network and baselines of the genes. Intervals hold the given share of the draws. They say how well the mean
         is known, not how cells spread around it, and are wider for drugs whose features are far from those measured.
         The graph is the fitted one in all draws: what a wrong edge would do is not in the intervals. What measured drugs do beside their targets
-        has an error in the draws, no less than that of changes of such a size in so few cells.
+        has an error in the draws, no less than that of changes of such a size in so few cells; of continuous values it has none.
 
         Parameters
         ----------

@@ -39,10 +39,10 @@ def named_targets(probs: np.ndarray, genes: Sequence[str]) -> list[str]:
     ]
 
 
-def _check_keys(toward: Mapping) -> None:
-    """Raise where a mapping is neither lists of genes under "up" and "down" nor a number for each gene."""
+def _check_sizes(toward: Mapping | pd.Series) -> None:
+    """Raise where a wanted change is no number."""
     odd = [gene for gene, change in toward.items() if not isinstance(change, (int, float, np.number))]
-    if odd and not set(toward) <= {"up", "down"}:
+    if odd:
         raise ValueError(
             f'`toward` holds {quote_some(odd)} with no number. Give lists of genes under "up" and "down", as {{"up": [...], "down": [...]}}, '
             "or a wanted change, a number, for each gene."
@@ -51,16 +51,14 @@ def _check_keys(toward: Mapping) -> None:
 
 def wanted_change(toward: Any, genes: Sequence[str]) -> pd.Series:
     """Wanted change of each gene that counts, from genes up and down, or from changes by gene; `attrs["sized"]` tells which."""
-    sized = isinstance(toward, (Mapping, pd.Series)) and not (
-        isinstance(toward, Mapping) and set(toward) <= {"up", "down"}
-    )
-    if isinstance(toward, Mapping):
-        _check_keys(toward)
-    if isinstance(toward, Mapping) and set(toward) <= {"up", "down"}:
+    by_side = isinstance(toward, Mapping) and set(toward) <= {"up", "down"}
+    sized = isinstance(toward, (Mapping, pd.Series)) and not by_side
+    if by_side:
         both = [toward.get(side, []) for side in ("up", "down")]
         both = [[names] if isinstance(names, str) else list(names) for names in both]
         wanted = pd.Series([1.0] * len(both[0]) + [-1.0] * len(both[1]), [*both[0], *both[1]], dtype=float)
-    elif isinstance(toward, (Mapping, pd.Series)):
+    elif sized:
+        _check_sizes(toward)
         wanted = pd.Series(toward, dtype=float)
     else:
         wanted = pd.Series(1.0, [toward] if isinstance(toward, str) else list(toward))

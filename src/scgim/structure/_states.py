@@ -34,10 +34,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_STATES = 4  # that are looked for, for time
-_AT_LEAST, _IN_VAIN = (
-    3,
-    2,
-)  # numbers that are tried, and those in a row that bring nothing after which no more are: evidence is no smooth function
+_AT_LEAST = 3  # numbers that are tried in any case: evidence is no smooth function of them
+_IN_VAIN = 2  # numbers in a row that bring nothing, after which no more are tried
 _MAX_GENES = 60  # with more, searches under each number of states take too long
 # Shares of the cells whose scatter counts, from one search to the next: the less, the more the means of contexts say. Conventions.
 _FIRST_SHARE, _SHARES = 0.003, (0.01, 0.03, 0.1)
