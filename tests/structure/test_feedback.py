@@ -7,8 +7,8 @@ import torch
 from scgim._priors import ShiftPrior
 from scgim.structure._climb import fit_pairs
 from scgim.structure._cyclic import CyclicScore, Part, _Batch
-from scgim.structure._feedback import Feedback, circle_of, with_loops
-from scgim.structure._search import Loop, search_structure
+from scgim.structure._feedback import Feedback, Loop, circle_of, with_loops
+from scgim.structure._search import search_structure
 from scgim.structure._statistics import StatisticsAccumulator
 from scgim.structure._watch import SearchWatch
 

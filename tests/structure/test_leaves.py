@@ -114,6 +114,35 @@ def test_two_workers_find_what_one_finds(samples, backend, monkeypatch):
     assert alone.adjacency[:, 4:].any()
 
 
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_regulators_are_searched_while_workers_are_at_the_leaves(simulate, n_workers, monkeypatch):
+    """Before any batch without workers."""
+    monkeypatch.setattr("scgim.structure._leaves.LEAVES_A_BATCH", 1)
+    leaves = Leaves(
+        simulate(two_layers(0), np.eye(12)[:6]).statistics, REGULATORS, intervention="shift", edge_log_odds=-2.0
+    )
+    begun, seen, task_of = [], [], leaves._task
+    monkeypatch.setattr(leaves, "_task", lambda own, *args: begun.append(own.start) or task_of(own, *args))
+    with joblib.parallel_config("threading", n_jobs=n_workers):
+        leaves.climb(ShiftPrior(0.1), 6, meanwhile=lambda: seen.append(len(begun)))
+    assert (seen[0] > 0) == (n_workers > 1)
+    assert begun == list(range(8))
+    assert leaves.parents.any()
+
+
+def test_a_search_that_workers_share_may_be_ended_early(samples, monkeypatch):
+    """Ctrl-C among the larger moves, while workers are at the leaves: the graph so far is kept, whole."""
+    monkeypatch.setattr("scgim.structure._leaves.LEAVES_A_BATCH", 2)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scgim.structure._moves.StructureSearch.escape", interrupt)
+    with joblib.parallel_config("loky", n_jobs=2):
+        found = learn_graph(*samples, regulators=REGULATORS)
+    np.testing.assert_array_equal(found.adjacency, two_layers(2) != 0)
+
+
 def _start(backend: str):
     """Start what a backend needs; returns what stops it."""
     if backend == "dask":

@@ -13,7 +13,7 @@ from scgim._departures import MIN_GAIN
 from scgim._validation import quote_some
 
 if TYPE_CHECKING:
-    from scgim.structure._search import Loop
+    from scgim.structure._feedback import Loop
 
 _N_SHOWN = 3  # in a message
 _MAX_EVIDENCE = 50.0  # what is more certain does not show in a probability

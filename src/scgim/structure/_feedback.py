@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import networkx as nx
 import numpy as np
@@ -18,7 +18,7 @@ from scgim._departures import MIN_GAIN
 from scgim.structure._climb import fit_graph
 from scgim.structure._cyclic import CyclicScore, Part
 from scgim.structure._graph import reachability
-from scgim.structure._search import CELLS_A_GENE, Loop, StructureResult, cells_a_gene
+from scgim.structure._search import CELLS_A_GENE, StructureResult, cells_a_gene
 from scgim.structure._watch import SearchWatch
 
 if TYPE_CHECKING:
@@ -31,6 +31,31 @@ _N_CANDIDATES = 50  # edges back that are scored, those of which direct effects 
 _MAX_GENES = 8  # of a circle and all that lies on it: for time; convention
 _N_STARTS = 3  # edges back to begin with: for time; convention
 _MIN_STEP = 0.5  # nats, as in the search a little more than rounding
+
+
+class Loop(NamedTuple):
+    """A circle of genes, and the edge that closes it, from the last to the first.
+
+    Parameters
+    ----------
+    genes
+        The genes, each a parent of the next.
+    weight, evidence
+        Slope of the edge back and its log evidence, that of the perturbation that says most left out.
+    forward_weight, forward_evidence
+        Product of the slopes of the other edges and the least of their log evidences.
+    """
+
+    genes: tuple[int, ...]
+    weight: float
+    evidence: float
+    forward_weight: float
+    forward_evidence: float
+
+    @property
+    def certainty(self) -> float:
+        """Log evidence of the less certain direction."""
+        return min(self.evidence, self.forward_evidence)
 
 
 def with_loops(

@@ -8,6 +8,9 @@ What they give does not depend on where they run.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +22,7 @@ import torch.distributed
 from scgim.structure._climb import TOLERANCE, HillClimb
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
     from scgim.structure._statistics import ContextStatistics
 
 LEAVES_A_BATCH = 100  # few enough for many workers, enough for large regressions: for time, results do not depend on it
-_BATCHES_A_WORKER = 2  # from one note of progress to the next: for time
 
 
 @dataclass(frozen=True)
@@ -157,10 +159,15 @@ class Leaves:
         thorough: bool = False,
         only_new: bool = False,
         on_progress: Callable[[int, int], None] | None = None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> None:
-        """Choose the parents of all leaves, or of those that were not searched yet; `on_progress` is told how many are done, of all."""
+        """Choose the parents of all leaves, or of those that were not searched yet; `on_progress` is told how many are done, of all.
+
+        `meanwhile` is called while workers, if there are any, are at it.
+        """
         skip = ~np.isnan(self.scores) if only_new else None
-        for own, (parents, scores, n) in self.each(prior, n_iterations, choose_parents, thorough, skip=skip):
+        found = self.each(prior, n_iterations, choose_parents, thorough, skip=skip, meanwhile=meanwhile)
+        for own, (parents, scores, n) in found:
             self.parents[:, own], self.scores[own] = parents, scores
             self.n_evaluations += n
             if on_progress:
@@ -184,31 +191,37 @@ class Leaves:
         function: Callable,
         *args: Any,
         skip: NDArray[np.bool_] | None = None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> Iterator[tuple[slice, Any]]:
-        """What a function gives for each batch of leaves, in order, but for those all of which are to be skipped."""
+        """What a function gives for each batch of leaves, in order, but for those all of which are to be skipped.
+
+        `meanwhile` is called once workers have their first batches, if there are workers, and before any batch if there are none.
+        """
         slices = [slice(k, k + LEAVES_A_BATCH) for k in range(0, len(self.genes), LEAVES_A_BATCH)]
         if skip is not None:
             slices = [own for own in slices if not skip[own].all()]
-        with joblib.Parallel() as parallel:
-            n_jobs = joblib.effective_n_jobs(parallel.n_jobs)
-            at_once = self.n_processes * (1 if n_jobs == 1 else _BATCHES_A_WORKER * n_jobs)
-            for k in range(0, len(slices), at_once):
-                some = slices[k : k + at_once]
-                tasks = (self._task(own, prior, n_iterations) for own in some[self.rank :: self.n_processes])
-                n_threads = torch.get_num_threads()
-                try:
-                    found = parallel(joblib.delayed(_on_one_thread)(function, task, *args) for task in tasks)
-                finally:
-                    torch.set_num_threads(n_threads)
-                yield from zip(some, self._gather(found, len(some)), strict=True)
+        tasks = (self._task(own, prior, n_iterations) for own in slices[self.rank :: self.n_processes])
+        with _parallel() as parallel:
+            results = parallel(joblib.delayed(_on_one_thread)(function, task, *args) for task in tasks)
+            with _asked_for(results) as found:
+                if meanwhile:
+                    meanwhile()
+                for k in range(0, len(slices), self.n_processes):
+                    some = slices[k : k + self.n_processes]
+                    yield from zip(some, self._gather(found, len(some)), strict=True)
 
-    def _gather(self, found: list, n: int) -> list:
-        """What all processes have found, in the order of n tasks that they took in turn."""
+    def _gather(self, found: Iterator, n: int) -> list:
+        """The next n results, one of each of the first n processes."""
+        n_threads = torch.get_num_threads()
+        try:
+            own = next(found) if self.rank < n else None
+        finally:  # without workers the batch was worked on here
+            torch.set_num_threads(n_threads)
         if self.n_processes == 1:
-            return found
-        by_process: list[list] = [[] for _ in range(self.n_processes)]
-        torch.distributed.all_gather_object(by_process, found)
-        return [by_process[k % self.n_processes][k // self.n_processes] for k in range(n)]
+            return [own]
+        by_process: list = [None] * self.n_processes
+        torch.distributed.all_gather_object(by_process, own)
+        return by_process[:n]
 
     def _task(self, own: slice, prior: ShiftPrior, n_iterations: int) -> LeafTask:
         genes = np.concatenate([self.sources, self.genes[own]])
@@ -228,6 +241,31 @@ def process_of_group() -> tuple[int, int]:
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def has_workers() -> bool:
+    """Whether :func:`joblib.parallel_config` says that there are several workers."""
+    return joblib.effective_n_jobs(_parallel().n_jobs) > 1
+
+
+def _parallel() -> joblib.Parallel:
+    """Results one by one, as they come, where the backend of joblib can do that; that of ray gives them all at once."""
+    try:
+        return joblib.Parallel(return_as="generator")
+    except ValueError:
+        return joblib.Parallel()
+
+
+@contextmanager
+def _asked_for(results: Iterable) -> Iterator[Iterator]:
+    """Results one by one. Where no more are asked for, workers are told, and :mod:`joblib` does not warn of what they did in vain."""
+    try:
+        yield iter(results)
+    finally:
+        if isinstance(results, Generator):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)
+                results.close()
 
 
 def _on_one_thread(function: Callable, *args: Any) -> Any:

@@ -16,7 +16,7 @@ import torch
 from scgim._departures import first_departures
 from scgim._priors import EDGE_LOG_ODDS, ShiftPrior
 from scgim.structure._climb import evidence_for_misfit, fit_graph
-from scgim.structure._leaves import Leaves, odds_among
+from scgim.structure._leaves import Leaves, has_workers, odds_among
 from scgim.structure._moves import StructureSearch
 from scgim.structure._score import empirical_prior
 from scgim.structure._watch import FIRST_GRAPH, LARGER_MOVES, SearchWatch
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from scgim.structure._feedback import Loop
     from scgim.structure._score import GeneFit
     from scgim.structure._statistics import ContextStatistics
 
@@ -43,31 +44,6 @@ CELLS_A_GENE = 12  # with fewer the budget of the search is less: convention
 _BUDGET, _BUDGET_A_GENE, _MAX_BUDGET = 50_000, 2_000, 400_000
 _N_PERTURBATIONS = 20  # random moves a round: convention, for time
 _SHARE_TO_GO_ON = 4  # part of the budget, 1 / this, for a search that goes on from another: little is left to be done
-
-
-class Loop(NamedTuple):
-    """A circle of genes, and the edge that closes it, from the last to the first.
-
-    Parameters
-    ----------
-    genes
-        The genes, each a parent of the next.
-    weight, evidence
-        Slope of the edge back and its log evidence, that of the perturbation that says most left out.
-    forward_weight, forward_evidence
-        Product of the slopes of the other edges and the least of their log evidences.
-    """
-
-    genes: tuple[int, ...]
-    weight: float
-    evidence: float
-    forward_weight: float
-    forward_evidence: float
-
-    @property
-    def certainty(self) -> float:
-        """Log evidence of the less certain direction."""
-        return min(self.evidence, self.forward_evidence)
 
 
 @dataclass(frozen=True)
@@ -203,13 +179,24 @@ class GraphSearch:
     def score(self) -> float:
         return self.network.score + (float(np.nansum(self.leaves.scores)) if self.leaves else 0.0)
 
-    def climb(self, *, thorough: bool = False) -> float:
-        """Climb from the graph as it stands; returns the score."""
-        self.network.refresh(range(self.network.n_genes))
-        self.network.climb()
-        if self.leaves:
-            told = partial(self.watch.progress, FIRST_GRAPH)
-            self.leaves.climb(self.prior, self.network.n_iterations, thorough=thorough, on_progress=told)
+    def climb(self, *, thorough: bool = False, larger_moves: Callable[[], None] | None = None) -> float:
+        """Climb from the graph as it stands; returns the score.
+
+        Workers choose the parents of leaves while this process climbs among regulators, and makes `larger_moves` there if they are given.
+        """
+
+        def among_regulators() -> None:
+            self.network.refresh(range(self.network.n_genes))
+            self.network.climb()
+            if larger_moves:
+                larger_moves()
+
+        if self.leaves is None:
+            among_regulators()
+            return self.score
+        told = None if larger_moves else partial(self.watch.progress, FIRST_GRAPH)
+        n = self.network.n_iterations
+        self.leaves.climb(self.prior, n, thorough=thorough, on_progress=told, meanwhile=among_regulators)
         return self.score
 
     def settle(self) -> list[float]:
@@ -375,7 +362,17 @@ def _search(
             trace += search.settle_with_departures(first)
     if search.prior.departure_var:  # a regression takes several times as long with departures
         max_evaluations //= _SHARE_OF_DEPARTURES
-    trace.append(search.climb(thorough=True))
+    scores: list[float] = []
+
+    def larger_moves() -> None:
+        told = partial(search.watch.progress, LARGER_MOVES)
+        scores.extend([network.score, *network.escape(n_perturbations, max_evaluations, told)])
+
+    # moves among regulators do not ask what the parents of leaves are; where time is short, leaves come first
+    if search.leaves and has_workers() and search.watch.deadline is None:
+        search.climb(thorough=True, larger_moves=larger_moves)
+    else:
+        search.climb(thorough=True)
+        larger_moves()
     of_leaves = search.score - network.score
-    told = partial(search.watch.progress, LARGER_MOVES)
-    trace += [score + of_leaves for score in network.escape(n_perturbations, max_evaluations, told)]
+    trace += [score + of_leaves for score in scores]
