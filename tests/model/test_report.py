@@ -145,3 +145,10 @@ def test_halves_need_cells_of_every_drug(adata, fit):
     model = fit(adata, {"size_factor_key": "size_factor"}, epochs=2, train={"train_size": 1.0})
     with pytest.raises(ValueError, match="fewer than four of 'drug_0'"):
         model.report(split_half=True)
+
+
+def test_the_model_and_its_report_count_alike(model):
+    values, shown = model.report().values, model.summary_string
+    for name in ("genes", "perturbations", "contexts"):
+        assert f"{name}: {values[name]}," in shown
+    assert values["contexts"] == len(model.contexts)  # controls left out, as everywhere

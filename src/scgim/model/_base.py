@@ -132,6 +132,17 @@ class ScreenModel(BaseModelClass):
         return max(1, len(self._covariates.levels))
 
     @property
+    def _sizes(self) -> dict[str, int]:
+        """How many genes, drugs, contexts of them and combinations there are, as they are shown; once trained, those that had cells to train on."""
+        drugs = [name for name in self.perturbations if name not in self.combinations]
+        if self.is_trained_:
+            measured = set(np.asarray(self.perturbations)[self._drugs.is_measured])
+            drugs = [name for name in drugs if name in measured]
+        n_contexts = int(self.contexts.get_level_values(0).isin(drugs).sum())
+        sizes = {"genes": self.summary_stats.n_vars, "perturbations": len(drugs), "contexts": n_contexts}
+        return sizes | ({"combinations": len(self.combinations)} if self.combinations else {})
+
+    @property
     def drug_embedding(self) -> pd.DataFrame | None:
         """Features of the measured drugs; None if the screen was set up without."""
         return self._screen["embedding"]

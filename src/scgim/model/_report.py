@@ -85,9 +85,7 @@ class ReportMixin(ScreenModel):
     def _numbers(self, called: pd.DataFrame) -> dict[str, Any]:
         probs = self.module.knowledge.edge_probs.cpu().numpy()
         out: dict[str, Any] = {
-            "genes": called.shape[1],
-            "perturbations": len(called),
-            "contexts": int(self.contexts.get_level_values(0).isin(called.index).sum()),
+            **self._sizes,
             "treated_cells_trained_on": int(self.n_cells_.sum()),
             "edges": int(self.adjacency_.sum()),
             "edges_less_likely_than_not": int((self.adjacency_ & (probs < 0.5)).sum()),
