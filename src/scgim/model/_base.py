@@ -64,7 +64,7 @@ class ScreenModel(BaseModelClass):
     n_cells_: pd.Series
     """Training cells of each perturbation."""
     search_trace_: list[float]
-    """Score of the graph after each round of the search."""
+    """Score of the graph after each round of the search by the prior that it settled on."""
     measurement_reason_: str | None = None
     """Why the graph was searched in counts or in hidden expression, where that was chosen in training."""
     graph_is_hidden_: bool = False
