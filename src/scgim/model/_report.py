@@ -222,5 +222,9 @@ def _caution_of_agreement(name: str, found: pd.Series) -> str | None:
         return f"Neither half of the cells has any of the {n} {name}: they are not reproducible." if n else None
     if agreement >= _LITTLE:
         return None
-    then = "these are not reproducible, so read none by itself" if agreement < _HARDLY_ANY else "many hang on the choice of cells"
+    then = (
+        "these are not reproducible, so read none by itself"
+        if agreement < _HARDLY_ANY
+        else "many hang on the choice of cells"
+    )
     return f"Two halves of the cells agree in {agreement:.0%} of the {name}: {then}."
