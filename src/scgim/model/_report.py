@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pandas as pd
 
+from scgim._priors import CELLS_A_GENE
 from scgim._report import Report, about
 from scgim._validation import quote_some
 from scgim.fit._feedback import strongest
 from scgim.model._base import ScreenModel
 from scgim.model._halves import agreement_of_halves, refit_halves
-from scgim.structure._search import CELLS_A_GENE
 
 if TYPE_CHECKING:
     from scgim.model._gim import GIM

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from scgim._departures import first_departures
-from scgim._priors import EDGE_LOG_ODDS, ShiftPrior
+from scgim._priors import CELLS_A_GENE, EDGE_LOG_ODDS, ShiftPrior
 from scgim.structure._climb import evidence_for_misfit, fit_graph
 from scgim.structure._leaves import Leaves, odds_among
 from scgim.structure._moves import StructureSearch
@@ -38,7 +38,6 @@ _FIRST_TARGET_PROB, _FIRST_TARGETS = 0.08, 1.5
 _SHARE_OF_DEPARTURES = (
     4  # of the budget is left to a search with departures, whose regressions have four times the columns
 )
-CELLS_A_GENE = 12  # with fewer the budget of the search is less: convention
 # Regressions that larger moves may cost, beside those for each gene, and at most: conventions, for time.
 _BUDGET, _BUDGET_A_GENE, _MAX_BUDGET = 50_000, 2_000, 400_000
 _N_PERTURBATIONS = 20  # random moves a round: convention, for time
