@@ -191,4 +191,4 @@ def test_a_parent_of_very_many_genes_is_a_caution(n_children, probability, is_hu
     drug = _Drug("x", genes, (1.0, 1.0), pd.Series({"n_perturbations": 1}), graph, False, "")
     tables = {"targets": genes.loc[["t"]], "follows": genes.loc[["g0"]]}
     cautions = _cautions_of_listed(drug, tables, {"t": ["t"], "g0": ["t", "hub", "g0"]})
-    assert [c.startswith(f"hub is parent of {n_children} of {len(genes)} genes") for c in cautions] == [True] * is_hub
+    assert [c.startswith(f"hub: parent of {n_children} of {len(genes)} genes") for c in cautions] == [True] * is_hub

@@ -330,7 +330,7 @@ def _cautions_of_listed(drug: _Drug, tables: dict[str, pd.DataFrame], paths: dic
     hubs = children.index[children >= max(_MIN_HUB, _HUB * len(drug.genes))]
     if len(hubs):
         out.append(
-            f"{_named(hubs)} is parent of {children[hubs].max()} of {len(drug.genes)} genes, as good as certainly. Regulators of so many are rare; "
+            f"{_named(hubs)}: parent of {'up to ' * (len(hubs) > 1)}{children[hubs].max()} of {len(drug.genes)} genes, as good as certainly. Regulators of so many are rare; "
             "a mark of what was not measured, such as the state of a cell, looks the same: doubt what follows by way of it."
         )
     return out
