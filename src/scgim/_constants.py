@@ -74,6 +74,10 @@ class Key:
             return f"{key}_total_effect_errors"
 
         @staticmethod
+        def total_effect_sds(key: str) -> str:
+            return f"{key}_total_effect_sds"
+
+        @staticmethod
         def context_effects(key: str) -> str:
             return f"{key}_context_effects"
 

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from scgim._constants import Key, read_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FEW_COUNTS = (
+    20  # expected of a gene in all cells of a perturbation: of fewer, a change is known to a quarter of itself at best
+)
 _N_SHOWN = 12  # rows of a table; all of them are in the frame
 
 
@@ -16,6 +24,23 @@ def number(value: float, digits: int = 4) -> str:
     """A number to so many digits, without an exponent where it can be read so: 320, not 3.2e+02."""
     text = f"{value:.{digits}g}"
     return np.format_float_positional(float(text), trim="-") if 1e-4 <= abs(value) < 1e7 else text
+
+
+def expected_counts(entries: Mapping[str, Any], perturbation: str, genes: pd.Index) -> pd.Series | None:
+    """Counts of each gene that the cells of a perturbation would have if they were like controls.
+
+    `entries` are the stored results `adata.uns[key]`; None for continuous values, or where means of controls are not stored.
+    """
+    controls, params = entries.get(Key.uns.CONTROLS), entries.get(Key.uns.PARAMS, {})
+    if controls is None or params.get("likelihood", "normal") == "normal":
+        return None
+    n_cells = entries[Key.uns.PERTURBATIONS].rename(index=read_name).loc[perturbation, "n_cells"]
+    return controls["mean"].reindex(genes) * float(n_cells)
+
+
+def has_few_counts(counts: pd.Series, total_effect: pd.Series) -> pd.Series:
+    """Genes of which so few counts are to be expected, raised as they are, that hardly anything is known of their change."""
+    return counts * np.exp(total_effect.clip(lower=0)) < FEW_COUNTS
 
 
 @dataclass(frozen=True, repr=False)

@@ -230,7 +230,7 @@ def test_drugs_without_any_effect(fit):
 
 
 def test_summary_and_setup_can_be_shown(model, capsys):
-    assert "genes: 8, perturbations: 8, contexts: 25" in model.summary_string
+    assert "genes: 8, perturbations: 8, contexts: 24" in model.summary_string
     assert "measurement: auto (graph of counts), likelihood: nb\nTraining status: Trained" in model.summary_string
     repr(model)
     model.view_anndata_setup()

@@ -8,7 +8,7 @@ import pytest
 
 from scgim.model import GIM
 from scgim.model._halves import halves_of
-from scgim.model._report import _dense_cluster
+from scgim.model._report import _cautions_of_halves, _dense_cluster
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +145,38 @@ def test_halves_need_cells_of_every_drug(adata, fit):
     model = fit(adata, {"size_factor_key": "size_factor"}, epochs=2, train={"train_size": 1.0})
     with pytest.raises(ValueError, match="fewer than four of 'drug_0'"):
         model.report(split_half=True)
+
+
+def test_the_model_and_its_report_count_alike(model):
+    values, shown = model.report().values, model.summary_string
+    for name in ("genes", "perturbations", "contexts"):
+        assert f"{name}: {values[name]}," in shown
+    assert values["contexts"] == len(model.contexts)  # controls left out, as everywhere
+
+
+def test_a_plate_of_few_wells_a_gene_is_a_caution(model, monkeypatch):
+    assert not any("hardly reproducible" in caution for caution in model.report().cautions)
+    monkeypatch.setattr(model, "n_cells_", model.n_cells_ * 0 + 3)
+    (caution,) = [caution for caution in model.report().cautions if "hardly reproducible" in caution]
+    assert caution.startswith("24 treated cells or wells are few for 8 genes")
+
+
+def test_no_target_at_all_is_said(known):
+    model = known()
+    said = "No target is called for any perturbation"
+    assert not any(caution.startswith(said) for caution in model.report().cautions)
+    model.module.knowledge.target_probs.zero_()
+    assert any(caution.startswith(said) for caution in model.report().cautions)
+
+
+def test_halves_that_do_not_agree_are_said_to_be_no_ground_to_stand_on():
+    rows = {"edges": (100, 0.04), "edges, whatever their direction": (100, 0.3), "targets": (7, np.nan)}
+    halves = pd.DataFrame(rows, ["all_cells", "agreement"]).T
+    strict, loose, none = _cautions_of_halves(halves)
+    assert (
+        strict
+        == "Two halves of the cells agree in 4% of the edges: these are not reproducible, so read none by itself."
+    )
+    assert loose.endswith("many hang on the choice of cells.")
+    assert none == "Neither half of the cells has any of the 7 targets: they are not reproducible."
+    assert not _cautions_of_halves(halves.assign(agreement=0.9))

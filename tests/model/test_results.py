@@ -155,6 +155,15 @@ def test_total_effects_are_stored_at_each_dose_and_with_their_error(model, annot
     assert 0.7 < stated / spread < 1.4
 
 
+def test_total_effects_are_stored_with_what_is_known_of_them(model, annotated):
+    sds = annotated.varm["gim_total_effect_sds"]
+    predicted = model.predict_mean(["drug_1"], 2.0, level=0.9, n_draws=200)
+    low, high = (predicted.layers[f"log_fold_change_{side}"][0] for side in ("lower", "upper"))
+    stated = (high - low) / (2 * 1.645)
+    assert 0.8 < np.median(sds["drug_1"] / stated) < 1.25
+    assert np.corrcoef(sds["drug_1"], stated)[0, 1] > 0.8
+
+
 def test_annotation(model, annotated):
     np.testing.assert_array_equal(annotated.varp["gim_edge_probs"].toarray(), model.get_adjacency())
     weights = annotated.varp["gim_edge_weights"]

@@ -123,3 +123,17 @@ def test_errors(adata, drugs):
     with pytest.raises(ValueError, match="more than once"):
         pl.drug_map(adata, pd.Series(["a", "b"], index=["Drug1", "Drug1"]))
     assert mpl.pyplot.get_fignums() is not None
+
+
+def test_labels_of_many_drugs_lie_apart_and_nearest_to_their_own_point(sixty_drugs):
+    ax = pl.drug_map(sixty_drugs, show=False)
+    ax.figure.draw_without_rendering()
+    dots = ax.transData.transform(ax.collections[0].get_offsets())
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert len(boxes) > 15
+    gap = 1.5 * ax.figure.dpi / 72
+    for text, box in zip(ax.texts, boxes, strict=True):
+        assert sum(box.padded(gap).overlaps(other) for other in boxes) == 1  # itself
+        far = np.hypot(*(np.maximum(0, np.maximum(box.min - dots, dots - box.max))).T)
+        own = ax.transData.transform(text.xy)
+        np.testing.assert_allclose(dots[far.argmin()], own, atol=1)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.colors import to_rgba
 from scipy.stats import norm
@@ -100,3 +101,18 @@ def test_the_legend_has_the_colours_of_the_targets_that_are_drawn(adata, sign):
     assert list(marks) == ["total", f"target, {word}", "direct, no target"]
     drawn = ax.collections[1].get_facecolors()[np.asarray(adata.varm["gim_targets"].loc[_rows(ax), "Drug1"] >= 0.5)]
     assert {tuple(color) for color in drawn} == {to_rgba(marks[f"target, {word}"].get_color())}
+
+
+def test_totals_have_intervals_and_those_of_few_counts_are_hollow(adata):
+    genes = ["GENE3", "GENE8", "GENE1"]
+    total = adata.varm["gim_total_effects"]
+    adata.varm["gim_total_effect_sds"] = total * 0 + 0.2
+    means = np.where(adata.var_names == "GENE8", 1e-3, 50.0)
+    adata.uns["gim"]["controls"] = pd.DataFrame({"mean": means}, adata.var_names)
+    ax = pl.effects(adata, "Drug2", genes=genes, show=False)
+    _, _, lines = ax.collections
+    segments = np.array(lines.get_segments())[:, :, 0]
+    np.testing.assert_allclose(np.diff(segments).ravel(), 2 * norm.ppf(0.975) * 0.2)
+    np.testing.assert_allclose(segments.mean(axis=1), [bar.get_width() for bar in ax.patches])
+    assert [np.allclose(bar.get_facecolor(), 1) for bar in ax.patches] == [False, True, False]
+    assert "total, few counts" in [text.get_text() for text in ax.figure.legends[0].get_texts()]

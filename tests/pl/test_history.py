@@ -145,3 +145,13 @@ def test_training_comes_first_in_whatever_order_terms_were_logged(model):
     ax = pl.history(model, show=False)[-1]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["training", "validation"]
     assert [line.get_color() for line in ax.lines] == ["#0072B2", "#D55E00"]
+
+
+def test_scores_by_another_prior_are_not_joined_to_those_of_the_search(model):
+    """As stored by earlier versions: the prior was estimated anew after each of the first two rounds."""
+    model.search_trace_ = [-10357.8, -10491.1, -10589.8, -10564.7, -10550.0]
+    search = pl.history(model, show=False)[0]
+    assert search.lines[0].get_ydata().tolist() == model.search_trace_[2:]
+    assert search.lines[0].get_xdata().tolist() == [0, 1, 2]
+    model.search_trace_ = [-5.0, -4.0, -6.0]
+    assert [ax.get_title() for ax in pl.history(model, show=False)] == ["Fit"]

@@ -160,7 +160,12 @@ def test_feature_importance_is_centred_and_cut_to_the_largest(adata):
 def test_features_that_tell_nothing_do_not_fill_the_scale(adata):
     stored = adata.uns["gim"]
     stored["feature_importance"] = stored["feature_importance"] * 1e-6
-    assert _color_limits(pl.feature_importance(adata, show=False)) == (-0.05, 0.05)
+    axes = pl.feature_importance(adata, show=False)
+    assert _color_limits(axes) == (-0.05, 0.05)
+    (note,) = axes["mainplot_ax"].texts  # of a matrix without any colour
+    assert note.get_text().replace("\n", " ") == "No feature changes an effect by more than 0.05"
+    axes = pl.feature_importance(adata, title="mine", show=False)
+    assert (axes["mainplot_ax"].get_title(), len(axes["mainplot_ax"].texts)) == ("mine", 1)
 
 
 def test_feature_importance_of_a_subset_of_genes(adata):

@@ -180,11 +180,20 @@ def test_labels_of_a_large_network_do_not_overlap(awkward):
     assert max(ax.figure.get_size_inches()) <= 12
 
 
+def test_a_drug_without_targets_is_said_to_have_none(chain):
+    ax = pl.network(chain, "Drug1", min_target_prob=0.99, show=False)
+    (text,) = ax.texts
+    said = "No gene is called a target of Drug1 (probability from 0.99 on); likeliest is GENE2 with 0.97"
+    assert text.get_text().replace("\n", " ") == said
+    assert not ax.collections
+    ax = pl.network(chain, "Drug1", min_target_prob=0.99, scope="all", show=False)
+    assert {"GENE1", "GENE2", "GENE9"} <= _labels(ax)
+    assert any(text.get_text().replace("\n", " ").startswith(said) for text in ax.texts)
+
+
 def test_errors(chain):
     with pytest.raises(ValueError, match="No edge has a probability of at least 0.95"):
         pl.network(chain, min_prob=0.95)
-    with pytest.raises(ValueError, match="the most probable is 'GENE2' with 0.97"):
-        pl.network(chain, "Drug1", min_target_prob=0.99)
     with pytest.raises(KeyError, match="Unknown perturbation"):
         pl.network(chain, "Drug111")
     with pytest.raises(KeyError, match="Unknown gene"):

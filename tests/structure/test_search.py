@@ -84,6 +84,7 @@ def test_same_seed_same_result(simulate):
     np.testing.assert_array_equal(a.edge_probs, b.edge_probs)
     assert a.score == b.score
     assert a.trace == b.trace
+    assert (np.diff(a.trace) >= 0).all()  # by one prior: no round loses what another has won
 
 
 def test_larger_moves_only_raise_the_score(simulate):

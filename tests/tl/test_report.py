@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import anndata as ad
+import networkx as nx
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ from scipy import sparse
 
 import scgim
 from scgim._constants import Key
+from scgim.tl._report import _cautions_of_listed, _Drug
 
 GENES = ["a", "b", "c", "d", "e"]
 DRUGS = ["x/1", "y", "z"]
@@ -156,3 +158,37 @@ def test_numbers_are_written_out_and_doses_have_their_unit(adata):
     assert "1000 to 10000 nM (2)" in text
     assert " 2000 " in text
     assert "e+0" not in text
+
+
+def test_changes_of_other_genes_come_with_their_doubt(adata):
+    assert "total_effect_sd" not in scgim.tl.report(adata, "x/1")["follows"]  # as annotated by earlier versions
+    sds = frame([[0.1, 0.6, 0.1, 0.1, 0.2]] * 3)
+    adata.varm[Key.varm.total_effect_sds("gim")] = sds
+    report = scgim.tl.report(adata, "x/1")
+    assert report["follows"].index.tolist() == ["c", "b", "e"]  # clear, though smaller, and then the others
+    assert report["follows"]["total_effect_sd"].tolist() == [0.1, 0.6, 0.2]
+    assert any("2 of the 3 genes that follow is less than two standard deviations" in c for c in report.cautions)
+
+
+def test_genes_of_few_counts_are_named(adata):
+    adata.uns["gim"][Key.uns.CONTROLS] = pd.DataFrame({"mean": [0.2, 0.1, 0.3, 5.0, 9.0]}, GENES)
+    adata.uns["gim"][Key.uns.PARAMS]["likelihood"] = "nb"
+    report = scgim.tl.report(adata, "x/1")
+    assert report["follows"]["counts"].tolist() == [4.0, 12.0, 360.0]  # of b, c and e, in 40 cells
+    (caution,) = [c for c in report.cautions if "Fewer than 20 counts" in c]
+    assert "of b, c in its cells" in caution  # a is raised threefold, from 8 counts to 27
+    adata.uns["gim"][Key.uns.PARAMS]["likelihood"] = "normal"
+    assert "counts" not in scgim.tl.report(adata, "x/1")["follows"]
+
+
+@pytest.mark.parametrize(
+    ("n_children", "probability", "is_hub"), [(10, 0.99, True), (9, 0.99, False), (12, 0.6, False)]
+)
+def test_a_parent_of_very_many_genes_is_a_caution(n_children, probability, is_hub):
+    graph = nx.DiGraph([("t", "hub"), *(("hub", f"g{k}") for k in range(n_children))])
+    nx.set_edge_attributes(graph, probability, "probability")
+    genes = pd.DataFrame({"n_perturbations": 0, "total_effect": 1.0}, list(graph))
+    drug = _Drug("x", genes, (1.0, 1.0), pd.Series({"n_perturbations": 1}), graph, False, "")
+    tables = {"targets": genes.loc[["t"]], "follows": genes.loc[["g0"]]}
+    cautions = _cautions_of_listed(drug, tables, {"t": ["t"], "g0": ["t", "hub", "g0"]})
+    assert [c.startswith(f"hub: parent of {n_children} of {len(genes)} genes") for c in cautions] == [True] * is_hub

@@ -39,7 +39,7 @@ class Course:
     evidence
         Log evidence of each edge, from the fit.
     trace
-        Score after each round of the search.
+        Score after each round of the search by the prior that it settled on.
     feedback
         Loops that the graph leaves out, from the search; None if they were not looked for.
     folder

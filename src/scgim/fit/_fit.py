@@ -13,6 +13,7 @@ import torch
 from scvi import settings
 
 from scgim._constants import MANY_GENES
+from scgim._priors import CELLS_A_GENE
 from scgim.fit._baselines import match_baselines
 from scgim.fit._contexts import drifts, match_contexts
 from scgim.fit._continuous import match_continuous, sums_to_means
@@ -28,7 +29,6 @@ from scgim.fit._search_bar import SearchBar, usual_time
 from scgim.fit._settle import settle_covariates
 from scgim.fit._start import start_from
 from scgim.fit._statistics import gather_statistics, set_scales
-from scgim.structure._search import CELLS_A_GENE
 from scgim.structure._watch import SearchWatch
 from scgim.train._threads import threads_for
 

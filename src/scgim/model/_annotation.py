@@ -15,6 +15,7 @@ from scgim._validation import check_gene_names
 from scgim.interventions._interventions import Interventions
 from scgim.interventions._sensitivity import feature_sensitivity
 from scgim.model._base import ScreenModel
+from scgim.predict._means import effect_sds
 from scgim.predict._totals import N_SAMPLES_A_DOSE, total_effects
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ class AnnotationMixin(ScreenModel):
         -------
         Nothing; adds `varp["gim_edge_probs"]`, `varp["gim_edge_weights"]`, data frames of genes x perturbations in
         `varm` (`"gim_targets"`, `"gim_shifts"`, `"gim_shift_sds"`, `"gim_total_effects"` at the largest measured dosage and,
-        as `"gim_total_effect_errors"`, their error by the finite number of cells drawn; `"gim_emax"`, `"gim_ec50"`,
+        as `"gim_total_effect_errors"`, their error by the finite number of cells drawn, and as `"gim_total_effect_sds"` the standard
+        deviation of what is known of them, as in :meth:`predict_mean`; `"gim_emax"`, `"gim_ec50"`,
         `"gim_hill"`), the array `varm["gim_context_effects"]` of total effects at each measured dosage, genes x the rows of
         `uns["gim"]["contexts"]`, and `uns["gim"]` with parameters, perturbations, training history and,
         where drugs have at most 4096 features, their importance (:meth:`get_feature_importance`). In names of columns "/" is stored as the
@@ -120,8 +122,9 @@ class AnnotationMixin(ScreenModel):
         fitted = self.module.knowledge.interventions().rows(
             torch.as_tensor(pd.Index(self.perturbations).get_indexer(names))
         )
-        levels = None
+        arms, of_level, levels = self._drugs.arms_of(query), None, None
         if level is not None:
+            of_level = {self._covariates.modifier: level}
             levels = [level] * len(names)
             query = query.at_levels(self._covariates.levels, levels)
             fitted = fitted.at_level(self._covariates.levels.index(level))
@@ -132,6 +135,7 @@ class AnnotationMixin(ScreenModel):
             Key.varm.shift_sds: query.each(Interventions.sd).numpy(),
             Key.varm.total_effects: total.effect,
             Key.varm.total_effect_errors: total.error,
+            Key.varm.total_effect_sds: effect_sds(self._sampler, self._drugs, arms, of_level).numpy(),
             Key.varm.emax: fitted.emax.numpy(),
             Key.varm.ec50: fitted.log_ec50.exp().numpy(),
             Key.varm.hill: fitted.hill.numpy(),

@@ -64,7 +64,7 @@ class ScreenModel(BaseModelClass):
     n_cells_: pd.Series
     """Training cells of each perturbation."""
     search_trace_: list[float]
-    """Score of the graph after each round of the search."""
+    """Score of the graph after each round of the search by the prior that it settled on."""
     measurement_reason_: str | None = None
     """Why the graph was searched in counts or in hidden expression, where that was chosen in training."""
     graph_is_hidden_: bool = False
@@ -130,6 +130,17 @@ class ScreenModel(BaseModelClass):
     def _n_controls(self) -> int:
         """Contexts of controls, which come first: one for each level of the effect modifier."""
         return max(1, len(self._covariates.levels))
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        """How many genes, drugs, contexts of them and combinations there are, as they are shown; once trained, those that had cells to train on."""
+        drugs = [name for name in self.perturbations if name not in self.combinations]
+        if self.is_trained_:
+            measured = set(np.asarray(self.perturbations)[self._drugs.is_measured])
+            drugs = [name for name in drugs if name in measured]
+        n_contexts = int(self.contexts.get_level_values(0).isin(drugs).sum())
+        sizes = {"genes": self.summary_stats.n_vars, "perturbations": len(drugs), "contexts": n_contexts}
+        return sizes | ({"combinations": len(self.combinations)} if self.combinations else {})
 
     @property
     def drug_embedding(self) -> pd.DataFrame | None:

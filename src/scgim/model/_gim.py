@@ -205,11 +205,6 @@ class GIM(
         if adata is not None:
             self.gene_names_ = adata.var_names.astype(str).tolist()
             self._check_unchanged(adata)
-        self._model_summary_string = (
-            f"Generative intervention model with the following params: \ngenes: {self.summary_stats.n_vars}, "
-            f"perturbations: {len(self.perturbations)}, contexts: {len(codes)}, mechanism: {mechanism}, "
-            f"intervention: {intervention}"
-        )
         self.init_params_ = self._get_init_params(locals())
 
     @property
@@ -225,7 +220,11 @@ class GIM(
                 f"measurement: {asked}{f' ({graph})' if asked == 'auto' else ''}, likelihood: {self.module.likelihood}"
             )
         status = "Trained" if self.is_trained_ else "Not Trained"
-        return f"{self._model_summary_string}, {counts}\nTraining status: {status}"
+        sizes = ", ".join(f"{name}: {n}" for name, n in self._sizes.items())
+        return (
+            f"Generative intervention model with the following params: \n{sizes}, mechanism: {self.init_params_['non_kwargs']['mechanism']}, "
+            f"intervention: {self.module.intervention}, {counts}\nTraining status: {status}"
+        )
 
     @classmethod
     def setup_anndata(

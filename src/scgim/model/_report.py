@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pandas as pd
 
+from scgim._priors import CELLS_A_GENE
 from scgim._report import Report, about
 from scgim._validation import quote_some
 from scgim.fit._feedback import strongest
@@ -21,6 +22,7 @@ _CALLED = 0.5  # probability from which a target is called
 _USUAL_SHARE, _MIN_USUAL = 0.25, 3  # a gene called for this share of the perturbations, and at least so many, is listed
 _MANY_TARGETS, _MIN_MANY = 0.2, 6  # of the genes, and at least so many: a drug of few targets is what the model assumes
 _LITTLE = 0.5  # agreement of two halves below which half of what one finds is not in the other
+_HARDLY_ANY = 0.2  # agreement below which nothing of it can be read by itself
 # share of the edges that genes of a cluster could have, and edges of each: networks are sparser
 _DENSE, _MIN_DENSE = 0.6, 6
 _MUCH_BETTER = 0.95  # of the error of the mean: what features bring below it is worth naming
@@ -85,9 +87,7 @@ class ReportMixin(ScreenModel):
     def _numbers(self, called: pd.DataFrame) -> dict[str, Any]:
         probs = self.module.knowledge.edge_probs.cpu().numpy()
         out: dict[str, Any] = {
-            "genes": called.shape[1],
-            "perturbations": len(called),
-            "contexts": int(self.contexts.get_level_values(0).isin(called.index).sum()),
+            **self._sizes,
             "treated_cells_trained_on": int(self.n_cells_.sum()),
             "edges": int(self.adjacency_.sum()),
             "edges_less_likely_than_not": int((self.adjacency_ & (probs < 0.5)).sum()),
@@ -145,6 +145,13 @@ class ReportMixin(ScreenModel):
                 out.append(
                     "The features tell little of what drugs do: drugs left out are hardly better predicted than by the mean."
                 )
+        if "halves" not in tables:  # which say it better
+            out += self._caution_of_few_cells()
+        if not called.to_numpy().any():
+            out.append(
+                "No target is called for any perturbation: nothing is known of where they act. Effects are weak for so many cells, or "
+                "shared by all perturbations."
+            )
         many = called.index[called.sum(axis=1) >= max(_MIN_MANY, _MANY_TARGETS * n_genes)]
         if len(many):
             out.append(
@@ -165,6 +172,16 @@ class ReportMixin(ScreenModel):
                 "covariate, or doubt these edges."
             )
         return out
+
+    def _caution_of_few_cells(self) -> list[str]:
+        n_cells, n_genes, n_edges = int(self.n_cells_.sum()), len(self.gene_names_), int(self.adjacency_.sum())
+        if not n_edges or n_cells >= CELLS_A_GENE * n_genes:
+            return []
+        return [
+            f"{n_cells} treated cells or wells are few for {n_genes} genes: fewer than {CELLS_A_GENE} a gene. Edges are hardly reproducible "
+            f"then, whatever their probability: read none of the {n_edges} by itself. `report(split_half=True)` tells how many two halves of "
+            "the cells agree in."
+        ]
 
 
 def _dense_cluster(adjacency: np.ndarray, genes: list[str]) -> pd.DataFrame:
@@ -195,5 +212,19 @@ def _usual_targets(called: pd.DataFrame) -> pd.DataFrame:
 def _cautions_of_halves(halves: pd.DataFrame | None) -> list[str]:
     if halves is None:
         return []
-    low = halves.index[halves["agreement"] < _LITTLE]
-    return [f"Two halves of the cells agree in {halves.loc[name, 'agreement']:.0%} of the {name}." for name in low]
+    return [text for name in halves.index if (text := _caution_of_agreement(name, halves.loc[name]))]
+
+
+def _caution_of_agreement(name: str, found: pd.Series) -> str | None:
+    """What two halves say against edges or targets, called `name`; None where they agree."""
+    agreement, n = found["agreement"], int(found["all_cells"])
+    if np.isnan(agreement):
+        return f"Neither half of the cells has any of the {n} {name}: they are not reproducible." if n else None
+    if agreement >= _LITTLE:
+        return None
+    then = (
+        "these are not reproducible, so read none by itself"
+        if agreement < _HARDLY_ANY
+        else "many hang on the choice of cells"
+    )
+    return f"Two halves of the cells agree in {agreement:.0%} of the {name}: {then}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 # the perturbation itself as a node; a tuple cannot be mistaken for a gene
 DRUG = ("perturbation",)
 LONGEST_DRUG = 20
+NOTE_LETTERS = 14  # of a note above the network, an inch of its width
 LEAST_WIDTH = 3.0  # inches of axes that have room for a whole legend
 LEGEND_STYLE = {"frameon": False, "handlelength": 1.8, "columnspacing": 1.4}
 
@@ -182,6 +184,21 @@ def _draw_labels(
     )
 
 
+def write_instead(
+    text: str, *, figsize: tuple[float, float] | None, title: str | None, ax: Axes | None
+) -> tuple[Axes, bool]:
+    """Axes with a sentence in place of a network; returns them, and whether they were given."""
+    ax, given = new_axes(ax, figsize or (4.5, 2.0))
+    ax.set_axis_off()
+    if title is not None:
+        ax.set_title(title)
+    width = axes_inches(ax)[0]
+    size = min(9.0, text_size(width))
+    lines = "\n".join(textwrap.wrap(text, max(12, int(72 * width / (0.6 * size)))))
+    ax.text(0.5, 0.5, lines, transform=ax.transAxes, ha="center", va="center", fontsize=size, color=tones(ax).ink)
+    return ax, given
+
+
 def draw_network(
     graph: nx.DiGraph,
     *,
@@ -222,11 +239,14 @@ def draw_network(
         bar = ax.figure.colorbar(mappable, ax=ax, shrink=0.7, aspect=18, pad=0.01)
         bar.set_label(color_label, fontsize="small")
         bar.ax.tick_params(labelsize="small")
+    lines = textwrap.wrap(note, max(24, int(NOTE_LETTERS * axes_inches(ax)[0])))
     if title is not None:
-        ax.set_title(title, pad=18 if note else None)
-    if note:
+        ax.set_title(title, pad=6 + 12 * len(lines))
+    if lines:
         place = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "va": "bottom"}
-        ax.annotate(note, (0.5, 1.0), xycoords="axes fraction", fontsize="small", color=tones(ax).grey, **place)
+        ax.annotate(
+            "\n".join(lines), (0.5, 1.0), xycoords="axes fraction", fontsize="small", color=tones(ax).grey, **place
+        )
     ax.set_axis_off()
     ax.set_ylim(low, high)
     width, _ = axes_inches(ax)
@@ -234,7 +254,7 @@ def draw_network(
     # many genes call for small nodes and thin edges, and narrow axes for a short legend
     diameter = float(np.clip(0.45 * 72 * axes_inches(ax)[1] / (high - low), 4.0, 14.0))
     thickness = max(0.9, 2.2 * diameter / 14)
-    handles = _legend_handles(thickness, tones(ax), has_drug=perturbation is not None, short=width < LEAST_WIDTH)
+    handles = _legend_handles(thickness, tones(ax), has_drug=graph.has_node(DRUG), short=width < LEAST_WIDTH)
     ncols = int(np.clip(width / (0.15 * size), 1, len(handles)))
     ax.legend(
         handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=ncols, fontsize=size, **LEGEND_STYLE

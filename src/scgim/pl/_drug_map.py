@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MARKERS = "osD^v<>"  # of one size to the eye, also where they are small
 MISSING = "not known"
+GAP = 2.0  # points that labels leave to each other and to the points of other perturbations
 
 
 def embed(values: np.ndarray, basis: str, seed: int) -> tuple[np.ndarray, list[str]]:
@@ -177,7 +178,7 @@ def drug_map(
         area.keep_within()
     strength = np.abs(values).sum(axis=1)
     order = np.argsort(-strength, kind="stable")[: min(n_labels, int((strength > 0).sum()))]
-    place_labels(ax, xy, shorten(drugs, 18), order=order, offset=4, fontsize=size, radius=3)
+    place_labels(ax, xy, shorten(drugs, 18), order=order, offset=4, fontsize=size, radius=3, gap=GAP)
     return finish(ax, given=given, show=show, return_fig=return_fig)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from scipy.stats import norm
 
 from scgim._constants import Key
 from scgim._docs import d
+from scgim._report import expected_counts, has_few_counts
 from scgim._validation import check_interval
 from scgim.pl._area import LEAST_LINE, Area
 from scgim.pl._tones import NEGATIVE, POSITIVE, tones
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
+BELOW = 0.25  # the middle of a row, where the interval of a total effect is
+
 
 @d.dedent
 def effects(
@@ -57,7 +61,8 @@ def effects(
 
     Bars are total effects: log fold changes of the mean, direct and propagated, at the largest measured dose. Points are
     direct effects with an interval: what the perturbation does to the gene itself, given its parents in the network.
-    What lies between the end of a bar and its point has come through the network. Filled points are direct targets. Total
+    A thin line below the middle of a bar is the interval of the total effect; bars of genes of so few counts that hardly anything
+    is known of their change are hollow. What lies between the end of a bar and its point has come through the network. Filled points are direct targets. Total
     effects within the error of their simulation are drawn as 0.
 
     Parameters
@@ -72,7 +77,7 @@ def effects(
     min_target_prob
         Target probability from which on a gene counts as a direct target.
     level
-        Probability of the interval of the direct effect, from its posterior standard deviation.
+        Probability of the intervals, from posterior standard deviations.
     %(key)s
     %(figsize)s
     %(title)s By default the name of the perturbation.
@@ -110,14 +115,23 @@ def effects(
         shown = list(total[largest].sort_values(ascending=False, kind="stable").index)
     else:
         shown = pick(genes, total.index, "gene")
-    margin = norm.ppf(0.5 + level / 2) * sd[shown].to_numpy(dtype=float)
-    is_target = (prob[shown] >= min_target_prob).to_numpy()
+    width = norm.ppf(0.5 + level / 2)
+    rows = pd.DataFrame(
+        {
+            "direct": direct,
+            "total": total,
+            "margin": width * sd,
+            "total_margin": width * _total_sds(adata, key, perturbation),
+            "few_counts": _few_counts(adata, key, perturbation, total),
+            "is_target": prob >= min_target_prob,
+        }
+    ).loc[shown]
 
     names = shorten(shown, 24 if area is None else area.longest_name(24))
     height = max(float(np.clip(0.21 * len(shown), 1.2, 11.0)), LEAST_LINE * len(shown))
     default = (3.2 + 0.08 * max(map(len, names)), height + 1.0)
     ax, given = new_axes(ax, figsize or default)
-    _draw(ax, direct[shown].to_numpy(dtype=float), total[shown].to_numpy(dtype=float), margin, is_target, given=given)
+    _draw(ax, rows, given=given)
     unit = effect_unit(adata, key)
     ax.set_xlabel("Log fold change" if unit == "log fold change" else f"Effect ({unit})")
     ax.set_title(shorten([perturbation], 30)[0] if title is None else title, fontsize="medium")
@@ -130,17 +144,34 @@ def effects(
     return finish(ax, given=given, show=show, return_fig=return_fig)
 
 
-def _draw(
-    ax: Axes, direct: np.ndarray, total: np.ndarray, margin: np.ndarray, is_target: np.ndarray, *, given: bool
-) -> None:
-    rows = np.arange(len(direct))
+def _total_sds(adata: AnnData, key: str, perturbation: str) -> pd.Series | float:
+    """Standard deviation of the total effects; NaN of data that earlier versions have annotated."""
+    name = Key.varm.total_effect_sds(key)
+    return stored(adata, "varm", name)[perturbation] if name in adata.varm else np.nan
+
+
+def _few_counts(adata: AnnData, key: str, perturbation: str, total: pd.Series) -> pd.Series | bool:
+    """Genes of too few counts to say anything of their change; none where counts are not known."""
+    counts = expected_counts(stored(adata, "uns", key), perturbation, adata.var_names)
+    return False if counts is None else has_few_counts(counts, total)
+
+
+def _draw(ax: Axes, genes: pd.DataFrame, *, given: bool) -> None:
+    """Bars, lines and points, a row of `genes` each."""
+    rows = np.arange(len(genes))
+    direct, is_target, few = (genes[name].to_numpy() for name in ("direct", "is_target", "few_counts"))
     tone = tones(ax)
     colors = np.where(is_target, np.where(direct > 0, POSITIVE, NEGATIVE), tone.grey)
-    ax.barh(rows, total, height=0.72, color=tone.pale, zorder=1)
+    faces = np.where(few, tone.paper, tone.pale)
+    ax.barh(
+        rows, genes["total"], height=0.72, color=faces, edgecolor=tone.pale, linewidth=np.where(few, 1.0, 0.0), zorder=1
+    )
     ax.axvline(0, color=tone.ink, lw=0.8, zorder=2)
-    ax.hlines(rows, direct - margin, direct + margin, colors=colors, lw=1.2, zorder=3)
+    _line(ax, rows, genes["direct"], genes["margin"], colors=colors, lw=1.2, zorder=3)
     faces = np.where(is_target, colors, tone.paper)
     ax.scatter(direct, rows, s=24, c=faces, edgecolors=colors, linewidths=1.2, zorder=4)
+    if genes["total_margin"].notna().any():
+        _line(ax, rows + BELOW, genes["total"], genes["total_margin"], colors=tone.grey, lw=0.7, zorder=2)
     low, high = ax.get_xlim()
     ax.set_xlim(min(low, -LEAST_EFFECT), max(high, LEAST_EFFECT))
     ax.set_ylim(len(direct) - 0.4, -0.6)
@@ -148,9 +179,15 @@ def _draw(
     despine(ax)
     ax.spines["left"].set_visible(False)
     point = {"marker": "o", "ms": 5, "lw": 1.2}
-    handles = [Patch(color=tone.pale, label="total")]
+    handles: list[Any] = [Patch(color=tone.pale, label="total")]
+    if few.any():
+        handles.append(Patch(facecolor=tone.paper, edgecolor=tone.pale, label="total, few counts"))
     for word, color, chosen in (("raised", POSITIVE, direct > 0), ("lowered", NEGATIVE, direct <= 0)):
         if (is_target & chosen).any():
             handles.append(Line2D([], [], label=f"target, {word}", color=color, **point))
     handles.append(Line2D([], [], label="direct, no target", color=tone.grey, mfc=tone.paper, **point))
     legend_below(ax, handles, [str(handle.get_label()) for handle in handles], given=given)
+
+
+def _line(ax: Axes, rows: np.ndarray, centre: pd.Series, margin: pd.Series, **style: Any) -> None:
+    ax.hlines(rows, centre - margin, centre + margin, **style)

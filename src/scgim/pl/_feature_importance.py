@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 LEAST_IMPORTANCE = 0.05  # log fold change for one standard deviation; the scale never ends below it
+FAINT = 0.2  # share of the scale below which no colour is to be seen
 
 
 @d.dedent
@@ -46,7 +47,8 @@ def feature_importance(
     """How strongly each drug feature drives the direct effect on each gene, as a matrix centred at 0.
 
     Rows are features, columns are genes. The importance is the change of the direct effect (a log fold change) with one
-    standard deviation of the feature; the colours never span less than 0.05, so that features that tell nothing look so.
+    standard deviation of the feature; the colours never span less than 0.05, and where no feature
+    reaches it, the figure says so.
     The sign tells whether more of the feature raises or lowers the expression of
     the gene. Features that go together in the screen share their importance among them: read groups, not single rows.
 
@@ -121,14 +123,17 @@ def feature_importance(
     if cluster and genes is None:
         values = values.iloc[:, diagonal_order(values.to_numpy())]
 
-    room = ax is None and not return_fig
+    largest = float(values.abs().to_numpy().max())
+    blank = largest < FAINT * LEAST_IMPORTANCE
+    room = ax is None and not return_fig and not blank
     values, pictures = _with_substructures(
         values, adata.uns.get(embedding + Key.SUBSTRUCTURES), draw=structures, room=room, rows=not swap_axes
     )
 
     limit = symmetric_limit(values, LEAST_IMPORTANCE)
-    if title is None and not (values.abs() > LEAST_IMPORTANCE).to_numpy().any():
-        title = f"No feature changes an effect by more than {LEAST_IMPORTANCE}"
+    says = f"No feature changes an effect by more than {LEAST_IMPORTANCE}"
+    if title is None and largest <= LEAST_IMPORTANCE and not blank:
+        title = says
     return matrix_plot(
         values,
         pictures=pictures,
@@ -140,6 +145,7 @@ def feature_importance(
         swap_axes=swap_axes,
         figsize=figsize,
         title=title,
+        note=says if blank else None,
         ax=ax,
         show=show,
         return_fig=return_fig,

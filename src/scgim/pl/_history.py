@@ -75,8 +75,8 @@ def history(
 ) -> Any:
     """How the fit went, stage by stage: the search for the graph, the fit on it, the cut of edges, the refinement.
 
-    The first panel shows the score of the graph after each round of the search, if there was more than one to be found; it
-    can fall, since the prior is estimated anew between rounds. The second shows the negative
+    The first panel shows the score of the graph after each round of the search, if there was more than one to be found, by the
+    prior that the search ended with: where the prior is estimated anew, scores before and after are not comparable. The second shows the negative
     log-likelihood a cell over the epochs, of training and of validation cells alike, without the priors that are part
     of the loss. A vertical line marks where edges without support were cut; what follows is the refinement.
 
@@ -158,14 +158,20 @@ def history(
 def _stages(terms: dict[str, dict[str, pd.Series]]) -> dict[str, dict[str, pd.Series]]:
     """What the stages are drawn from, as far as it was logged: the score of the search, and the likelihood of cells."""
     stages = {}
-    if "search score" in terms and terms["search score"][TRAIN].nunique() > 1:
-        stages[FIRST] = {TRAIN: terms["search score"][TRAIN]}
+    if "search score" in terms and _comparable(terms["search score"][TRAIN]).nunique() > 1:
+        stages[FIRST] = {TRAIN: _comparable(terms["search score"][TRAIN])}
     fit = {**terms.get("elbo", {})}
     if "log likelihood" in terms:  # that of training cells is part of the loss, that of validation cells is the loss
         fit[TRAIN] = -terms["log likelihood"][TRAIN]
     if fit:
         stages[FIT] = fit
     return stages
+
+
+def _comparable(scores: pd.Series) -> pd.Series:
+    """Scores of the search by one prior, under which none falls; earlier versions have stored those by other priors before them."""
+    falls = np.flatnonzero(np.diff(scores.to_numpy()) < 0)
+    return scores.iloc[falls[-1] + 1 if len(falls) else 0 :].reset_index(drop=True)
 
 
 def _mark_cuts(ax: Axes, n_edges: pd.Series | None) -> None:

@@ -30,6 +30,7 @@ def place_labels(
     fontsize: float = 8.0,
     places: Sequence[tuple[float, float]] = _PLACES,
     radius: float = 0.0,
+    gap: float = 0.0,
 ) -> list[Annotation]:
     """Write labels beside points, the most important ones first, leaving out those for which there is no room.
 
@@ -51,6 +52,9 @@ def place_labels(
         Directions in which a label may lie from its point, best first.
     radius
         Radius of the marks at the points, in typographic points; labels do not cover them.
+    gap
+        Free room around each label, in typographic points, where neither another label nor the mark of another point may lie. From
+        `offset - radius` on, the point nearest to a label is its own.
 
     Returns
     -------
@@ -61,7 +65,8 @@ def place_labels(
     renderer = figure.canvas.get_renderer()  # type: ignore[union-attr]
     frame = ax.get_window_extent()
     dots = ax.transData.transform(np.asarray(points, dtype=float))
-    reach = 0.9 * radius * figure.dpi / 72
+    dpi = figure.dpi  # type: ignore[union-attr]
+    reach, room = 0.9 * radius * dpi / 72, gap * dpi / 72
     written: list[Annotation] = []
     taken: list[Bbox] = []
     for i in range(len(labels)) if order is None else order:
@@ -78,24 +83,29 @@ def place_labels(
             annotation_clip=False,
             zorder=6,
         )
-        box = _settle(text, places, offset, renderer, frame, taken, dots, reach)
+        others = np.delete(dots, i, axis=0)
+        # its own mark it may come nearer to than the others
+        marks = [(dots[[i]], reach), (others, reach + room)]
+        box = _settle(text, places, offset, renderer, frame, taken, marks)
         if box is None:
             text.remove()
         else:
-            taken.append(box)
+            taken.append(box.padded(room))
             written.append(text)
     return written
 
 
 def _settle(
-    text, places, offset, renderer, frame: Bbox, taken: list[Bbox], dots: np.ndarray, reach: float
+    text, places, offset, renderer, frame: Bbox, taken: list[Bbox], marks: list[tuple[np.ndarray, float]]
 ) -> Bbox | None:
     """Move `text` to the first place where it covers nothing, within the frame; None where there is no such place."""
     for x, y in places:
         _move(text, x, y, offset)
         box = text.get_window_extent(renderer)
         inside = box.x0 >= frame.x0 and box.x1 <= frame.x1 and box.y0 >= frame.y0 and box.y1 <= frame.y1
-        covers_mark = ((dots > box.min - reach) & (dots < box.max + reach)).all(axis=1).any()
+        covers_mark = any(
+            ((dots > box.min - reach) & (dots < box.max + reach)).all(axis=1).any() for dots, reach in marks
+        )
         if inside and not covers_mark and not any(box.overlaps(other) for other in taken):
             return box
     return None

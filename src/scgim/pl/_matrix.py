@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -14,7 +15,8 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 
 from scgim.pl._area import Area
 from scgim.pl._structures import ROW, place_beside
-from scgim.pl._utils import EditableFigure, axes_inches, finish, font_size, shorten
+from scgim.pl._tones import tones
+from scgim.pl._utils import EditableFigure, axes_inches, finish, font_size, shorten, text_size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,6 +87,17 @@ def _fit_grids(axes: dict[str, Axes]) -> None:
         grid.set_height_ratios([height - bar, bar])
 
 
+def _write_into(ax: Axes, note: str) -> None:
+    """A note in the middle of a matrix, in lines that it has room for."""
+    width, _ = axes_inches(ax)
+    size = min(10.0, text_size(width))
+    lines = textwrap.wrap(note, max(12, int(72 * width / (0.6 * size))))
+    tone = tones(ax)
+    box = {"boxstyle": "round,pad=0.5", "facecolor": tone.paper, "edgecolor": tone.grey}
+    style = {"ha": "center", "va": "center", "fontsize": size, "color": tone.ink, "bbox": box, "zorder": 6}
+    ax.text(0.5, 0.5, "\n".join(lines), transform=ax.transAxes, **style)
+
+
 def _place_in(axes: dict[str, Axes], area: Area) -> None:
     """Matrix and legends in axes of the user's that are too narrow for the shares which scanpy gives to them."""
     figure = axes["mainplot_ax"].figure.figure
@@ -150,6 +163,7 @@ def matrix_plot(
     swap_axes: bool = False,
     figsize: tuple[float, float] | None = None,
     title: str | None = None,
+    note: str | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
     return_fig: bool = False,
@@ -157,7 +171,7 @@ def matrix_plot(
 ) -> Any:
     """Draw `colors` (rows x columns) as a :class:`scanpy.pl.MatrixPlot`, or with `sizes` as a :class:`scanpy.pl.DotPlot`.
 
-    `pictures` of the rows, if any, stand between their names and the matrix. `group` names what the rows are; `limits` are those of the colour scale. The rest is as in the public plots.
+    `pictures` of the rows, if any, stand between their names and the matrix. `group` names what the rows are; `limits` are those of the colour scale; `note` is written into the matrix. The rest is as in the public plots.
     """
     rows, columns = shorten(colors.index, LONGEST_ROW), shorten(colors.columns, LONGEST_COLUMN)
     # scanpy refuses an index that is named like the groups, hence new frames
@@ -180,7 +194,7 @@ def matrix_plot(
 
     settings = {"vmin": limits[0], "vmax": limits[1], "vcenter": vcenter, **kwargs}
     # scanpy writes the title above axes of no height, of which the layout knows nothing
-    settings |= {"title": title if return_fig else None, "figsize": figsize, "ax": ax}
+    settings |= {"title": (title or note) if return_fig else None, "figsize": figsize, "ax": ax}
     plot = _plot_object(colors, sizes, group, (color_title, size_title), cell, cmap, **settings)
     if swap_axes:
         plot = plot.swap_axes()
@@ -201,4 +215,6 @@ def matrix_plot(
     if user_area is not None:
         user_area.keep_within()
         _fit_labels(axes["mainplot_ax"], *names)  # in a matrix that may be smaller now
+    if note is not None:
+        _write_into(axes["mainplot_ax"], note)
     return finish(axes, given=given, show=show)

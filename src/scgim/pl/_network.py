@@ -12,8 +12,8 @@ from scipy import sparse
 
 from scgim._constants import Key
 from scgim._docs import d
-from scgim.pl._draw_network import draw_network
-from scgim.pl._utils import axes_inches, effect_unit, finish, pick, pick_one, stored, without_noise
+from scgim.pl._draw_network import LONGEST_DRUG, draw_network, write_instead
+from scgim.pl._utils import axes_inches, effect_unit, finish, pick, pick_one, shorten, stored, without_noise
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable
@@ -79,11 +79,6 @@ def _nearest(graph: nx.DiGraph, centres: list[str], n_top: int | None) -> set[st
 def _of_drug(adata: AnnData, key: str, perturbation: str, min_target_prob: float) -> pd.DataFrame:
     """What a perturbation does to each gene: `prob` and `is_target`, `sign` of the direct effect, total `effect`."""
     probs = stored(adata, "varm", Key.varm.targets(key))[perturbation]
-    if not (probs >= min_target_prob).any():
-        raise ValueError(
-            f"No gene is a direct target of {perturbation!r} with a probability of at least {min_target_prob}; the most "
-            f"probable is {probs.idxmax()!r} with {probs.max():.2f}. Lower `min_target_prob`."
-        )
     columns = {
         "prob": probs,
         "is_target": probs >= min_target_prob,
@@ -91,6 +86,12 @@ def _of_drug(adata: AnnData, key: str, perturbation: str, min_target_prob: float
         "effect": without_noise(adata, key)[perturbation],
     }
     return pd.DataFrame(columns).set_axis(adata.var_names.astype(str))
+
+
+def _no_target(drug: pd.DataFrame, perturbation: str, min_prob: float) -> str:
+    """That no gene is called a target, and which is likeliest."""
+    name, best = shorten([perturbation], LONGEST_DRUG)[0], drug["prob"].idxmax()
+    return f"No gene is called a target of {name} (probability from {min_prob:g} on); likeliest is {best} with {drug['prob'].max():.2g}"
 
 
 def _choose_genes(
@@ -169,7 +170,8 @@ def network(
     min_prob
         Leave out edges of a lower probability.
     min_target_prob
-        Probability from which on a gene counts as a direct target of `perturbation`.
+        Probability from which on a gene counts as a direct target of `perturbation`. Where none does, the figure says so, and
+        names the likeliest; `scope="all"` shows its effects on the network all the same.
     node_color
         With `perturbation`, what the colour of a gene shows: `"effect"`, the total log fold change (direct and
         propagated, at the largest measured dose; white where it is within the error of its simulation), or `"target"`, the
@@ -192,8 +194,7 @@ def network(
     ------
     %(raises_missing)s
     ValueError
-        If nothing is left to draw: no edge is as probable as `min_prob`, or no target as `min_target_prob`; or if both
-        `perturbation` and `gene` are given.
+        If nothing is left to draw, as no edge is as probable as `min_prob`; or if both `perturbation` and `gene` are given.
 
     Examples
     --------
@@ -218,6 +219,10 @@ def network(
         importance = drug["effect"].abs()
 
     targets = [] if drug is None else drug.index[drug["is_target"]].tolist()
+    untold = "" if drug is None or targets else _no_target(drug, str(perturbation), min_target_prob)
+    if untold and scope == "reached":
+        ax, given = write_instead(untold, figsize=figsize, title=title, ax=ax)
+        return finish(ax, given=given, show=show, return_fig=return_fig)
     choose = partial(_choose_genes, graph, targets, centres, importance, scope, wanted)
     candidates, shown = choose(None), choose(n_top)
     if not shown:
@@ -236,7 +241,7 @@ def network(
         color_label=f"Total effect ({effect_unit(adata, key)})" if node_color == "effect" else "Target probability",
         importance=importance + importance.max() * importance.index.isin([*targets, *centres]),
         centres=centres,
-        note=_note(len(shown), len(candidates), kind, n_alone),
+        note="; ".join(filter(None, [untold, _note(len(shown), len(candidates), kind, n_alone)])),
         n_labels=n_labels,
         cmap=cmap,
         figsize=figsize,

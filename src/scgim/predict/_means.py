@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from scgim.nn._mechanism import draw_weights
+from scgim.predict._sampler import enough_samples
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +26,8 @@ MIN_MEAN = 1e-6  # counts: genes that are never seen have a logarithm all the sa
 N_CONTROLS = 2000  # drawn to find the means of controls: to 2 % of a standard deviation
 _TINY = 1e-30  # variances of draws must not be zero
 _BLOCK = 500  # arms whose draws are held in memory together
+_N_DRAWS, _N_CELLS = 50, (20, 50)  # of which standard deviations are found, to a tenth: conventions
+_MAX_VALUES = 10_000_000  # drawn effects held in memory together
 
 
 class PosteriorMeans(NamedTuple):
@@ -76,6 +79,16 @@ def posterior_means(sampler: Sampler, drugs: Drugs, arms: Arms, draws: Draws) ->
         block = arms.take(range(start, min(start + _BLOCK, len(arms))))
         drawn = [_draw_means(sampler, block, doubt, baseline_sd, draws, rng, once) for _ in range(draws.n)]
         yield _contrasts(sampler.module, *(torch.stack(values) for values in zip(*drawn, strict=True)))
+
+
+def effect_sds(sampler: Sampler, drugs: Drugs, arms: Arms, covariates: Any = None) -> Tensor:
+    """Posterior standard deviation of the change of each mean against control cells, (arms, d)."""
+    n_values = _N_DRAWS * len(sampler.genes)
+    draws = Draws(_N_DRAWS, enough_samples(n_values * len(arms), *_N_CELLS), 0, covariates)
+    step = max(1, _MAX_VALUES // n_values)
+    blocks = [arms.take(range(start, min(start + step, len(arms)))) for start in range(0, len(arms), step)]
+    drawn = [means.effect.std(0) for block in blocks for means in posterior_means(sampler, drugs, block, draws)]
+    return torch.cat(drawn)
 
 
 def _draw_means(

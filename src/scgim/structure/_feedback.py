@@ -15,10 +15,11 @@ import networkx as nx
 import numpy as np
 
 from scgim._departures import MIN_GAIN
+from scgim._priors import CELLS_A_GENE
 from scgim.structure._climb import fit_graph
 from scgim.structure._cyclic import CyclicScore, Part
 from scgim.structure._graph import reachability
-from scgim.structure._search import CELLS_A_GENE, StructureResult, cells_a_gene
+from scgim.structure._search import StructureResult, cells_a_gene
 from scgim.structure._watch import SearchWatch
 
 if TYPE_CHECKING:

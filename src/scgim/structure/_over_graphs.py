@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from scgim._priors import CELLS_A_GENE
 from scgim.structure._leaves import LeafClimb
-from scgim.structure._search import CELLS_A_GENE, GraphSearch, StructureResult, cells_a_gene
+from scgim.structure._search import GraphSearch, StructureResult, cells_a_gene
 from scgim.structure._walk import ParentSets, edge_probs_of_walk
 from scgim.structure._watch import PROBABILITIES, SearchWatch
 

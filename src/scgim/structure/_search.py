@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from scgim._departures import first_departures
-from scgim._priors import EDGE_LOG_ODDS, ShiftPrior
+from scgim._priors import CELLS_A_GENE, EDGE_LOG_ODDS, ShiftPrior
 from scgim.structure._climb import evidence_for_misfit, fit_graph
 from scgim.structure._leaves import Leaves, has_workers, odds_among
 from scgim.structure._moves import StructureSearch
@@ -39,7 +39,6 @@ _FIRST_TARGET_PROB, _FIRST_TARGETS = 0.08, 1.5
 _SHARE_OF_DEPARTURES = (
     4  # of the budget is left to a search with departures, whose regressions have four times the columns
 )
-CELLS_A_GENE = 12  # with fewer the budget of the search is less: convention
 # Regressions that larger moves may cost, beside those for each gene, and at most: conventions, for time.
 _BUDGET, _BUDGET_A_GENE, _MAX_BUDGET = 50_000, 2_000, 400_000
 _N_PERTURBATIONS = 20  # random moves a round: convention, for time
@@ -61,7 +60,7 @@ class StructureResult:
     prior
         Prior of the direct effects, fitted to the data.
     trace
-        Score after each round.
+        Score after each round by the prior that was settled on; by earlier ones, scores are not comparable.
     loops
         Feedback that the graph leaves out (:mod:`scgim.structure._feedback`); None if it was not looked for.
     """
@@ -88,9 +87,9 @@ def weights_of(result: StructureResult, fit: GeneFit) -> Tensor:
 
 
 class _Settled(NamedTuple):
-    """A graph that the search has settled on, with the prior and the bonus of out-degrees that were fitted to it, and the scores on the way."""
+    """A graph that the search has settled on, with the prior and the bonus of out-degrees that were fitted to it, and its score by them."""
 
-    trace: list[float]
+    score: float
     adjacency: NDArray[np.bool_]
     prior: ShiftPrior
     bonus: NDArray[np.float64]
@@ -199,15 +198,13 @@ class GraphSearch:
         self.leaves.climb(self.prior, n, thorough=thorough, on_progress=told, meanwhile=among_regulators)
         return self.score
 
-    def settle(self) -> list[float]:
-        """Climb and fit the prior in turn; returns the score after each climb."""
-        trace = []
+    def settle(self) -> None:
+        """Climb and fit the prior in turn."""
         for n_iterations in _FIRST_ITERATIONS:
             self.network.n_iterations = n_iterations
             self.network._reset()
-            trace.append(self.climb())
+            self.climb()
             self.update_prior()
-        return trace
 
     def update_prior(self) -> None:
         """Fit the prior of the direct effects to the graph as it stands (empirical Bayes)."""
@@ -217,8 +214,8 @@ class GraphSearch:
         if self.leaves is None:  # where regulators are told, independent edges are what is left to say
             self.network.update_bonus()
 
-    def settle_with_departures(self, first: ShiftPrior) -> list[float]:
-        """Settle on mechanisms that are wrong between contexts, in either way, and keep the graph of the higher score; returns its scores.
+    def settle_with_departures(self, first: ShiftPrior) -> None:
+        """Settle on mechanisms that are wrong between contexts, in either way, and keep the graph of the higher score.
 
         Both begin without edges, as a graph that was found for mechanisms that hold leads nowhere.
         """
@@ -228,13 +225,12 @@ class GraphSearch:
                 self.adjacency = np.zeros_like(self.adjacency)
                 self.network.bonus[:] = 0.0
                 self.prior = first_departures(first, proportional=proportional)
-                trace = [*self.settle(), self.climb()]
-                found.append(_Settled(trace, self.adjacency, self.prior, self.network.bonus.copy()))
+                self.settle()
+                found.append(_Settled(self.climb(), self.adjacency, self.prior, self.network.bonus.copy()))
         finally:  # ended early, what is at hand may be half a graph
             if found:
-                best = max(found, key=lambda settled: settled.trace[-1])
+                best = max(found, key=lambda settled: settled.score)
                 self.adjacency, self.network.bonus[:], self.prior = best.adjacency, best.bonus, best.prior
-        return best.trace
 
     def mechanisms_fail(self) -> bool:
         """Whether the evidence of the graph is clearly for mechanisms that are wrong between contexts."""
@@ -337,7 +333,7 @@ def search_structure(
         _search(search, trace, start, n_perturbations, max_evaluations, departures=departures)
     if watch.is_stopped:
         search.put_in_order()
-        trace.append(search.score)
+        trace[:] = [search.score]  # by a prior of its own
     return StructureResult(search.adjacency, search.edge_probs(), search.score, search.prior, trace)
 
 
@@ -350,16 +346,16 @@ def _search(
     *,
     departures: bool,
 ) -> None:
-    """Search, and add the score after each round to the trace."""
+    """Search, and add to the trace the score after each round by the prior that is settled on: by another one, scores are not comparable."""
     network, first = search.network, search.prior
     if start is not None:
         search.adjacency, search.prior = start.adjacency, replace(start.prior, known=first.known)
         network.candidates |= start.edge_probs[np.ix_(search.sources, search.sources)] > 0
     else:
-        trace += search.settle()
+        search.settle()
         # few wells say too little of mechanisms to tell in what they fail
         if departures and cells_a_gene(search.statistics) >= CELLS_A_GENE and search.mechanisms_fail():
-            trace += search.settle_with_departures(first)
+            search.settle_with_departures(first)
     if search.prior.departure_var:  # a regression takes several times as long with departures
         max_evaluations //= _SHARE_OF_DEPARTURES
     scores: list[float] = []

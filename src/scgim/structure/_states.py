@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from scgim._priors import CELLS_A_GENE
 from scgim.structure._search import (
-    CELLS_A_GENE,
     StructureResult,
     cells_a_gene,
     regressions,

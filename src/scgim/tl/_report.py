@@ -12,12 +12,13 @@ from scipy import sparse
 
 from scgim._constants import Key, read_name
 from scgim._docs import d
-from scgim._report import Report, about, number
+from scgim._report import FEW_COUNTS, Report, about, expected_counts, has_few_counts, number
 
 # What a reader is warned of. Conventions.
 _FEW_CELLS = 20  # a dose: weak effects are not seen
 _MANY_TARGETS, _MIN_MANY = 0.2, 6  # of the genes, and at least so many: a drug of few targets is what the model assumes
 _USUAL, _MIN_DRUGS = 0.5, 5  # of the perturbations share a target, of at least so many
+_HUB, _MIN_HUB, _CERTAIN = 0.1, 10, 0.9  # of the genes, and at least so many, that a gene is the certain parent of
 _CARRIED = 0.5  # of the change, at least, should be reached from the targets
 _UNDECIDED = 0.2  # probabilities between this and 1 less this
 _TINY = 1e-12  # probabilities must not be 0, which has no logarithm
@@ -69,8 +70,9 @@ def report(
     - `targets`: called direct targets, likeliest first: `probability`, `effect` and `effect_sd` (expected direct effect at the largest
       dose and its doubt), `total_effect`, `ec50`, `hill`, `ec50_measured` (whether it lies within the doses), `n_perturbations` (that
       the gene is called a target of) and `controls_agree`
-    - `follows`: other genes that change, most first: `total_effect`, `probability` of being a target after all, and `by_way_of`, the likeliest
-      way from a target through the network; empty where none leads there
+    - `follows`: other genes that change, first those of which this is clear (by two standard deviations), most first: `total_effect` and
+      `total_effect_sd`, how well it is known; `counts`, those that its cells would have if they were like controls; `probability` of being a
+      target after all; and `by_way_of`, the likeliest way from a target through the network, empty where none leads there
     - `known_targets`: with a reference that holds the drug, its targets there: `probability`, `rank` by it, `effect` and `total_effect`, empty
       for genes that were not measured
     - `known_edges`: with a reference that holds genes as sources, the edges by which the effect spreads and whether the reference has
@@ -97,7 +99,7 @@ def report(
     values = _values(drug, called, paths)
     if reference is not None:
         tables |= _compared(drug, reference, tables["follows"], paths, values)
-    cautions = _cautions(drug, tables["targets"], values)
+    cautions = [*_cautions(drug, tables["targets"], values), *_cautions_of_listed(drug, tables, paths)]
     return Report(f"{drug.name}: what was found", values, tables, cautions)
 
 
@@ -126,6 +128,10 @@ def _read(adata: AnnData, name: str, key: str) -> _Drug:
     if name not in known:
         raise KeyError(f"Unknown perturbation {name!r}. Stored are {known[:5]}{' and more' if len(known) > 5 else ''}.")
     genes = pd.DataFrame({column: frame[name].to_numpy() for column, frame in frames.items()}, adata.var_names)
+    if (sds := Key.varm.total_effect_sds(key)) in adata.varm:
+        genes["total_effect_sd"] = adata.varm[sds].rename(columns=read_name)[name].to_numpy()
+    if (counts := expected_counts(adata.uns[key], name, adata.var_names)) is not None:
+        genes["counts"] = counts.to_numpy()
     genes["effect_size"] = genes["effect"].abs()
     genes["n_perturbations"] = (frames["probability"] >= 0.5).sum(axis=1).to_numpy()
     agree = Key.var.controls_agree(key)
@@ -182,12 +188,22 @@ def _targets(drug: _Drug, called: pd.DataFrame) -> pd.DataFrame:
 
 def _follows(drug: _Drug, targets: pd.Index, paths: dict[str, list[str]], min_effect: float) -> pd.DataFrame:
     others = drug.genes.drop(index=targets)
-    others = others[others["total_effect"].abs() >= min_effect].sort_values("total_effect", key=np.abs, ascending=False)
+    others = others[others["total_effect"].abs() >= min_effect]
+    order = np.lexsort([-others["total_effect"].abs(), ~_is_clear(others)])
+    others = others.iloc[order]
+    columns = ["total_effect", "total_effect_sd", "counts", "probability"]
     ways = [" → ".join(paths.get(gene, [])) for gene in others.index]
     return about(
-        others[["total_effect", "probability"]].assign(by_way_of=ways).rename_axis("gene"),
-        "other genes that change, and the likeliest way there from a target",
+        others[[name for name in columns if name in others]].assign(by_way_of=ways).rename_axis("gene"),
+        "other genes that change, those surely first, and the likeliest way there from a target",
     )
+
+
+def _is_clear(genes: pd.DataFrame) -> np.ndarray:
+    """Whether the total effect is two standard deviations from zero; where these are not stored, it is taken for so."""
+    if "total_effect_sd" not in genes:
+        return np.ones(len(genes), dtype=bool)
+    return (genes["total_effect"].abs() >= 2 * genes["total_effect_sd"]).to_numpy()
 
 
 def _values(drug: _Drug, called: pd.DataFrame, paths: dict[str, list[str]]) -> dict[str, Any]:
@@ -271,10 +287,6 @@ def _cautions(drug: _Drug, targets: pd.DataFrame, values: dict[str, Any]) -> lis
         out.append(
             f"Simulated control cells differ from observed ones in {_named(off)}: doubt effects on and through them."
         )
-    n = drug.row["n_perturbations"]
-    usual = targets.index[targets["n_perturbations"] >= _USUAL * n]
-    if len(usual) and n >= _MIN_DRUGS:
-        out.append(f"{_named(usual)} is called a target of at least half of the perturbations, which is rarely direct.")
     if drug.has_doses and drug.row["n_doses"] == 1:
         out.append("Measured at one dose, which says nothing of EC50.")
     elif drug.has_doses and not targets["ec50_measured"].all():
@@ -291,6 +303,42 @@ def _cautions(drug: _Drug, targets: pd.DataFrame, values: dict[str, Any]) -> lis
             "which no measured gene explains."
         )
     return out
+
+
+def _cautions_of_listed(drug: _Drug, tables: dict[str, pd.DataFrame], paths: dict[str, list[str]]) -> list[str]:
+    """What speaks against genes that are listed as targets or following, and genes on the way to these."""
+    out, follows = [], tables["follows"]
+    listed = [*tables["targets"].index, *follows.index]
+    genes = drug.genes.loc[listed]
+    unclear = follows.index[~_is_clear(follows)]
+    if len(unclear):
+        out.append(
+            f"The change of {len(unclear)} of the {len(follows)} genes that follow is less than two standard deviations from zero: "
+            f"{_named(unclear)}."
+        )
+    if "counts" in genes and len(few := genes.index[has_few_counts(genes["counts"], genes["total_effect"])]):
+        out.append(
+            f"Fewer than {FEW_COUNTS} counts are to be expected of {_named(few)} in its cells: hardly anything is known of a change there, and "
+            "what is told is by way of the network and of other perturbations."
+        )
+    n = drug.row["n_perturbations"]
+    usual = genes.index[genes["n_perturbations"] >= _USUAL * n]
+    if len(usual) and n >= _MIN_DRUGS:
+        out.append(f"{_named(usual)} is called a target of at least half of the perturbations, which is rarely direct.")
+    passed = dict.fromkeys([*listed, *(gene for name in follows.index for gene in paths.get(name, []))])
+    children = pd.Series({gene: _n_children(drug.graph, gene) for gene in passed}, dtype=int)
+    hubs = children.index[children >= max(_MIN_HUB, _HUB * len(drug.genes))]
+    if len(hubs):
+        out.append(
+            f"{_named(hubs)}: parent of {'up to ' * (len(hubs) > 1)}{children[hubs].max()} of {len(drug.genes)} genes, as good as certainly. Regulators of so many are rare; "
+            "a mark of what was not measured, such as the state of a cell, looks the same: doubt what follows by way of it."
+        )
+    return out
+
+
+def _n_children(graph: nx.DiGraph, gene: str) -> int:
+    """Genes of which a gene is the parent with a probability near 1."""
+    return sum(edge["probability"] >= _CERTAIN for edge in graph.succ[gene].values())
 
 
 def _named(names: pd.Index) -> str:
