@@ -38,6 +38,7 @@ from scgim._validation._matrix import (
 )
 from scgim._validation._messages import check_column, check_key, numeric_values, quote_some
 from scgim._validation._priors import prior_log_odds
+from scgim._validation._suggestions import close_names
 
 __all__ = [
     "Members",
@@ -61,6 +62,7 @@ __all__ = [
     "check_size_factors",
     "warn_of_inseparable",
     "check_var_names",
+    "close_names",
     "combination_name",
     "in_combinations",
     "inseparable_drugs",

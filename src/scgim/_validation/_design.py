@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from scgim._validation._messages import check_column, check_key, numeric_values, quote_some
+from scgim._validation._suggestions import close_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -60,7 +60,7 @@ def check_perturbations(
     labels = pd.Categorical(column.astype(str))
     counts = pd.Series(labels).value_counts()
     if control not in counts.index:
-        close = difflib.get_close_matches(control, counts.index, n=1)
+        close = close_names(control, counts.index)
         close += [name for name in counts.index if name.lower() in _VEHICLES]
         hint = f"Did you mean `control={close[0]!r}`? " if close else ""
         raise ValueError(

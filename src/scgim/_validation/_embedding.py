@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from scipy import sparse
 from scgim._validation._combinations import check_no_combination
 from scgim._validation._matrix import iterate_blocks
 from scgim._validation._messages import check_key, quote_some
+from scgim._validation._suggestions import close_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -210,7 +210,7 @@ def _measured(frame: pd.DataFrame, perturbation_names: Sequence[str], separator:
     unseen = [name for name in frame.index if name not in known]
     if unseen:
         check_no_combination(unseen, perturbation_names, separator)
-        close = difflib.get_close_matches(unseen[0], perturbation_names, n=1)
+        close = close_names(unseen[0], perturbation_names)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(
             f"{quote_some(unseen)} not among the measured perturbations ({quote_some(perturbation_names)}).{hint} A drug that "

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+
+from scgim._validation._suggestions import close_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,9 +32,8 @@ def check_key(key: str, available: Iterable[Any], *, where: str, argument: str) 
     names = [str(name) for name in available]
     if key in names:
         return
-    lower = {name.lower(): name for name in names}
-    close = difflib.get_close_matches(str(key).lower(), lower, n=1)
-    hint = f"Did you mean {lower[close[0]]!r}?" if close else f"It has: {quote_some(names, 10) or 'nothing'}."
+    close = close_names(key, names)
+    hint = f"Did you mean {close[0]!r}?" if close else f"It has: {quote_some(names, 10) or 'nothing'}."
     none = f", or {_MAY_BE_NONE[argument]}" if argument in _MAY_BE_NONE else ""
     raise KeyError(f"`{argument}={key!r}` is not in `{where}`. {hint} Pass the right name as `{argument}=...`{none}.")
 
