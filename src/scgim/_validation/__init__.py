@@ -8,6 +8,7 @@ from scgim._validation._combinations import (
     combination_name,
     in_combinations,
     inseparable_drugs,
+    joined_labels,
     separate_combinations,
     warn_of_inseparable,
 )
@@ -34,9 +35,10 @@ from scgim._validation._matrix import (
     check_nonempty,
     check_var_names,
     iterate_blocks,
+    largest_count,
     matrix_name,
 )
-from scgim._validation._messages import check_column, check_key, numeric_values, quote_some
+from scgim._validation._messages import check_column, check_genes, check_key, numeric_values, quote_some
 from scgim._validation._priors import prior_log_odds
 from scgim._validation._suggestions import close_names
 
@@ -50,6 +52,7 @@ __all__ = [
     "check_dosage",
     "check_interval",
     "check_gene_names",
+    "check_genes",
     "check_key",
     "check_levels",
     "check_matrix_type",
@@ -67,6 +70,8 @@ __all__ = [
     "in_combinations",
     "inseparable_drugs",
     "iterate_blocks",
+    "joined_labels",
+    "largest_count",
     "match_doses",
     "matrix_name",
     "merge_doses",

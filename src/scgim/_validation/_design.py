@@ -156,6 +156,8 @@ def match_doses(dosage: np.ndarray, known: np.ndarray) -> np.ndarray:
 def check_query_dosage(dosage: Any, n: int) -> np.ndarray:
     """Doses to predict as float64 of shape (n,), from a number or one number a row."""
     values = pd.Series([dosage]) if isinstance(dosage, (Real, str)) else pd.Series(np.asarray(dosage).ravel())
+    if values.empty:
+        raise ValueError("`dosage` is empty. Give one number or several, or leave it out.")
     doses = numeric_values(values, "dosage")
     if len(doses) == 1:
         doses = np.repeat(doses, n)

@@ -85,6 +85,11 @@ def check_query_embedding(
         embedding = [embedding]
     if isinstance(embedding, (pd.Series, pd.Categorical, pd.api.extensions.ExtensionArray)) and _is_text(embedding):
         embedding = list(embedding)  # names, as `adata.obs["perturbation"].unique()` gives them
+    if not (sparse.issparse(embedding) or hasattr(embedding, "__len__")):
+        raise TypeError(
+            f"`drug_embedding` is {embedding!r} ({type(embedding).__name__}). Give names of measured perturbations as text, or features, one "
+            "row a drug."
+        )
     if not sparse.issparse(embedding) and len(embedding) == 0:
         raise ValueError("`drug_embedding` has no rows. Give one row a drug to predict.")
     if isinstance(embedding, (list, tuple, pd.Index, np.ndarray)) and _is_text(embedding):

@@ -38,6 +38,21 @@ def check_key(key: str, available: Iterable[Any], *, where: str, argument: str) 
     raise KeyError(f"`{argument}={key!r}` is not in `{where}`. {hint} Pass the right name as `{argument}=...`{none}.")
 
 
+def check_genes(genes: Any, known: Iterable[str]) -> list[str]:
+    """One gene or several as a list without repeats; ValueError where there are none, or one is not among those of the model."""
+    names = [str(gene) for gene in ([genes] if isinstance(genes, str) or not hasattr(genes, "__iter__") else genes)]
+    if not names:
+        raise ValueError("`genes` is empty. Name one gene or several, or leave it out.")
+    unknown = [name for name in names if name not in set(known)]
+    if unknown:
+        close = close_names(unknown[0], known)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(
+            f"Genes {quote_some(unknown)} are not in the model.{hint} `model.gene_names_` lists those that are."
+        )
+    return list(dict.fromkeys(names))
+
+
 def check_column(obs: pd.DataFrame, key: str, argument: str) -> pd.Series:
     """A column of `adata.obs`, which must be there, once.
 

@@ -160,6 +160,7 @@ class GIM(
         target_prior: pd.DataFrame | None = None,
         network_prior: pd.DataFrame | None = None,
     ):
+        self._check_set_up(adata, registry)
         super().__init__(adata, registry)
         options = {
             "mechanism": MECHANISMS,
@@ -205,6 +206,7 @@ class GIM(
         if adata is not None:
             self.gene_names_ = adata.var_names.astype(str).tolist()
             self._check_unchanged(adata)
+            self._warn_of_counts(adata)
         self._model_summary_string = (
             f"Generative intervention model with the following params: \ngenes: {self.summary_stats.n_vars}, "
             f"perturbations: {len(self.perturbations)}, contexts: {len(codes)}, mechanism: {mechanism}, "
