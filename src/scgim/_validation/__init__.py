@@ -38,7 +38,14 @@ from scgim._validation._matrix import (
     largest_count,
     matrix_name,
 )
-from scgim._validation._messages import check_column, check_genes, check_key, numeric_values, quote_some
+from scgim._validation._messages import (
+    check_column,
+    check_genes,
+    check_key,
+    check_known_genes,
+    numeric_values,
+    quote_some,
+)
 from scgim._validation._priors import prior_log_odds
 from scgim._validation._suggestions import close_names
 
@@ -54,6 +61,7 @@ __all__ = [
     "check_gene_names",
     "check_genes",
     "check_key",
+    "check_known_genes",
     "check_levels",
     "check_matrix_type",
     "check_no_combination",

@@ -91,6 +91,15 @@ def odd_labels(labels: Iterable[str], control: str, where: str) -> list[str]:
             f"Labels in `{where}` look like missing ones: {quote_some(missing)}. They are taken for perturbations; remove their cells "
             "if they are none."
         )
+    spellings: dict[str, list[str]] = {}
+    for name in labels:
+        spellings.setdefault(" ".join(name.lower().split()), []).append(name)
+    twice = [name for names in spellings.values() if len(names) > 1 and control not in names for name in names]
+    if twice:
+        found.append(
+            f"Labels in `{where}` differ by capitals or spaces only, {quote_some(twice)}, and are taken for different perturbations. If they "
+            f"are the same, give them one name: `{where} = {where}.astype(str).str.strip().replace(...)`."
+        )
     controls = {control.strip().lower(), *_VEHICLES}
     alike = [name for name in labels if name != control and name.strip().lower() in controls]
     if alike:
@@ -158,7 +167,13 @@ def check_query_dosage(dosage: Any, n: int) -> np.ndarray:
     values = pd.Series([dosage]) if isinstance(dosage, (Real, str)) else pd.Series(np.asarray(dosage).ravel())
     if values.empty:
         raise ValueError("`dosage` is empty. Give one number or several, or leave it out.")
-    doses = numeric_values(values, "dosage")
+    if not pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values):
+        bad = next(
+            (value for value in values if isinstance(value, (str, bool)) or not isinstance(value, Real)), values[0]
+        )
+        kind = "text" if isinstance(bad, str) else type(bad).__name__
+        raise ValueError(f"`dosage` holds {kind} such as {bad!r}. Give numbers in one unit (10.0 and not '10uM').")
+    doses = values.to_numpy(dtype=np.float64, na_value=np.nan)
     if len(doses) == 1:
         doses = np.repeat(doses, n)
     if len(doses) != n:

@@ -43,6 +43,12 @@ def check_genes(genes: Any, known: Iterable[str]) -> list[str]:
     names = [str(gene) for gene in ([genes] if isinstance(genes, str) or not hasattr(genes, "__iter__") else genes)]
     if not names:
         raise ValueError("`genes` is empty. Name one gene or several, or leave it out.")
+    check_known_genes(names, known)
+    return list(dict.fromkeys(names))
+
+
+def check_known_genes(names: Iterable[str], known: Iterable[str]) -> None:
+    """ValueError where a gene is not among those of the model."""
     unknown = [name for name in names if name not in set(known)]
     if unknown:
         close = close_names(unknown[0], known)
@@ -50,7 +56,6 @@ def check_genes(genes: Any, known: Iterable[str]) -> list[str]:
         raise ValueError(
             f"Genes {quote_some(unknown)} are not in the model.{hint} `model.gene_names_` lists those that are."
         )
-    return list(dict.fromkeys(names))
 
 
 def check_column(obs: pd.DataFrame, key: str, argument: str) -> pd.Series:

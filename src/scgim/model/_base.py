@@ -24,7 +24,7 @@ from scgim._validation import (
     matrix_name,
 )
 from scgim.fit._depth import read_depth
-from scgim.model._arguments import check_default_type
+from scgim.model._arguments import check_default_type, whole_number
 from scgim.model._fields import ScreenField, context_codes
 from scgim.predict._covariates import CovariateDesign, ScaledDesign
 from scgim.predict._drugs import Drugs
@@ -177,9 +177,7 @@ class ScreenModel(BaseModelClass):
         """Cells to draw of each row, checked; as many as means need where none are asked for."""
         if n_samples is None:
             return enough_samples(n_rows * len(self.gene_names_), *_N_SAMPLES)
-        if n_samples < 1:
-            raise ValueError(f"`n_samples` must be at least 1, found {n_samples}.")
-        return n_samples
+        return whole_number("n_samples", n_samples)
 
     def _name_as_asked(self, obs: pd.DataFrame) -> None:
         """Give perturbation, dosage and size factor of predictions the names that they have in the user's data as well."""
@@ -250,6 +248,9 @@ class ScreenModel(BaseModelClass):
         """Data to work on: those of the model, or others with the same genes in the same order, and known covariates."""
         if adata is None:
             return self._validate_anndata(self._own_data())
+        check_annotated(adata)
+        if not adata.n_obs:
+            raise ValueError("`adata` has no cells. Look at what selected them.")
         check_gene_names(adata.var_names, self.gene_names_)
         if adata is not self.adata:
             if adata.is_view:

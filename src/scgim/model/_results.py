@@ -10,6 +10,7 @@ import torch
 
 from scgim._validation import check_genes, check_interval, check_query_dosage
 from scgim.interventions._interventions import Interventions
+from scgim.model._arguments import whole_number
 from scgim.model._base import ScreenModel
 from scgim.predict._curves import curve_table, likely_targets, usual_log_dosages
 from scgim.predict._interactions import interaction_table
@@ -242,6 +243,7 @@ class ResultsMixin(ScreenModel):
         Data frame indexed by (perturbation, dosage), and the level if there are several, a column a gene; natural logarithm (for `likelihood="normal"`, the
         difference of means in control standard deviations).
         """
+        n_samples = None if n_samples is None else whole_number("n_samples", n_samples)
         index, query = self._contexts_asked(drug_embedding, dosage, level)
         levels = None if index.nlevels == 2 else index.get_level_values(2).tolist()
         found = total_effects(self._sampler, query, n_samples, some_seed(seed), levels)
