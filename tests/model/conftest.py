@@ -81,7 +81,8 @@ def known() -> Callable[..., GIM]:
     dosage = np.where(names == "control", 0.0, np.where(np.arange(len(names)) % 2, 1.0, 3.0))
 
     def make(likelihood: str = "poisson", intervention: str = "shift") -> GIM:
-        x = rng.poisson(8.0, (len(names), 4)).astype(np.float32)
+        is_continuous = likelihood == "normal"
+        x = rng.poisson(8.0, (len(names), 4)).astype(np.float32) + 0.5 * is_continuous
         obs = {
             "perturbation": names,
             "dosage": dosage,
@@ -91,7 +92,7 @@ def known() -> Callable[..., GIM]:
         obs_names = [f"cell_{i}" for i in range(len(names))]
         adata = AnnData(x, obs=pd.DataFrame(obs, obs_names), var=pd.DataFrame(index=genes))
         adata.uns["drug_embedding"] = pd.DataFrame(features, [*drugs, "new_0", "new_1"], ["f0", "f1", "f2"])
-        GIM.setup_anndata(adata, batch_key="batch", size_factor_key="size_factor")
+        GIM.setup_anndata(adata, batch_key="batch", size_factor_key=None if is_continuous else "size_factor")
         model = GIM(adata, likelihood=likelihood, intervention=intervention)
         graph = np.zeros((4, 4), dtype=bool)
         graph[0, 1] = graph[1, 2] = True

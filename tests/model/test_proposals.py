@@ -40,7 +40,7 @@ def test_wrong_doses_are_refused(clear_model):
         clear_model.propose_doses("drug_99")
     with pytest.raises(ValueError, match="not above zero"):
         clear_model.propose_doses("drug_00", [0.0, 1.0])
-    with pytest.raises(ValueError, match="`candidates` holds no dose"):
+    with pytest.raises(ValueError, match="`candidates` is empty"):
         clear_model.propose_doses("drug_00", [])
     with pytest.raises(ValueError, match="`candidates` contains nan"):
         clear_model.propose_doses("drug_00", [np.nan])

@@ -97,6 +97,28 @@ def test_genes_that_nothing_reaches_do_not_move(model):
         assert total.loc[context, still].abs().max() < 0.25 if still else True
 
 
+def test_a_curve_without_targets_is_explained(model, monkeypatch):
+    assert len(model.get_dose_response("drug_1", ["gene_3", "gene_3"], [1.0])) == 1
+    monkeypatch.setattr("scgim.predict._curves._LIKELY", 2.0)
+    message = r"No gene is a target of 'drug_1'.*first, with \d\.\d\d\. Name genes.*`genes=\['gene_\d'\]`"
+    with pytest.warns(UserWarning, match=message):
+        assert model.get_dose_response("drug_1").empty
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("drug_1", []), ValueError, "`genes` is empty"),
+        (("drug_1", "Gene_1"), ValueError, r"'Gene_1' are not in the model. Did you mean 'gene_1'\?"),
+        (("drug_1", "gene_1", []), ValueError, "`dosage` is empty"),
+        ((1,), TypeError, r"`drug_embedding` is 1 \(int\). Give names"),
+    ],
+)
+def test_empty_and_odd_questions_about_a_curve(model, arguments, error, message):
+    with pytest.raises(error, match=message):
+        model.get_dose_response(*arguments)
+
+
 def test_dose_response_curve(model):
     curve = model.get_dose_response("drug_1", ["gene_0", "gene_3"], [0.0, 0.5, 1.0, 2.0])
     assert list(curve["gene"]) == ["gene_0"] * 4 + ["gene_3"] * 4
@@ -127,7 +149,7 @@ def test_dose_response_of_a_new_drug(model, screen):
     ("arguments", "message"),
     [
         (("drug_77",), "'drug_77' not among the measured"),
-        (("drug_1", "gene_77"), r"Genes \['gene_77'\] are not in the model"),
+        (("drug_1", "gene_77"), "Genes 'gene_77' are not in the model"),
         (("drug_1", "gene_0", [-1.0]), "`dosage` contains -1"),
         (("drug_1", "gene_0", ["10uM"]), "text such as '10uM'"),
         ((["drug_1", "drug_2"],), "holds 2 drugs. Give one"),

@@ -93,6 +93,7 @@ def test_with_the_data_saved_along(model, tmp_path, features):
     [{"mechanism": "mlp", "n_hidden": 3}, {"intervention": "hard"}, {"likelihood": "normal"}],
     ids=["mlp", "hard", "normal"],
 )
+@pytest.mark.filterwarnings("ignore:.*as raw counts are")  # also for likelihood="normal", which runs on anything
 def test_other_models(adata, fit, options, tmp_path, features):
     model = fit(adata, epochs=3, **options)
     model.save(tmp_path / "model")
@@ -149,6 +150,16 @@ def test_loaded_without_data_there_is_nothing_to_score_or_train_on(saved):
     for use in (loaded.score, loaded.annotate, lambda: loaded.train(1)):
         with pytest.raises(ValueError, match="loaded without data.*adata"):
             use()
+
+
+def test_a_new_model_of_the_data_of_a_loaded_one(saved, screen):
+    loaded = GIM.load(saved, adata=screen.copy(), accelerator="cpu")
+    new = GIM(loaded.adata)
+    assert new.perturbations == loaded.perturbations
+    with pytest.raises(
+        ValueError, match=r"^252 cells of 'drug_0'.* the model does not know: .*`GIM.load`.*GIM.setup_anndata"
+    ):
+        new.train(1, enable_progress_bar=False, accelerator="cpu")
 
 
 def test_loaded_without_data_other_data_can_be_used(model, saved, adata, features):

@@ -13,6 +13,10 @@ import torch
 from scgim.model import GIM
 from scgim.pp import split_by_context
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*as raw counts are"
+)  # also for likelihood="normal", which runs on anything
+
 OPTIONS = [
     {},
     {"mechanism": "mlp"},

@@ -65,6 +65,34 @@ def test_continuous_values_must_be_finite(adata):
 
 
 @pytest.mark.parametrize(
+    ("key", "logs", "message"),
+    [
+        (None, False, r"`adata\.X` holds whole numbers up to 19.*Use `likelihood='nb'`.*take logarithms\.$"),
+        (
+            "size_factor",
+            False,
+            r"up to 19.*`size_factor_key='size_factor'` has no effect.*logarithms, and leave out `size_factor_key`",
+        ),
+        (
+            "size_factor",
+            True,
+            r"^`size_factor_key='size_factor'` has no effect with `likelihood='normal'`.*leave it out",
+        ),
+        (None, True, None),
+    ],
+)
+def test_counts_and_size_factors_are_not_for_continuous_values(adata, key, logs, message):
+    adata.X = adata.X.minimum(19.0)
+    adata.X = adata.X.log1p() if logs else adata.X
+    GIM.setup_anndata(adata, size_factor_key=key)
+    if message is None:
+        GIM(adata, likelihood="normal")
+        return
+    with pytest.warns(UserWarning, match=message):
+        GIM(adata, likelihood="normal")
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (zero_cell, r"1 of \d+ cells have no counts.*filter_cells"),
@@ -240,8 +268,15 @@ def test_unknown_options_list_what_there_is(adata, option, allowed):
 
 
 def test_model_without_setup(adata):
-    with pytest.raises(ValueError, match="setup_anndata"):
+    with pytest.raises(
+        ValueError, match=r"`adata` was not set up.*`GIM.setup_anndata\(adata, \.\.\.\); model = GIM\(adata\)`"
+    ):
         GIM(adata)
+    GIM.setup_anndata(adata)
+    with pytest.raises(ValueError, match="or is a copy or part of data that were"):
+        GIM(adata.copy())
+    with pytest.raises(ValueError, match="A new model needs data, and `adata` is None"):
+        GIM(None)
 
 
 @pytest.mark.parametrize(

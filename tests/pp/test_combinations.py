@@ -23,6 +23,31 @@ def screen(n: int = 30) -> AnnData:
     return adata
 
 
+@pytest.mark.parametrize(
+    ("sign", "labels", "found"),
+    [
+        ("+", ["a+b", "b+c"], "2 joined by '+'"),
+        ("+", ["x+y"], "1 joined by '+'"),
+        ("_", ["a_b", "a_x"], "1 joined by '_'"),
+        ("|", ["b|c", "b|control"], "2 joined by '|'"),
+        ("+", ["(+)-JQ1", "a_x"], None),
+    ],
+)
+def test_a_separator_that_was_left_out_is_named(sign, labels, found):
+    adata = screen()
+    names = np.repeat(["control", "a", "b", "c", *labels], 30)
+    adata = adata[: len(names)].copy()
+    adata.obs["perturbation"] = names
+    table = check_screen(adata, dosage_key=None, drug_embedding_key=None)
+    if found is None:
+        assert "combinations" not in table.index
+        return
+    value, verdict, advice = table.loc["combinations"]
+    assert (value, verdict) == (found, "warn")
+    assert f"{labels[0]!r}" in advice
+    assert f"`combination_separator={sign!r}`" in advice
+
+
 def test_combinations_are_held_out_whatever_the_order_of_their_names():
     adata = screen()
     adata.obs.loc[adata.obs["perturbation"] == "b+a", "dosage"] = "2+1"  # as in "a+b"

@@ -109,6 +109,17 @@ def test_shallow_drug(adata):
     assert "'d03'" in verdict(adata, "depth")[1]
 
 
+def test_small_contexts_of_a_level(adata):
+    name = "cells per context and 'line'"
+    adata.obs["line"] = np.tile(["k562", "a549"], adata.n_obs // 2)
+    few = (adata.obs["perturbation"] == "d03") & (adata.obs["dosage"] == 10) & (adata.obs["line"] == "a549")
+    small = adata[~few | (np.cumsum(few) <= 4)].copy()
+    value, _, advice = pp.check_screen(small, effect_modifier_key="line").loc[name]
+    assert value == "median 10, least 4 in 'a549'"
+    assert "72 of 72 have fewer than 20 ('d03 at 10 in a549', " in advice
+    assert name not in pp.check_screen(small).index
+
+
 def test_few_controls_and_small_contexts(adata):
     small = adata[np.r_[0:50, 120 : adata.n_obs - 15]].copy()
     assert verdict(small, "control cells")[0] == "warn"

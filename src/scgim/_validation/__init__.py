@@ -8,6 +8,7 @@ from scgim._validation._combinations import (
     combination_name,
     in_combinations,
     inseparable_drugs,
+    joined_labels,
     separate_combinations,
     warn_of_inseparable,
 )
@@ -34,10 +35,19 @@ from scgim._validation._matrix import (
     check_nonempty,
     check_var_names,
     iterate_blocks,
+    largest_count,
     matrix_name,
 )
-from scgim._validation._messages import check_column, check_key, numeric_values, quote_some
+from scgim._validation._messages import (
+    check_column,
+    check_genes,
+    check_key,
+    check_known_genes,
+    numeric_values,
+    quote_some,
+)
 from scgim._validation._priors import prior_log_odds
+from scgim._validation._suggestions import close_names
 
 __all__ = [
     "Members",
@@ -49,7 +59,9 @@ __all__ = [
     "check_dosage",
     "check_interval",
     "check_gene_names",
+    "check_genes",
     "check_key",
+    "check_known_genes",
     "check_levels",
     "check_matrix_type",
     "check_no_combination",
@@ -61,10 +73,13 @@ __all__ = [
     "check_size_factors",
     "warn_of_inseparable",
     "check_var_names",
+    "close_names",
     "combination_name",
     "in_combinations",
     "inseparable_drugs",
     "iterate_blocks",
+    "joined_labels",
+    "largest_count",
     "match_doses",
     "matrix_name",
     "merge_doses",

@@ -89,6 +89,32 @@ def in_combinations(combinations: Mapping[str, Members]) -> set[str]:
     return {*combinations, *(drug for members in combinations.values() for drug in members)}
 
 
+def joined_labels(labels: Iterable[str], control: str) -> tuple[str, list[str]] | None:
+    """Sign and labels that read like several drugs of a screen, most of them first; None where there are none.
+
+    Both parts must be labels of their own, or given beside the control ("a+control"); where the sign is "+", any two names do.
+    """
+    own = set(labels)
+    found: dict[str, list[str]] = {}
+    for sign in _USUAL_SEPARATORS:
+        parts = {
+            name: [part.strip() for part in name.split(sign)] for name in own if sign in name and sign not in control
+        }
+        known = own | {part for of_one in parts.values() if control in of_one for part in of_one}
+        joins = [name for name, of_one in parts.items() if _are_drugs(of_one, known, sign)]
+        if joins:
+            found[sign] = sorted(joins)
+    return max(found.items(), key=lambda one: len(one[1]), default=None)
+
+
+def _are_drugs(parts: list[str], known: set[str], sign: str) -> bool:
+    """Whether parts of a label are names of drugs, and not of one name that holds the sign, as "(+)-JQ1" does."""
+    if known.issuperset(parts):
+        return True
+    whole = all(part.count("(") == part.count(")") and any(c.isalnum() for c in part) for part in parts)
+    return sign == _USUAL_SEPARATORS[0] and whole
+
+
 def check_separator(separator: Any, control: str) -> None:
     """Raise where the text between drugs could not be told from their names."""
     if not isinstance(separator, str) or not separator.strip() or separator.strip().isalnum():

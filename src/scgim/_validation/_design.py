@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from scgim._validation._messages import check_column, check_key, numeric_values, quote_some
+from scgim._validation._suggestions import close_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -60,7 +60,7 @@ def check_perturbations(
     labels = pd.Categorical(column.astype(str))
     counts = pd.Series(labels).value_counts()
     if control not in counts.index:
-        close = difflib.get_close_matches(control, counts.index, n=1)
+        close = close_names(control, counts.index)
         close += [name for name in counts.index if name.lower() in _VEHICLES]
         hint = f"Did you mean `control={close[0]!r}`? " if close else ""
         raise ValueError(
@@ -90,6 +90,15 @@ def odd_labels(labels: Iterable[str], control: str, where: str) -> list[str]:
         found.append(
             f"Labels in `{where}` look like missing ones: {quote_some(missing)}. They are taken for perturbations; remove their cells "
             "if they are none."
+        )
+    spellings: dict[str, list[str]] = {}
+    for name in labels:
+        spellings.setdefault(" ".join(name.lower().split()), []).append(name)
+    twice = [name for names in spellings.values() if len(names) > 1 and control not in names for name in names]
+    if twice:
+        found.append(
+            f"Labels in `{where}` differ by capitals or spaces only, {quote_some(twice)}, and are taken for different perturbations. If they "
+            f"are the same, give them one name: `{where} = {where}.astype(str).str.strip().replace(...)`."
         )
     controls = {control.strip().lower(), *_VEHICLES}
     alike = [name for name in labels if name != control and name.strip().lower() in controls]
@@ -156,7 +165,15 @@ def match_doses(dosage: np.ndarray, known: np.ndarray) -> np.ndarray:
 def check_query_dosage(dosage: Any, n: int) -> np.ndarray:
     """Doses to predict as float64 of shape (n,), from a number or one number a row."""
     values = pd.Series([dosage]) if isinstance(dosage, (Real, str)) else pd.Series(np.asarray(dosage).ravel())
-    doses = numeric_values(values, "dosage")
+    if values.empty:
+        raise ValueError("`dosage` is empty. Give one number or several, or leave it out.")
+    if not pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values):
+        bad = next(
+            (value for value in values if isinstance(value, (str, bool)) or not isinstance(value, Real)), values[0]
+        )
+        kind = "text" if isinstance(bad, str) else type(bad).__name__
+        raise ValueError(f"`dosage` holds {kind} such as {bad!r}. Give numbers in one unit (10.0 and not '10uM').")
+    doses = values.to_numpy(dtype=np.float64, na_value=np.nan)
     if len(doses) == 1:
         doses = np.repeat(doses, n)
     if len(doses) != n:

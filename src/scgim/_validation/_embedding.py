@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from scipy import sparse
 
 from scgim._validation._combinations import check_no_combination
 from scgim._validation._matrix import iterate_blocks
 from scgim._validation._messages import check_key, quote_some
+from scgim._validation._suggestions import close_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from anndata import AnnData
 
 
 def resolve_embedding(adata: AnnData, key: str, perturbations: Sequence[str], *, control: str) -> pd.DataFrame:
@@ -85,6 +84,15 @@ def check_query_embedding(
         embedding = [embedding]
     if isinstance(embedding, (pd.Series, pd.Categorical, pd.api.extensions.ExtensionArray)) and _is_text(embedding):
         embedding = list(embedding)  # names, as `adata.obs["perturbation"].unique()` gives them
+    if not (sparse.issparse(embedding) or hasattr(embedding, "__len__")):
+        raise TypeError(
+            f"`drug_embedding` is {embedding!r} ({type(embedding).__name__}). Give names of measured perturbations as text, or features, one "
+            "row a drug."
+        )
+    if isinstance(embedding, AnnData):
+        raise TypeError(
+            "`drug_embedding` is an AnnData. Give names of perturbations, or the features, such as `adata.uns['drug_embedding']`."
+        )
     if not sparse.issparse(embedding) and len(embedding) == 0:
         raise ValueError("`drug_embedding` has no rows. Give one row a drug to predict.")
     if isinstance(embedding, (list, tuple, pd.Index, np.ndarray)) and _is_text(embedding):
@@ -130,9 +138,11 @@ def _embedding_from_uns(frame: Any, key: str, drugs: list[str]) -> pd.DataFrame:
         raise ValueError(f"Drugs in `{where}.index` are duplicated: {quote_some(repeated)}. Keep one row a drug.")
     missing = [name for name in drugs if name not in index]
     if missing:
+        close = close_names(missing[0], index)
+        hint = f" {close[0]!r} reads like {missing[0]!r}, but names must be equal." if close else ""
         raise ValueError(
             f"{len(missing)} of {len(drugs)} perturbations have no row in `{where}`: {quote_some(missing)}. Its index "
-            f"has {quote_some(index)}. Add their features or leave their cells out."
+            f"has {quote_some(index)}.{hint} Add their features or leave their cells out."
         )
     return frame.set_axis(index, axis=0).loc[drugs].copy()
 
@@ -210,10 +220,10 @@ def _measured(frame: pd.DataFrame, perturbation_names: Sequence[str], separator:
     unseen = [name for name in frame.index if name not in known]
     if unseen:
         check_no_combination(unseen, perturbation_names, separator)
-        close = difflib.get_close_matches(unseen[0], perturbation_names, n=1)
+        close = close_names(unseen[0], perturbation_names)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(
-            f"{quote_some(unseen)} not among the measured perturbations ({quote_some(perturbation_names)}).{hint} A drug that "
+            f"{quote_some(dict.fromkeys(unseen))} not among the measured perturbations ({quote_some(perturbation_names)}).{hint} A drug that "
             "was never measured is predicted from its features: give them as `drug_embedding`, to a model set up with "
             "`drug_embedding_key`. Control cells are `model.predict_combination({})`; a knock-out of a gene that was not measured is "
             "`model.intervene`."
@@ -236,11 +246,17 @@ def _match_columns(frame: pd.DataFrame, feature_names: list[str]) -> pd.DataFram
 
 
 def _frame_from_array(values: Any, feature_names: list[str]) -> pd.DataFrame:
+    given = values
     values = np.atleast_2d(values.toarray() if sparse.issparse(values) else np.asarray(values))
+    if values.dtype.kind not in "biuf":
+        raise TypeError(
+            f"`drug_embedding` is a {type(given).__name__} of neither names nor numbers. Give names of measured perturbations as a list of text, "
+            "or features, one row a drug."
+        )
     if values.ndim != 2 or values.shape[1] != len(feature_names):
         raise ValueError(
             f"`drug_embedding` has shape {values.shape}. Expected (drugs, {len(feature_names)}): the model was fitted on "
-            f"{len(feature_names)} features ({quote_some(feature_names, 3)})."
+            f"{len(feature_names)} features ({quote_some(feature_names, 3)}). Measured perturbations are named by text, such as ['1']."
         )
     return pd.DataFrame(values, columns=feature_names)
 

@@ -96,6 +96,15 @@ def check_counts(X: Any, *, where: str) -> None:
                 raise ValueError(f"Found fractional values in `{where}` (such as {bad[0]:.4g}). {advice}")
 
 
+def largest_count(X: Any) -> float | None:
+    """Largest of the values of `X` where all are counts; None where some are not."""
+    try:
+        check_counts(X, where="")
+    except ValueError:
+        return None
+    return max((float(values.max()) for values in _stored_values(X) if values.size), default=0.0)
+
+
 def check_continuous(X: Any, *, where: str) -> None:
     """Raise a ValueError unless all stored values of `X` (cells x genes; dense, sparse or backed) are finite."""
     for values in _stored_values(X):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+
+from scgim._validation._suggestions import close_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,11 +32,30 @@ def check_key(key: str, available: Iterable[Any], *, where: str, argument: str) 
     names = [str(name) for name in available]
     if key in names:
         return
-    lower = {name.lower(): name for name in names}
-    close = difflib.get_close_matches(str(key).lower(), lower, n=1)
-    hint = f"Did you mean {lower[close[0]]!r}?" if close else f"It has: {quote_some(names, 10) or 'nothing'}."
+    close = close_names(key, names)
+    hint = f"Did you mean {close[0]!r}?" if close else f"It has: {quote_some(names, 10) or 'nothing'}."
     none = f", or {_MAY_BE_NONE[argument]}" if argument in _MAY_BE_NONE else ""
     raise KeyError(f"`{argument}={key!r}` is not in `{where}`. {hint} Pass the right name as `{argument}=...`{none}.")
+
+
+def check_genes(genes: Any, known: Iterable[str]) -> list[str]:
+    """One gene or several as a list without repeats; ValueError where there are none, or one is not among those of the model."""
+    names = [str(gene) for gene in ([genes] if isinstance(genes, str) or not hasattr(genes, "__iter__") else genes)]
+    if not names:
+        raise ValueError("`genes` is empty. Name one gene or several, or leave it out.")
+    check_known_genes(names, known)
+    return list(dict.fromkeys(names))
+
+
+def check_known_genes(names: Iterable[str], known: Iterable[str]) -> None:
+    """ValueError where a gene is not among those of the model."""
+    unknown = [name for name in names if name not in set(known)]
+    if unknown:
+        close = close_names(unknown[0], known)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(
+            f"Genes {quote_some(unknown)} are not in the model.{hint} `model.gene_names_` lists those that are."
+        )
 
 
 def check_column(obs: pd.DataFrame, key: str, argument: str) -> pd.Series:

@@ -11,7 +11,7 @@ import torch
 from scipy import sparse
 
 from scgim._constants import Key, stored_name
-from scgim._validation import check_gene_names
+from scgim._validation import check_annotated, check_gene_names
 from scgim.interventions._interventions import Interventions
 from scgim.interventions._sensitivity import feature_sensitivity
 from scgim.model._base import ScreenModel
@@ -66,6 +66,11 @@ class AnnotationMixin(ScreenModel):
         self._check_if_trained(warn=False)
         if adata is None:
             adata = self._own_data()
+        check_annotated(adata)
+        if not isinstance(key_added, str) or not key_added:
+            raise ValueError(
+                f"`key_added` must be text that names of results begin with, such as 'gim', found {key_added!r}."
+            )
         if "/" in key_added:
             raise ValueError(
                 f"`key_added={key_added!r}` holds a slash, which separates groups in files. Use another sign."

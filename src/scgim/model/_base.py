@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scvi import REGISTRY_KEYS
+from scvi import REGISTRY_KEYS, settings
 from scvi.data.fields import LayerField
 from scvi.model.base import BaseModelClass
 
@@ -14,14 +15,16 @@ from scgim._backed import readable
 from scgim._constants import REGISTRY
 from scgim._size_factors import estimate_size_factors, known_size_factors
 from scgim._validation import (
+    check_annotated,
     check_continuous,
     check_counts,
     check_gene_names,
     check_matrix_type,
+    largest_count,
     matrix_name,
 )
 from scgim.fit._depth import read_depth
-from scgim.model._arguments import check_default_type
+from scgim.model._arguments import check_default_type, whole_number
 from scgim.model._fields import ScreenField, context_codes
 from scgim.predict._covariates import CovariateDesign, ScaledDesign
 from scgim.predict._drugs import Drugs
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
     from scgim.module import GIMModule
 
 _N_SAMPLES = (100, 1000)  # cells drawn of a row where nothing is asked for, at least and at most: conventions
-_SET_UP_AGAIN = "Set up the data and make a new model: `GIM.setup_anndata(adata); model = GIM(adata)`."
+SET_UP_AGAIN = "Set up the data and make a new model: `GIM.setup_anndata(adata); model = GIM(adata)`."
 _SETUP_KEYS = (
     "perturbation_key",
     "control",
@@ -185,9 +188,7 @@ class ScreenModel(BaseModelClass):
         """Cells to draw of each row, checked; as many as means need where none are asked for."""
         if n_samples is None:
             return enough_samples(n_rows * len(self.gene_names_), *_N_SAMPLES)
-        if n_samples < 1:
-            raise ValueError(f"`n_samples` must be at least 1, found {n_samples}.")
-        return n_samples
+        return whole_number("n_samples", n_samples)
 
     def _name_as_asked(self, obs: pd.DataFrame) -> None:
         """Give perturbation, dosage and size factor of predictions the names that they have in the user's data as well."""
@@ -211,16 +212,56 @@ class ScreenModel(BaseModelClass):
         layer = self._setup_args["layer"]
         return readable(adata.X if layer is None else adata.layers[layer])
 
+    @classmethod
+    def _check_set_up(cls, adata: AnnData | None, registry: dict | None) -> None:
+        """Raise where there are no data, or they were not set up, and say how that is done."""
+        if adata is None and registry is None:
+            raise ValueError(
+                "A new model needs data, and `adata` is None, as `model.adata` is of a model that was loaded without: "
+                "`GIM.setup_anndata(adata); model = GIM(adata)`."
+            )
+        if adata is None:
+            return
+        check_annotated(adata)
+        try:
+            found = cls._get_most_recent_anndata_manager(adata)
+        except ValueError:  # a copy of data that were set up
+            found = None
+        if found is None:
+            raise ValueError(
+                "`adata` was not set up for a new model, or is a copy or part of data that were. Set it up, with the names of its columns: "
+                "`GIM.setup_anndata(adata, ...); model = GIM(adata)`. A model that was saved takes it as it is: `GIM.load(path, adata)`."
+            )
+
     def _check_values(self, adata: AnnData) -> None:
         """Counts for count likelihoods, finite values for the normal."""
         layer = self._setup_args["layer"]
         values = adata.X if layer is None else adata.layers[layer]
         (check_continuous if self._is_continuous else check_counts)(values, where=matrix_name(layer))
 
+    def _warn_of_counts(self, adata: AnnData) -> None:
+        """Warn of counts, or size factors, where values are taken for continuous ones."""
+        if not self._is_continuous:
+            return
+        layer, key = self._setup_args["layer"], self._setup_args["size_factor_key"]
+        largest = largest_count(adata.X if layer is None else adata.layers[layer])
+        given = [] if key is None else [f"`size_factor_key={key!r}` has no effect with `likelihood='normal'`."]
+        drop = "" if key is None else ", and leave out `size_factor_key`"
+        if largest is not None:
+            given.insert(0, f"`{matrix_name(layer)}` holds whole numbers up to {largest:g}, as raw counts are.")
+            given.append(f"Use `likelihood='nb'` for counts; or normalise them, take logarithms{drop}.")
+        elif key is not None:
+            given.append("Continuous values are taken as they are: leave it out of `setup_anndata`.")
+        if given:
+            warnings.warn(" ".join(given), UserWarning, stacklevel=settings.warnings_stacklevel)
+
     def _validate_screen(self, adata: AnnData | None) -> AnnData:
         """Data to work on: those of the model, or others with the same genes in the same order, and known covariates."""
         if adata is None:
             return self._validate_anndata(self._own_data())
+        check_annotated(adata)
+        if not adata.n_obs:
+            raise ValueError("`adata` has no cells. Look at what selected them.")
         check_gene_names(adata.var_names, self.gene_names_)
         if adata is not self.adata:
             if adata.is_view:
@@ -236,7 +277,7 @@ class ScreenModel(BaseModelClass):
         if list(adata.var_names.astype(str)) != [str(name) for name in known]:
             raise ValueError(
                 f"Genes of `adata` were changed since `setup_anndata` ({len(known)} then, {adata.n_vars} now, or in another order). "
-                f"{_SET_UP_AGAIN}"
+                f"{SET_UP_AGAIN}"
             )
         adata = self._validate_anndata(adata)  # set up as it was for this model, if another one has been set up since
         design = self._screen_field().design(adata, need_controls=False)
@@ -244,7 +285,7 @@ class ScreenModel(BaseModelClass):
         changed = int((context_codes(design, self._screen) != code).sum())
         if changed:
             raise ValueError(
-                f"Perturbations or dosages of {changed} cells were changed since `setup_anndata`. {_SET_UP_AGAIN}"
+                f"Perturbations or dosages of {changed} cells were changed since `setup_anndata`. {SET_UP_AGAIN}"
             )
         self._check_values(adata)
 

@@ -160,6 +160,7 @@ class GIM(
         target_prior: pd.DataFrame | None = None,
         network_prior: pd.DataFrame | None = None,
     ):
+        self._check_set_up(adata, registry)
         super().__init__(adata, registry)
         options = {
             "mechanism": MECHANISMS,
@@ -205,6 +206,7 @@ class GIM(
         if adata is not None:
             self.gene_names_ = adata.var_names.astype(str).tolist()
             self._check_unchanged(adata)
+            self._warn_of_counts(adata)
         self.init_params_ = self._get_init_params(locals())
 
     @property
@@ -306,6 +308,12 @@ class GIM(
             known = kwargs["source_registry"]["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
             check_gene_names(adata.var_names, known[LayerField.COLUMN_NAMES_KEY])
         check_columns(adata.obs, batch_key, categorical_covariate_keys, continuous_covariate_keys)
+        for key in (batch_key, *(categorical_covariate_keys or []), *(continuous_covariate_keys or [])):
+            if key is not None and key in (perturbation_key, dosage_key):
+                raise ValueError(
+                    f"{key!r} is the column of perturbations or dosages, and a covariate as well: nothing would be left for the drugs. Leave it "
+                    "out of the covariates."
+                )
         if effect_modifier_key is not None:
             check_modifier(adata.obs, effect_modifier_key, continuous_covariate_keys)
         if size_factor_key is not None:

@@ -12,6 +12,7 @@ from anndata import AnnData
 from scvi import settings
 
 from scgim._validation import check_interval, check_no_combination, check_query_embedding, quote_some, resolve_embedding
+from scgim.model._arguments import whole_number
 from scgim.model._new_cells import NewCellsMixin
 from scgim.predict._likelihood import cell_log_likelihoods, context_effects
 from scgim.predict._means import Draws, posterior_means
@@ -229,6 +230,7 @@ class PredictionMixin(NewCellsMixin):
             )
         if by not in ("context", "cell"):
             raise ValueError(f"`by` must be 'context' or 'cell', found {by!r}.")
+        n_samples = whole_number("n_samples", n_samples)
         adata = self._validate_screen(adata)
         design = self._screen_field().design(adata, need_controls=False)
         contexts, code = _contexts_of(design.rename(columns={"level": self._covariates.modifier}))

@@ -12,17 +12,19 @@ import pandas as pd
 from scvi import settings
 
 from scgim._size_factors import common_variance
+from scgim._validation import quote_some
 from scgim.fit._depth import can_tell_depth, estimate_depth, read_depth
 from scgim.fit._fit import unchanged_if_stopped
 from scgim.fit._measurement import is_expression_hidden
 from scgim.fit._search_bar import SearchBar
-from scgim.model._base import ScreenModel
+from scgim.model._base import SET_UP_AGAIN, ScreenModel
 from scgim.predict._covariates import centre_and_scale
 from scgim.train import BatchLoader, Cells
 from scgim.train._data import shared_values
 from scgim.train._threads import threads_for
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from numpy.typing import NDArray
 
     from scgim.fit._course import Course
@@ -44,11 +46,21 @@ class PreparationMixin(ScreenModel):
         adata = self._own_data()
         self._check_unchanged(adata)
         cells = self._cells(self._validate_anndata(adata), training=True)
+        self._check_known(adata, cells.context < 0)
         control = cells.context < self._n_controls
         n_continuous = len(self._covariates.continuous)
         self.covariate_scaling_ = centre_and_scale(cells.covariates, n_continuous, control)
         self.mean_total_ = float(cells.x.sum() / len(cells))
         return Cells(shared_values(cells.x), cells.context, self._design.scaled(cells.covariates), cells.log_size)
+
+    def _check_known(self, adata: AnnData, unknown: NDArray[np.bool_]) -> None:
+        """Raise where cells are in contexts that the data were not set up with, as those of another screen that a model was loaded with."""
+        if unknown.any():
+            of = adata.obs.loc[unknown, self._setup_args["perturbation_key"]].astype(str).unique()
+            raise ValueError(
+                f"{int(unknown.sum())} cells of {quote_some(of)} got a perturbation or dosage that the model does not know: `adata` was set up "
+                f"by `GIM.load`, as the data of the model loaded. {SET_UP_AGAIN}"
+            )
 
     def _measured(
         self, cells: Cells, course: Course, max_seconds: float | None, *, is_new: bool, progress: bool

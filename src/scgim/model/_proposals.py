@@ -105,9 +105,8 @@ class ProposalMixin(LibraryMixin):
             doses = np.unique(check_query_dosage(candidates, np.size(candidates)))
         except ValueError as error:
             raise ValueError(str(error).replace("`dosage`", "`candidates`")) from None
-        if not len(doses) or not (doses > 0).all():
-            found = "doses that are not above zero" if len(doses) else "no dose"
-            raise ValueError(f"`candidates` holds {found}. Give the doses that could be measured.")
+        if not (doses > 0).all():
+            raise ValueError("`candidates` holds doses that are not above zero. Give the doses that could be measured.")
         return doses
 
     def _measured_names(self, perturbations: str | Sequence[str] | None) -> list[str]:

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from scgim._validation import check_interval, check_query_dosage
+from scgim._validation import check_genes, check_interval, check_query_dosage
 from scgim.interventions._interventions import Interventions
+from scgim.model._arguments import whole_number
 from scgim.model._base import ScreenModel
-from scgim.predict._curves import curve_table, usual_log_dosages
+from scgim.predict._curves import curve_table, likely_targets, usual_log_dosages
 from scgim.predict._interactions import interaction_table
 from scgim.predict._modifiers import modifier_table
 from scgim.predict._sampler import some_seed
@@ -242,6 +243,7 @@ class ResultsMixin(ScreenModel):
         Data frame indexed by (perturbation, dosage), and the level if there are several, a column a gene; natural logarithm (for `likelihood="normal"`, the
         difference of means in control standard deviations).
         """
+        n_samples = None if n_samples is None else whole_number("n_samples", n_samples)
         index, query = self._contexts_asked(drug_embedding, dosage, level)
         levels = None if index.nlevels == 2 else index.get_level_values(2).tolist()
         found = total_effects(self._sampler, query, n_samples, some_seed(seed), levels)
@@ -329,7 +331,7 @@ class ResultsMixin(ScreenModel):
         Returns
         -------
         One row a gene and dosage: `gene`, `dosage`, `effect` (log fold change if the gene is a target), `lower`,
-        `upper`, `target_prob`, `emax`, `ec50`, `hill`.
+        `upper`, `target_prob`, `emax`, `ec50`, `hill`. No rows, and a warning, where no gene is a likely target and none was named.
 
         Raises
         ------
@@ -353,15 +355,10 @@ class ResultsMixin(ScreenModel):
             raise ValueError(f"`perturbation` holds {len(query)} drugs. Give one.")
         interventions = query.known.rows_at(query.drug, None if of_level is None else torch.tensor([of_level]))
         if genes is None:
-            chosen = np.flatnonzero(interventions.target_probs[0].numpy() > 0.5)
+            drug = str(query.features.index[0])
+            chosen = likely_targets(interventions.target_probs[0].numpy(), self.gene_names_, drug)
         else:
-            if isinstance(genes, (str, int)):
-                genes = [genes]
-            genes = list(genes)
-            unknown = [g for g in genes if g not in self.gene_names_]
-            if unknown:
-                raise ValueError(f"Genes {unknown} are not in the model. `model.gene_names_` lists those that are.")
-            chosen = pd.Index(self.gene_names_).get_indexer(genes)
+            chosen = pd.Index(self.gene_names_).get_indexer(check_genes(genes, self.gene_names_))
         log_dosage = usual_log_dosages(*self.module.knowledge.dosage_range())
         if dosage is not None:
             with np.errstate(divide="ignore"):

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from scgim._constants import REGISTRY
-from scgim._validation import check_counts, check_gene_names, matrix_name, quote_some
+from scgim._validation import check_counts, check_gene_names, check_known_genes, matrix_name
 from scgim.model._base import ScreenModel
 from scgim.predict._sampler import Backdrop, random_generator
 
@@ -210,11 +210,7 @@ class WhatIfMixin(ScreenModel):
             raise ValueError(f"`kind` must be 'set' or 'shift', found {kind!r}.")
         if not isinstance(genes, Mapping) or not genes:
             raise ValueError(f"`genes` must give at least one gene its value, {{'gene': value}}, found {genes!r}.")
-        unknown = [gene for gene in genes if gene not in self.gene_names_]
-        if unknown:
-            raise ValueError(
-                f"Genes {quote_some(unknown)} are not in the model. `model.gene_names_` lists those that are."
-            )
+        check_known_genes(genes, self.gene_names_)
         text = {g: v for g, v in genes.items() if isinstance(v, (bool, str)) or not np.isscalar(v)}
         if text:
             raise ValueError(f"`genes` holds {text}. Values are numbers.")

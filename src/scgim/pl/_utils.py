@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +16,7 @@ from matplotlib.transforms import ScaledTranslation
 
 from scgim._constants import Key, read_name
 from scgim._report import number
+from scgim._validation import close_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -92,7 +92,7 @@ def pick(names: str | Iterable[str] | None, available: Iterable[str], what: str)
         raise ValueError(f"Expected at least one {what}, found none.")
     missing = [name for name in wanted if name not in set(known)]
     if missing:
-        close = difflib.get_close_matches(missing[0], known, n=3)
+        close = close_names(missing[0], known, 3)
         hint = f"Did you mean {close}?" if close else f"The first known ones are {known[:5]}."
         raise KeyError(f"Unknown {what}: {missing[:5]}. {hint}")
     return wanted

@@ -26,6 +26,7 @@ from scgim._validation import (
     in_combinations,
     inseparable_drugs,
     iterate_blocks,
+    joined_labels,
     matrix_name,
     numeric_values,
     odd_labels,
@@ -34,7 +35,7 @@ from scgim._validation import (
     separate_combinations,
 )
 from scgim.pp._confounding import batches, covariates, positions
-from scgim.pp._levels import levels
+from scgim.pp._levels import MIN_CONTEXT, levels
 from scgim.pp._plate import find_position
 from scgim.pp._report import FAIL, Checks, Row, Screen, attempt, passes, row
 
@@ -48,7 +49,6 @@ _MAX_REPLICATES, _ALIKE = 4, 0.5  # wells a context on a plate, and the share of
 _LOW_DEPTH = 0.5  # of the controls' counts
 _SOME_ZEROS = 0.01  # share of zeros that logarithms of intensities do not have
 _MIN_CONTROLS = {True: 32, False: 100}  # of a plate or not: means of controls to 0.18 and 0.1 standard deviations
-_MIN_CONTEXT = {True: 3, False: 20}  # observations of a drug and dose
 _MIN_DOSES = 3  # a curve has three numbers
 _MIN_DRUGS = 10  # for features to say something of others
 
@@ -314,9 +314,22 @@ def _observations(screen: Screen) -> Iterator[Row]:
         alike = inseparable_drugs(screen.combinations, set(counts.index) - set(screen.combinations))
         advice = f"{quote_some(alike)} were only given together: what each of them does cannot be told."
         yield row("combinations", len(screen.combinations), advice if alike else "")
+    elif joined := joined_labels(screen.labels.categories, screen.control):
+        yield _joined(*joined, screen.effect_modifier_key)
     where = f"adata.obs[{screen.perturbation_key!r}]"
     odd = odd_labels(screen.labels.categories, screen.control, where)
     yield row("labels", "look odd" if odd else "ok", " ".join(odd))
+
+
+def _joined(sign: str, names: list[str], effect_modifier_key: str | None) -> Row:
+    """Row of labels that read like several drugs, where no separator was given."""
+    advice = (
+        f"{quote_some(names, 3)} read like several drugs. With `combination_separator={sign!r}` (and dosages such as '1{sign}10') they and "
+        "single drugs tell of each other, and `get_interactions` compares them; without, each is a perturbation of its own."
+    )
+    if effect_modifier_key is not None:
+        advice += " It takes no `effect_modifier_key`."
+    return row("combinations", f"{len(names)} joined by {sign!r}", advice)
 
 
 def _doses(screen: Screen) -> Iterator[Row]:
@@ -338,7 +351,7 @@ def _doses(screen: Screen) -> Iterator[Row]:
     advice = "Fewer than three doses do not fix a dose-response curve: EC50 and slope then come from the prior."
     yield row("doses", value, advice if curve else "")
     sizes = treated.groupby(["drug", "dose"]).size()
-    enough = _MIN_CONTEXT[screen.is_plate]
+    enough = MIN_CONTEXT[screen.is_plate]
     small = sizes.index[sizes < enough]
     shown = quote_some(f"{drug} at {dose:g}" for drug, dose in small)
     advice = f"{len(small)} of {len(sizes)} contexts have fewer than {enough} {screen.unit}s ({shown}): "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,10 @@ import pandas as pd
 from scvi import REGISTRY_KEYS
 
 from scgim._constants import REGISTRY
-from scgim._validation import check_column, check_covariates, check_key, numeric_values, quote_some
+from scgim._validation import check_column, check_covariates, numeric_values, quote_some
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -21,8 +22,8 @@ _MIN_SPREAD = 1e-8  # below it a covariate is constant, but for rounding, and ke
 
 
 def as_list(keys: Any) -> Any:
-    """Names of columns in a list, whatever they came in; text and None stay as they are, for :func:`check_columns` to look at."""
-    return keys if keys is None or isinstance(keys, str) else list(keys)
+    """Names of columns in a list, each once, whatever they came in; text and None stay as they are, for :func:`check_columns` to look at."""
+    return keys if keys is None or isinstance(keys, str) else list(dict.fromkeys(keys))
 
 
 def check_columns(
@@ -164,7 +165,10 @@ class CovariateDesign:
     def encode(self, obs: pd.DataFrame, *, new: bool = False) -> NDArray[np.float32]:
         """Design matrix of cells, shape (N, Q); ValueError for categories not seen in training, unless they may be `new`, which has zeros."""
         for key in self.keys:
-            check_key(key, obs.columns, where="adata.obs", argument="covariate keys")
+            if key not in obs:
+                raise KeyError(
+                    f"The covariate {key!r} of the model is no column of `adata.obs`, which has {quote_some(obs.columns, 10)}. Add it."
+                )
         if not new:
             check_covariates(obs[list(self.categories)], self.categories)
         columns = [
@@ -174,6 +178,19 @@ class CovariateDesign:
         ]
         columns += [numeric_values(obs[key], f"adata.obs[{key!r}]") for key in self.continuous]
         return np.stack(columns, 1).astype(np.float32) if columns else np.zeros((len(obs), 0), np.float32)
+
+
+def _one_row(covariates: Any) -> pd.DataFrame:
+    """Covariates that hold for all cells as a data frame, which should have one row; ValueError for anything else."""
+    if isinstance(covariates, pd.DataFrame):
+        return covariates
+    values = dict(covariates) if isinstance(covariates, (Mapping, pd.Series)) else None
+    if values is None or any(np.ndim(value) for value in values.values()):
+        raise ValueError(
+            f"`covariates` is {covariates!r}. Give each covariate one value, which holds for all cells, such as {{'batch': 'b1'}}; ask once for "
+            "each value."
+        )
+    return pd.DataFrame(values, index=[0])
 
 
 def centre_and_scale(design: NDArray, n_continuous: int, controls: NDArray[np.bool_]) -> tuple[NDArray, NDArray]:
@@ -229,7 +246,7 @@ class ScaledDesign:
 
         Covariates that are not given stay as they are.
         """
-        frame = pd.DataFrame(covariates, index=None if isinstance(covariates, pd.DataFrame) else [0])
+        frame = _one_row(covariates)
         if len(frame) != 1:
             raise ValueError(f"`covariates` has {len(frame)} rows. Expected one, which holds for all cells.")
         unknown = [key for key in frame if key not in self.keys]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import norm
+from scvi import settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -17,12 +19,27 @@ if TYPE_CHECKING:
     from scgim.interventions._interventions import Interventions
 
 _COLUMNS = ["gene", "dosage", "effect", "lower", "upper", "target_prob", "emax", "ec50", "hill"]
+_LIKELY = 0.5  # probability of a target whose curve is shown where none is asked for
 _N_DOSES, _BEYOND = 50, np.log(10)  # from a tenth of the smallest dosage to ten times the largest: convention
 
 
 def usual_log_dosages(low: float, high: float) -> NDArray[np.float64]:
     """Log dosages of a curve, from below the measured ones (`low` to `high`) to above."""
     return np.linspace(low - _BEYOND, high + _BEYOND, _N_DOSES)
+
+
+def likely_targets(probs: NDArray[np.float64], genes: Sequence[str], drug: str) -> NDArray[np.int64]:
+    """Positions of the genes that are targets of a drug with a probability above one half; a warning where there are none."""
+    chosen = np.flatnonzero(probs > _LIKELY)
+    if not len(chosen):
+        best = int(probs.argmax())
+        warnings.warn(
+            f"No gene is a target of {drug!r} with a probability above one half, so that there are no curves; {genes[best]!r} comes first, with "
+            f"{probs[best]:.2f}. Name genes for their curves all the same: `genes=[{genes[best]!r}]`.",
+            UserWarning,
+            stacklevel=settings.warnings_stacklevel,
+        )
+    return chosen
 
 
 def curve_table(

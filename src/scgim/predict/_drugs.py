@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from scgim._validation import check_key, check_query_dosage, check_query_embedding, quote_some
+from scgim._validation import check_key, check_query_dosage, check_query_embedding, close_names, quote_some
 from scgim.interventions._doubt import Doubt, estimate_doubt
 from scgim.interventions._interventions import Interventions
 from scgim.predict._arms import Arms
@@ -247,6 +247,11 @@ class Drugs:
                 "`combinations` must be a mapping {'drug': dosage}, or a list of at least one such mapping."
             )
         named = [(str(drug), dosage, k) for k, c in enumerate(combinations) for drug, dosage in c.items()]
+        several = [drug for drug, dosage, _ in named if np.ndim(dosage)]
+        if several:
+            raise ValueError(
+                f"{several[0]!r} has several dosages in one combination. Give a combination for each, in a list."
+            )
         dosages = check_query_dosage([dosage for _, dosage, _ in named], len(named)) if named else np.zeros(0)
         dosages = self._known_doses(dosages)
         parts: list[dict[str, float]] = [{} for _ in combinations]
@@ -285,13 +290,24 @@ class Drugs:
         if not drugs:
             return self.module.knowledge.interventions().rows(torch.zeros(0, dtype=torch.long))
         new, known = [drug for drug in drugs if drug not in set(self.names)], self.embedding
-        if new and known is not None and drug_embedding is None:
+        if self.control in new:
             raise ValueError(
-                f"{quote_some(new)} not among the measured perturbations. Features of new drugs in combinations are an argument of their "
+                f"`combinations` holds the control, {self.control!r}, which is no drug. Leave it out: `{{}}` are control cells."
+            )
+        if new and known is not None and drug_embedding is None:
+            close = close_names(new[0], self.names)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(
+                f"{quote_some(new)} not among the measured perturbations.{hint} Features of new drugs in combinations are an argument of their "
                 "own: `model.predict_combination(combinations, drug_embedding)`, one row a new drug."
             )
         if not new or drug_embedding is None or known is None:
             return self.query(drugs, 1.0).known
+        if not isinstance(drug_embedding, pd.DataFrame):
+            raise TypeError(
+                f"`drug_embedding` is a {type(drug_embedding).__name__}. Give a data frame with the features of each new drug, its name in the "
+                "index."
+            )
         table = drug_embedding.rename(index=str)
         for drug in new:
             check_key(drug, table.index, where="drug_embedding.index", argument="combinations")

@@ -38,6 +38,19 @@ def some_seed(seed: int | None) -> int:
     return int(torch.randint(_SEEDS, ())) if seed is None else seed
 
 
+def _positive(size_factor: Any, n: int) -> np.ndarray:
+    """Size factors of n cells, one or one each; ValueError where they cannot be."""
+    try:
+        values = np.asarray(size_factor, dtype=np.float64).ravel()
+    except (TypeError, ValueError):
+        values = np.array([np.nan])
+    if len(values) not in (1, n):
+        raise ValueError(f"`size_factor` must be one or {n} positive numbers, found {len(values)} values.")
+    if not (np.isfinite(values) & (values > 0)).all():
+        raise ValueError(f"`size_factor` must be one or {n} positive numbers, found {size_factor!r}.")
+    return values
+
+
 def enough_samples(n_values: int, least: int, most: int) -> int:
     """Cells drawn of each row where no number is asked for; `n_values` are those of one cell of every row."""
     return int(np.clip(_N_VALUES / max(1, n_values), least, most))
@@ -108,10 +121,7 @@ class Sampler:
         if covariates is not None:
             design = self.design.with_covariates(design, covariates)
         if size_factor is not None:
-            values = np.asarray(size_factor, dtype=np.float64).ravel()
-            if len(values) not in (1, n) or not (np.isfinite(values) & (values > 0)).all():
-                raise ValueError(f"`size_factor` must be one or {n} positive numbers, found {len(values)} values.")
-            log_size = np.broadcast_to(np.log(values), n).astype(np.float32)
+            log_size = np.broadcast_to(np.log(_positive(size_factor, n)), n).astype(np.float32)
         return Backdrop(torch.as_tensor(design), torch.as_tensor(np.ascontiguousarray(log_size)))
 
     def cells(
