@@ -26,7 +26,8 @@ MIN_MEAN = 1e-6  # counts: genes that are never seen have a logarithm all the sa
 N_CONTROLS = 2000  # drawn to find the means of controls: to 2 % of a standard deviation
 _TINY = 1e-30  # variances of draws must not be zero
 _BLOCK = 500  # arms whose draws are held in memory together
-_N_DRAWS, _N_CELLS = 50, (20, 50)  # of which standard deviations are found, to a tenth: conventions
+# Draws of which standard deviations are found, to a sixth or to a tenth, and cells in each: at least and at most, conventions for time
+_N_DRAWS, _N_CELLS = (20, 50), (20, 50)
 _MAX_VALUES = 10_000_000  # drawn effects held in memory together
 
 
@@ -83,8 +84,9 @@ def posterior_means(sampler: Sampler, drugs: Drugs, arms: Arms, draws: Draws) ->
 
 def effect_sds(sampler: Sampler, drugs: Drugs, arms: Arms, covariates: Any = None) -> Tensor:
     """Posterior standard deviation of the change of each mean against control cells, (arms, d)."""
-    n_values = _N_DRAWS * len(sampler.genes)
-    draws = Draws(_N_DRAWS, enough_samples(n_values * len(arms), *_N_CELLS), 0, covariates)
+    n_draws = enough_samples(_N_CELLS[0] * len(arms) * len(sampler.genes), *_N_DRAWS)
+    n_values = n_draws * len(sampler.genes)
+    draws = Draws(n_draws, enough_samples(n_values * len(arms), *_N_CELLS), 0, covariates)
     step = max(1, _MAX_VALUES // n_values)
     blocks = [arms.take(range(start, min(start + step, len(arms)))) for start in range(0, len(arms), step)]
     drawn = [means.effect.std(0) for block in blocks for means in posterior_means(sampler, drugs, block, draws)]
