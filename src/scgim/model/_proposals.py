@@ -217,7 +217,7 @@ class ProposalMixin(LibraryMixin):
                 stacklevel=settings.warnings_stacklevel,
             )
         generator = self._drugs.generator
-        sparse, x = generator.sparse, torch.as_tensor(features.to_numpy(dtype=np.float64))
+        sparse, x = generator.sparse, torch.as_tensor(features.to_numpy(dtype=np.float64, copy=True))
         largest = torch.full((len(x),), self.module.knowledge.dosage_range()[1], dtype=torch.float64)
         variance = generator.variance_of_totals(sparse(x), largest)
         picks, shares = reduction_of_variance(sparse.kernel, sparse.fits[0], x, variance, n, some_seed(seed))
