@@ -29,10 +29,12 @@ def number(value: float, digits: int = 4) -> str:
 def expected_counts(entries: Mapping[str, Any], perturbation: str, genes: pd.Index) -> pd.Series | None:
     """Counts of each gene that the cells of a perturbation would have if they were like controls.
 
-    `entries` are the stored results `adata.uns[key]`; None for continuous values, or where means of controls are not stored.
+    `entries` are the stored results `adata.uns[key]`; None for continuous values, for results of one level of an effect modifier, or where
+    means of controls are not stored.
     """
     controls, params = entries.get(Key.uns.CONTROLS), entries.get(Key.uns.PARAMS, {})
-    if controls is None or params.get("likelihood", "normal") == "normal":
+    # means of controls, and numbers of cells, are of all levels together
+    if controls is None or params.get("likelihood", "normal") == "normal" or "level" in params:
         return None
     n_cells = entries[Key.uns.PERTURBATIONS].rename(index=read_name).loc[perturbation, "n_cells"]
     return controls["mean"].reindex(genes) * float(n_cells)

@@ -121,3 +121,9 @@ def test_setups_that_would_go_wrong_unseen(adata):
         match="differ by capitals or spaces only, '[dD]rug_1 ?', '[dD]rug_1 ?', and are taken for different",
     ):
         GIM.setup_anndata(adata, drug_embedding_key=None)
+
+
+def test_doses_of_a_table_of_mixed_columns(model):
+    table = pd.DataFrame({"drug": model.perturbations[:2], "dose": [1.0, 2]}).to_numpy()
+    found = model.predict_mean(table[:, 0], table[:, 1], n_draws=2, n_samples=2)
+    assert found.obs["dosage"].tolist() == [1.0, 2.0]

@@ -155,9 +155,9 @@ def test_the_model_and_its_report_count_alike(model):
 
 
 def test_a_plate_of_few_wells_a_gene_is_a_caution(model, monkeypatch):
-    assert not any("hardly reproducible" in caution for caution in model.report().cautions)
+    assert not any("often not reproducible" in caution for caution in model.report().cautions)
     monkeypatch.setattr(model, "n_cells_", model.n_cells_ * 0 + 3)
-    (caution,) = [caution for caution in model.report().cautions if "hardly reproducible" in caution]
+    (caution,) = [caution for caution in model.report().cautions if "often not reproducible" in caution]
     assert caution.startswith("24 treated cells or wells are few for 8 genes")
 
 

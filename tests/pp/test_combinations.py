@@ -31,6 +31,7 @@ def screen(n: int = 30) -> AnnData:
         ("_", ["a_b", "a_x"], "1 joined by '_'"),
         ("|", ["b|c", "b|control"], "2 joined by '|'"),
         ("+", ["(+)-JQ1", "a_x"], None),
+        ("+", ["Na+/K+ ATPase inhibitor", "a_x"], None),
     ],
 )
 def test_a_separator_that_was_left_out_is_named(sign, labels, found):

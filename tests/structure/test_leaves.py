@@ -131,16 +131,24 @@ def test_regulators_are_searched_while_workers_are_at_the_leaves(simulate, n_wor
 
 
 def test_a_search_that_workers_share_may_be_ended_early(samples, monkeypatch):
-    """Ctrl-C among the larger moves, while workers are at the leaves: the graph so far is kept, whole."""
+    """Ctrl-C among the larger moves, while workers are at the leaves: these are waited for, and the graph so far is kept, whole."""
     monkeypatch.setattr("scgim.structure._leaves.LEAVES_A_BATCH", 2)
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
+    finished, climb = [], Leaves.climb
+
+    def noted(leaves: Leaves, *args: object, thorough: bool = False, **kwargs: object) -> None:
+        climb(leaves, *args, thorough=thorough, **kwargs)
+        finished.append(thorough)
+
     monkeypatch.setattr("scgim.structure._moves.StructureSearch.escape", interrupt)
+    monkeypatch.setattr(Leaves, "climb", noted)
     with joblib.parallel_config("loky", n_jobs=2):
         found = learn_graph(*samples, regulators=REGULATORS)
     np.testing.assert_array_equal(found.adjacency, two_layers(2) != 0)
+    assert True in finished
 
 
 def _start(backend: str):

@@ -13,6 +13,7 @@ from scipy import sparse
 
 import scgim
 from scgim._constants import Key
+from scgim._report import expected_counts
 from scgim.tl._report import _cautions_of_listed, _Drug
 
 GENES = ["a", "b", "c", "d", "e"]
@@ -192,3 +193,12 @@ def test_a_parent_of_very_many_genes_is_a_caution(n_children, probability, is_hu
     tables = {"targets": genes.loc[["t"]], "follows": genes.loc[["g0"]]}
     cautions = _cautions_of_listed(drug, tables, {"t": ["t"], "g0": ["t", "hub", "g0"]})
     assert [c.startswith(f"hub: parent of {n_children} of {len(genes)} genes") for c in cautions] == [True] * is_hub
+
+
+def test_counts_of_all_levels_say_nothing_of_one():
+    controls = pd.DataFrame({"mean": [2.0]}, ["a"])
+    of_drugs = pd.DataFrame({"n_cells": [40]}, ["x"])
+    entries = {Key.uns.CONTROLS: controls, Key.uns.PERTURBATIONS: of_drugs, Key.uns.PARAMS: {"likelihood": "nb"}}
+    assert expected_counts(entries, "x", pd.Index(["a"])).tolist() == [80.0]
+    entries[Key.uns.PARAMS]["level"] = "k562"
+    assert expected_counts(entries, "x", pd.Index(["a"])) is None

@@ -108,10 +108,10 @@ def joined_labels(labels: Iterable[str], control: str) -> tuple[str, list[str]] 
 
 
 def _are_drugs(parts: list[str], known: set[str], sign: str) -> bool:
-    """Whether parts of a label are names of drugs, and not of one name that holds the sign, as "(+)-JQ1" does."""
+    """Whether parts of a label are names of drugs, and not of one name that holds the sign, as "(+)-JQ1" and "Na+/K+ ATPase" do."""
     if known.issuperset(parts):
         return True
-    whole = all(part.count("(") == part.count(")") and any(c.isalnum() for c in part) for part in parts)
+    whole = all(part.count("(") == part.count(")") and (part[:1].isalnum() or part.startswith("(")) for part in parts)
     return sign == _USUAL_SEPARATORS[0] and whole
 
 

@@ -167,6 +167,11 @@ def check_query_dosage(dosage: Any, n: int) -> np.ndarray:
     values = pd.Series([dosage]) if isinstance(dosage, (Real, str)) else pd.Series(np.asarray(dosage).ravel())
     if values.empty:
         raise ValueError("`dosage` is empty. Give one number or several, or leave it out.")
+    if (
+        values.dtype == object
+        and values.map(lambda value: isinstance(value, Real) and not isinstance(value, bool)).all()
+    ):
+        values = values.astype(np.float64)  # numbers from a table of mixed columns
     if not pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values):
         bad = next(
             (value for value in values if isinstance(value, (str, bool)) or not isinstance(value, Real)), values[0]

@@ -49,7 +49,8 @@ def check_genes(genes: Any, known: Iterable[str]) -> list[str]:
 
 def check_known_genes(names: Iterable[str], known: Iterable[str]) -> None:
     """ValueError where a gene is not among those of the model."""
-    unknown = [name for name in names if name not in set(known)]
+    known = dict.fromkeys(known)
+    unknown = [name for name in names if name not in known]
     if unknown:
         close = close_names(unknown[0], known)
         hint = f" Did you mean {close[0]!r}?" if close else ""

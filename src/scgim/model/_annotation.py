@@ -134,13 +134,15 @@ class AnnotationMixin(ScreenModel):
             query = query.at_levels(self._covariates.levels, levels)
             fitted = fitted.at_level(self._covariates.levels.index(level))
         total = total_effects(self._sampler, query, n_samples, 0, levels)
+        own_sd = query.each(Interventions.sd)
+        with_background = torch.hypot(own_sd, fitted.background_sd)
         tables = {
             Key.varm.targets: fitted.target_probs.numpy(),
             Key.varm.shifts: query.each(Interventions.direct).numpy(),
-            Key.varm.shift_sds: query.each(Interventions.sd).numpy(),
+            Key.varm.shift_sds: own_sd.numpy(),
             Key.varm.total_effects: total.effect,
             Key.varm.total_effect_errors: total.error,
-            Key.varm.total_effect_sds: effect_sds(self._sampler, self._drugs, arms, of_level).numpy(),
+            Key.varm.total_effect_sds: effect_sds(self._sampler, self._drugs, arms, with_background, of_level).numpy(),
             Key.varm.emax: fitted.emax.numpy(),
             Key.varm.ec50: fitted.log_ec50.exp().numpy(),
             Key.varm.hill: fitted.hill.numpy(),

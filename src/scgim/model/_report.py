@@ -178,9 +178,9 @@ class ReportMixin(ScreenModel):
         if not n_edges or n_cells >= CELLS_A_GENE * n_genes:
             return []
         return [
-            f"{n_cells} treated cells or wells are few for {n_genes} genes: fewer than {CELLS_A_GENE} a gene. Edges are hardly reproducible "
-            f"then, whatever their probability: read none of the {n_edges} by itself. `report(split_half=True)` tells how many two halves of "
-            "the cells agree in."
+            f"{n_cells} treated cells or wells are few for {n_genes} genes: fewer than {CELLS_A_GENE} a gene. Edges are often not "
+            f"reproducible then, whatever their probability: before any of the {n_edges} is read by itself, see with `report(split_half=True)` how "
+            "many two halves of the cells agree in."
         ]
 
 

@@ -27,8 +27,8 @@ N_CONTROLS = 2000  # drawn to find the means of controls: to 2 % of a standard d
 _TINY = 1e-30  # variances of draws must not be zero
 _BLOCK = 500  # arms whose draws are held in memory together
 # Draws of which standard deviations are found, to a sixth or to a tenth, and cells in each: at least and at most, conventions for time
-_N_DRAWS, _N_CELLS = (20, 50), (20, 50)
-_MAX_VALUES = 10_000_000  # drawn effects held in memory together
+_N_DRAWS, _N_CELLS = (20, 50), (20, 200)
+_MAX_VALUES = 10_000_000  # values of cells held in memory together
 
 
 class PosteriorMeans(NamedTuple):
@@ -82,15 +82,40 @@ def posterior_means(sampler: Sampler, drugs: Drugs, arms: Arms, draws: Draws) ->
         yield _contrasts(sampler.module, *(torch.stack(values) for values in zip(*drawn, strict=True)))
 
 
-def effect_sds(sampler: Sampler, drugs: Drugs, arms: Arms, covariates: Any = None) -> Tensor:
-    """Posterior standard deviation of the change of each mean against control cells, (arms, d)."""
-    n_draws = enough_samples(_N_CELLS[0] * len(arms) * len(sampler.genes), *_N_DRAWS)
-    n_values = n_draws * len(sampler.genes)
-    draws = Draws(n_draws, enough_samples(n_values * len(arms), *_N_CELLS), 0, covariates)
-    step = max(1, _MAX_VALUES // n_values)
-    blocks = [arms.take(range(start, min(start + step, len(arms)))) for start in range(0, len(arms), step)]
-    drawn = [means.effect.std(0) for block in blocks for means in posterior_means(sampler, drugs, block, draws)]
-    return torch.cat(drawn)
+def effect_sds(sampler: Sampler, drugs: Drugs, arms: Arms, own_sd: Tensor, covariates: Any = None) -> Tensor:
+    """Posterior standard deviation of the change of each mean against control cells, (arms, d).
+
+    Cells are the same in each draw of the parameters (common random numbers), so that changes differ by these alone. Of a gene's own effect
+    the error `own_sd` (arms, d) is known: few draws seldom hold a target that is unlikely.
+    """
+    d = len(sampler.genes)
+    n = enough_samples(_N_DRAWS[0] * len(arms) * d, *_N_CELLS)
+    n_draws = enough_samples(n * len(arms) * d, *_N_DRAWS)
+    rng = torch.Generator().manual_seed(0)
+    baseline_sd, shares = baseline_errors(sampler, drugs, rng), sampler.level_shares(covariates)
+    rows = torch.arange(len(arms)).split(max(1, _MAX_VALUES // (n * d)))
+    sums = torch.zeros(
+        2, 2, len(arms), d, dtype=torch.float64
+    )  # of changes and of direct effects, and of their squares
+    for _ in range(n_draws):
+        drawn, effects, targets = _draw_parameters(sampler, arms, None, baseline_sd, rng)
+        changes = torch.cat([_coupled_changes(drawn, effects[k], targets[k], n, covariates) for k in rows])
+        values = torch.stack([changes, torch.einsum("ald,l->ad", effects, shares)])
+        sums += torch.stack([values, values.square()])
+    change, direct = (sums[1] - sums[0].square() / n_draws) / (n_draws - 1)
+    return ((change - direct).clamp_min(0.0) + own_sd.square()).sqrt()
+
+
+def _coupled_changes(sampler: Sampler, effects: Tensor, targets: Tensor, n: int, covariates: Any) -> Tensor:
+    """Changes of means over n cells of each arm, the same cells at each call, (arms, d); effects and targets are (arms, levels, d)."""
+    n_rows = n * (len(effects) + 1)  # those of the control come last
+    level = sampler.levels_of(n_rows, 0, covariates).clamp_max(effects.shape[1] - 1)
+    arm = torch.arange(n_rows) // n
+    shift, on = (torch.cat([values, torch.zeros_like(values[:1])])[arm, level] for values in (effects, targets))
+    means = sampler.coupled_means(n_rows, 0, covariates)(shift, on).unflatten(0, (-1, n)).mean(1)
+    if sampler.is_continuous:
+        return (means[:-1] - means[-1]) / sampler.module.spread.double().cpu()
+    return ((means[:-1] + MIN_MEAN) / (means[-1] + MIN_MEAN)).log()
 
 
 def _draw_means(
@@ -103,6 +128,17 @@ def _draw_means(
     once: dict[str, Any],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One draw: means over cells, their variances, and direct effects; in the first two, the last arm is the control."""
+    drawn, effects, targets = _draw_parameters(sampler, arms, doubt, baseline_sd, rng)
+    shift = torch.cat([effects, torch.zeros_like(effects[:1])])
+    targets = torch.cat([targets, torch.zeros_like(targets[:1])])
+    means = drawn.means(shift, targets, draws.n_samples, rng, draws.covariates, once)
+    return (*means, torch.einsum("ald,l->ad", effects, sampler.level_shares(draws.covariates)))
+
+
+def _draw_parameters(
+    sampler: Sampler, arms: Arms, doubt: Doubt | None, baseline_sd: Tensor, rng: torch.Generator
+) -> tuple[Sampler, Tensor, Tensor]:
+    """One draw of the parameters: a sampler of its module, and effects and targets of the arms, both (arms, levels, d)."""
     fitted, d = sampler.module, len(sampler.genes)
     module = copy.deepcopy(
         fitted, {id(part): part for part in (fitted.knowledge, fitted.adjacency)}
@@ -110,11 +146,7 @@ def _draw_means(
     draw_weights(module.mechanism, fitted.mechanism, fitted.knowledge.weight_sd, rng)
     error = baseline_sd * torch.randn(d, generator=rng, dtype=torch.float64)
     module.intercept.data += error.to(module.intercept)
-    effects, targets = arms.draw(rng, doubt, error)
-    shift = torch.cat([effects, torch.zeros_like(effects[:1])])
-    targets = torch.cat([targets, torch.zeros_like(targets[:1])])
-    means = replace(sampler, module=module).means(shift, targets, draws.n_samples, rng, draws.covariates, once)
-    return (*means, torch.einsum("ald,l->ad", effects, sampler.level_shares(draws.covariates)))
+    return (replace(sampler, module=module), *arms.draw(rng, doubt, error))
 
 
 def _contrasts(module: GIMModule, means: Tensor, noise: Tensor, direct: Tensor) -> PosteriorMeans:

@@ -210,7 +210,7 @@ class Sampler:
         Cells and draws are the same at each call (common random numbers), so that a difference of two means is one of effects.
         """
         module = self.module
-        cells = self.backdrop(n, torch.Generator().manual_seed(seed), covariates)
+        cells = self._coupled_cells(n, seed, covariates)
         noise = CommonNoise(torch.Generator(module.device).manual_seed(seed))
         once = self.of_means()
 
@@ -219,6 +219,13 @@ class Sampler:
             return self._per_unit(expected, cells).double()
 
         return means
+
+    def levels_of(self, n: int, seed: int, covariates: Mapping | None = None) -> Tensor:
+        """Level of the effect modifier of each cell of :meth:`coupled_means`, 0 without one, (n,)."""
+        return self._level(self._coupled_cells(n, seed, covariates))
+
+    def _coupled_cells(self, n: int, seed: int, covariates: Mapping | None) -> Backdrop:
+        return self.backdrop(n, torch.Generator().manual_seed(seed), covariates)
 
     def of_means(self) -> dict[str, Any]:
         """What cells whose means are asked for are drawn with: nothing but their means is needed of genes without children."""

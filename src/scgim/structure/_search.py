@@ -362,7 +362,9 @@ def _search(
 
     def larger_moves() -> None:
         told = partial(search.watch.progress, LARGER_MOVES)
-        scores.extend([network.score, *network.escape(n_perturbations, max_evaluations, told)])
+        scores.append(network.score)
+        with search.watch.may_end_early():  # what workers have found for leaves is still to be taken
+            scores.extend(network.escape(n_perturbations, max_evaluations, told))
 
     # moves among regulators do not ask what the parents of leaves are; where time is short, leaves come first
     if search.leaves and has_workers() and search.watch.deadline is None:

@@ -324,7 +324,9 @@ def _cautions_of_listed(drug: _Drug, tables: dict[str, pd.DataFrame], paths: dic
     n = drug.row["n_perturbations"]
     usual = genes.index[genes["n_perturbations"] >= _USUAL * n]
     if len(usual) and n >= _MIN_DRUGS:
-        out.append(f"{_named(usual)} is called a target of at least half of the perturbations, which is rarely direct.")
+        out.append(
+            f"At least half of the perturbations are said to have {_named(usual)} as target, which is rarely direct."
+        )
     passed = dict.fromkeys([*listed, *(gene for name in follows.index for gene in paths.get(name, []))])
     children = pd.Series({gene: _n_children(drug.graph, gene) for gene in passed}, dtype=int)
     hubs = children.index[children >= max(_MIN_HUB, _HUB * len(drug.genes))]
