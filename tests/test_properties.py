@@ -31,6 +31,9 @@ N_EXAMPLES = int(os.environ.get("SCGIM_EXAMPLES", "0"))
 # advice of scvi-tools that hypothesis takes for failures
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Category .* fewer than 3 cells:UserWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:.*likelihood='n:UserWarning"
+    ),  # whole numbers, or size factors, with continuous values
     pytest.mark.filterwarnings("ignore:Training will be faster when sparse matrix is formatted as CSR:UserWarning"),
 ]
 TRIED = {"setup": 0, "life": 0, "values": 0}

@@ -74,5 +74,5 @@ def test_true_scores_are_those_that_drugs_are_ranked_by():
     rng = np.random.default_rng(0)
     effects, wanted = pd.DataFrame(rng.normal(size=(6, 4))), pd.Series([1.0, 1.0, -1.0, -1.0])
     for metric in ranking.METRICS:
-        found = agreement(torch.as_tensor(effects.to_numpy()), torch.as_tensor(wanted.to_numpy()), metric)
+        found = agreement(torch.tensor(effects.to_numpy()), torch.tensor(wanted.to_numpy()), metric)
         np.testing.assert_allclose(ranking.true_score(effects, wanted, metric), found)

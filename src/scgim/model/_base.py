@@ -212,26 +212,22 @@ class ScreenModel(BaseModelClass):
         layer = self._setup_args["layer"]
         return readable(adata.X if layer is None else adata.layers[layer])
 
-    @classmethod
-    def _check_set_up(cls, adata: AnnData | None, registry: dict | None) -> None:
-        """Raise where there are no data, or they were not set up, and say how that is done."""
+    def _begin(self, adata: AnnData | None, registry: dict | None) -> None:
+        """What scvi-tools does to begin with; raises where there are no data, or they were not set up, and says how that is done."""
         if adata is None and registry is None:
             raise ValueError(
                 "A new model needs data, and `adata` is None, as `model.adata` is of a model that was loaded without: "
                 "`GIM.setup_anndata(adata); model = GIM(adata)`."
             )
-        if adata is None:
-            return
-        check_annotated(adata)
+        if adata is not None:
+            check_annotated(adata)
         try:
-            found = cls._get_most_recent_anndata_manager(adata)
-        except ValueError:  # a copy of data that were set up
-            found = None
-        if found is None:
+            BaseModelClass.__init__(self, adata, registry)
+        except ValueError as error:
             raise ValueError(
                 "`adata` was not set up for a new model, or is a copy or part of data that were. Set it up, with the names of its columns: "
                 "`GIM.setup_anndata(adata, ...); model = GIM(adata)`. A model that was saved takes it as it is: `GIM.load(path, adata)`."
-            )
+            ) from error
 
     def _check_values(self, adata: AnnData) -> None:
         """Counts for count likelihoods, finite values for the normal."""

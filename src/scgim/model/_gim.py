@@ -160,8 +160,7 @@ class GIM(
         target_prior: pd.DataFrame | None = None,
         network_prior: pd.DataFrame | None = None,
     ):
-        self._check_set_up(adata, registry)
-        super().__init__(adata, registry)
+        self._begin(adata, registry)
         options = {
             "mechanism": MECHANISMS,
             "likelihood": LIKELIHOODS,
