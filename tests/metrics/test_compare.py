@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +9,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from scgim.metrics import centred_correlation, compare_baselines, discrimination, distribution_metrics
+from scgim.metrics._screen import Keys, predicted_cells
 
 DOSES = (1.0, 2.0, 4.0)
 FAST = ["control", "trainmean", "nearest_dose", "nearest_drug", "ridge"]
@@ -324,3 +327,24 @@ def test_too_few_predicted_cells_are_told(adata):
     many = compare_baselines(adata, predicted=predicted(30), methods=["control"]).loc[("test", "model")]
     assert many["mean_shift_error"] < few["mean_shift_error"]
     assert many["mean_shift_correlation"] > few["mean_shift_correlation"]
+
+
+def test_memory_of_predictions_does_not_grow_with_contexts_times_cells():
+    n_contexts, n_cells = 1500, 30
+    names = np.array([f"d{k // 3}" for k in range(n_contexts)])
+    doses = np.tile(DOSES, n_contexts // 3)
+    table = pd.DataFrame({"perturbation": names, "dosage": doses})
+    order = np.random.default_rng(0).permutation(n_contexts * n_cells)
+    obs = pd.DataFrame({"perturbation": np.repeat(names, n_cells), "dosage": np.repeat(doses, n_cells)}).iloc[order]
+    predicted = AnnData(obs=obs.set_index(obs.index.astype(str)))
+    keys = Keys("split", "perturbation", "control", "dosage", None, None, None)
+    tracemalloc.start()
+    rows = predicted_cells(predicted, table, keys, "model")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.5 * n_contexts * n_contexts * n_cells  # bytes, of one truth value for each pair
+    for k in (0, 700, n_contexts - 1):
+        assert len(rows[k]) == n_cells
+        own = predicted.obs.iloc[rows[k]]
+        assert (own["perturbation"] == names[k]).all()
+        assert (own["dosage"] == doses[k]).all()

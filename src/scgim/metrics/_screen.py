@@ -167,17 +167,25 @@ def predicted_cells(predicted: AnnData, table: pd.DataFrame, keys: Keys, name: s
     obs, where = predicted.obs, f"predictions {name!r}, obs"
     perturbation = keys.perturbation if keys.perturbation in obs else REGISTRY.PERTURBATION
     check_key(perturbation, obs.columns, where=where, argument="perturbation_key")
-    same_drug = obs[perturbation].astype(str).to_numpy() == table["perturbation"].to_numpy()[:, None]
-    same_dose = np.ones_like(same_drug)
+    own = pd.DataFrame({"perturbation": obs[perturbation].astype(str).to_numpy()})
+    asked = table["perturbation"].tolist()
+    if keys.level is not None:
+        check_key(keys.level, obs.columns, where=where, argument="effect_modifier_key")
+        own["level"] = obs[keys.level].astype(str).to_numpy()
+        asked = list(zip(asked, table["level"], strict=True))
+    doses = None
     if keys.dosage is not None:
         dosage = keys.dosage if keys.dosage in obs else REGISTRY.DOSAGE
         check_key(dosage, obs.columns, where=where, argument="dosage_key")
-        doses, asked = obs[dosage].to_numpy(dtype=float), table["dosage"].to_numpy()[:, None]
-        same_dose = np.isclose(doses, asked, rtol=_SAME_DOSE, atol=0.0)  # doses may be in mol/L, and tiny
-    if keys.level is not None:
-        check_key(keys.level, obs.columns, where=where, argument="effect_modifier_key")
-        same_drug &= obs[keys.level].astype(str).to_numpy() == table["level"].to_numpy()[:, None]
-    rows = [np.flatnonzero(same) for same in same_drug & same_dose]
+        doses = obs[dosage].to_numpy(dtype=float)
+    # of each drug by itself: all contexts times all cells would not fit into memory
+    groups = own.groupby("perturbation" if keys.level is None else ["perturbation", "level"]).indices
+    rows = [groups.get(drug, np.zeros(0, dtype=np.intp)) for drug in asked]
+    if doses is not None:
+        rows = [
+            cells[np.isclose(doses[cells], dose, rtol=_SAME_DOSE, atol=0.0)]  # may be in mol/L, and tiny
+            for cells, dose in zip(rows, table["dosage"], strict=True)
+        ]
     few = np.array([len(cells) < 2 for cells in rows])
     if few.any():
         missing = [_named(context) for context in table.loc[few, keys.context].itertuples(index=False)]
