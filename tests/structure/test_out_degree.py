@@ -105,6 +105,57 @@ def test_climbing_ends_where_no_single_move_raises_the_total_score(chain):
             assert total(search, adjacency, prior) <= best + 1e-6
 
 
+def hub(n_children: int) -> np.ndarray:
+    """Weights of a network in which gene 0 regulates all others."""
+    weights = np.zeros((n_children + 1,) * 2)
+    weights[0, 1:] = 0.5
+    return weights
+
+
+def test_children_of_a_gene_that_stands_in_for_a_regulator_are_handed_over(simulate, monkeypatch):
+    """Where a regulator costs much more than an edge does, no single move leads from one regulator to the other."""
+    d = 8
+    statistics = simulate(hub(d - 1), np.eye(d), n_cells=10, n_controls=60, effect=1.0).statistics
+    search = StructureSearch(statistics, PRIOR)
+    search.bonus = np.concatenate([[0.0], np.full(d - 1, -40.0)])  # a price of each gene that regulates
+    search.adjacency[1, [0, *range(2, d)]] = True
+    search.refresh(range(d))
+    search.climb()
+    assert search.adjacency[1].sum() > 2
+    assert not search.adjacency[0].any()
+    before = search.score
+    assert search.successors(1)[0] == 0
+    assert search.hand_over(1, 0)
+    assert search.score > before
+    np.testing.assert_array_equal(search.adjacency, hub(d - 1) != 0)
+    assert not search.hand_over(0, 1)  # back again is worse, and the graph stays as it is
+    np.testing.assert_array_equal(search.adjacency, hub(d - 1) != 0)
+    assert not search.hand_over(2, 0)  # has no children
+    search.adjacency[:] = False
+    search.adjacency[1, [0, *range(2, d)]] = True
+    search.refresh(range(d))
+    for other in ("turn_round", "reverse_and_reselect", "remove_and_return", "reverse_at_random"):
+        monkeypatch.setattr(search, other, lambda *arguments: False)
+    search.escape(1, 10_000)
+    np.testing.assert_array_equal(search.adjacency, hub(d - 1) != 0)
+
+
+def test_handing_over_closes_no_cycle(simulate):
+    weights = np.zeros((4, 4))
+    weights[0, 1] = weights[0, 2] = weights[1, 3] = weights[2, 3] = 0.5
+    search = StructureSearch(simulate(weights, np.eye(4), n_cells=10).statistics, PRIOR)
+    search.bonus = np.array([0.0, -5.0, -5.0, -5.0])
+    search.adjacency = weights != 0
+    search.refresh(range(4))
+    score = search.score
+    for gene, successor in product(range(4), range(4)):
+        if gene != successor:
+            search.hand_over(gene, successor)
+            topological_order(search.adjacency)
+            assert search.score >= score
+            score = search.score
+
+
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 50), few=st.booleans(), odds=st.sampled_from([-2.0, 1.0]))
 def test_every_move_keeps_to_the_regulators(simulate, seed, few, odds):

@@ -1,7 +1,8 @@
 """Larger moves that lead out of the local optima of hill climbing (:mod:`scgim.structure._climb`), which often have a few edges reversed.
 
-There are four kinds: turning all edges into a gene round, reversing an edge and choosing the parents of all genes concerned anew,
-taking a gene out of the graph and letting it back in, and reversing a few edges at random. Each is kept only if the score rises.
+There are five kinds: turning all edges into a gene round, handing the children of a gene over to another one, reversing an edge and choosing the
+parents of all genes concerned anew, taking a gene out of the graph and letting it back in, and reversing a few edges at random. Each is kept only
+if the score rises.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _MAX_OPTIONS = 10  # further parents tried where those of a gene are chosen anew: convention, for time
+# Genes tried in place of one that regulates, beside its own neighbours. With eight, graphs of the kinetic world are the same but for an edge.
+_N_SUCCESSORS = 3
+_FEW_CHILDREN = 1  # of which single moves rid a gene
 
 
 class StructureSearch(HillClimb):
@@ -126,6 +130,33 @@ class StructureSearch(HillClimb):
 
         return self._attempt(isolate)
 
+    def successors(self, gene: int) -> list[int]:
+        """Genes that could regulate in place of one: those that would help its children most, its parents, and children that regulate."""
+        children = np.flatnonzero(self.adjacency[gene])
+        gain = np.where(self.adjacency[:, children], 0.0, np.maximum(self.gain[:, children], 0.0)).sum(1)
+        best = np.argsort(-gain, kind="stable")[:_N_SUCCESSORS]
+        others = [
+            best[gain[best] > 0],
+            np.flatnonzero(self.adjacency[:, gene]),
+            children[self.adjacency[children].any(1)],
+        ]
+        return [p for p in dict.fromkeys(np.concatenate(others).tolist()) if p != gene and self.regulators[p]]
+
+    def hand_over(self, gene: int, successor: int) -> bool:
+        """Make the children of a gene those of another one, and the gene one of them, and climb from there.
+
+        A gene that is measured well may stand in for a regulator that is not. Where few regulate, the first edge of the regulator would cost more
+        than it brings, as long as the others are not there.
+        """
+
+        def hand(adjacency: NDArray[np.bool_]) -> None:
+            children = [*np.flatnonzero(adjacency[gene]).tolist(), gene]
+            adjacency[gene] = False
+            before = descendants(adjacency.T, successor)  # to which it cannot be a parent
+            adjacency[successor, [child for child in children if not before[child]]] = True
+
+        return bool(self.adjacency[gene].sum() > _FEW_CHILDREN) and self._attempt(hand)
+
     def reverse_at_random(self, n_edges: int) -> bool:
         """Reverse a few edges that lie together and climb from there."""
         edges = np.argwhere(self.adjacency)
@@ -180,6 +211,10 @@ class StructureSearch(HillClimb):
         """Moves of one round, their kind and the genes that they begin with. The order is random, so that a budget too small for all of them favours no gene."""
         for gene in self.random.permutation(self.n_genes):
             yield "turn", (int(gene),), partial(self.turn_round, int(gene))
+        if self.bonus.any():  # else edges have prices of their own, and are handed over one by one
+            for gene in np.argsort(self.adjacency.sum(1), kind="stable").tolist():
+                for successor in self.successors(gene) if self.adjacency[gene].sum() > _FEW_CHILDREN else ():
+                    yield "hand over", (gene, successor), partial(self.hand_over, gene, successor)
         edges = np.argwhere(self.adjacency)
         for i, j in edges[self.random.permutation(len(edges))]:
             if self.adjacency[i, j]:
