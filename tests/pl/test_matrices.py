@@ -53,6 +53,21 @@ def test_targets_chooses_the_genes_most_often_hit(adata):
     assert sorted(_labels(axes["mainplot_ax"].xaxis)) == sorted(expected)
 
 
+def test_targets_of_very_many_drugs_leaves_out_those_without_one(adata):
+    names = [f"drug_{i}" for i in range(70)]
+    probs = pd.DataFrame(0.01, adata.var_names, names)
+    for i in range(0, 70, 2):
+        probs.iloc[i % 5, i] = 0.9
+    adata.varm["gim_targets"], adata.varm["gim_shifts"] = probs, probs
+    axes = pl.targets(adata, n_top=5, show=False)
+    assert sorted(_labels(axes["mainplot_ax"].yaxis)) == sorted(names[::2])
+    texts = [text.get_text() for text in axes["mainplot_ax"].figure.findobj(Text)]
+    assert "35 of 70 perturbations have a target among these genes" in texts
+    assert len(_labels(pl.targets(adata, names, show=False)["mainplot_ax"].yaxis)) == 70
+    adata.varm["gim_targets"] = 0.5 * probs  # none is likely
+    assert len(_labels(pl.targets(adata, show=False)["mainplot_ax"].yaxis)) == 70
+
+
 def test_targets_keeps_a_given_order(adata):
     genes, drugs = ["GENE7", "GENE2", "GENE5"], ["Drug4", "Drug1"]
     axes = pl.targets(adata, drugs, genes=genes, cluster=False, show=False)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
+_MANY = 60  # perturbations, of which rows without a target hide the others: convention
+_LIKELY = 0.5
+
 
 @d.dedent
 def targets(
@@ -40,7 +43,8 @@ def targets(
 ) -> Any:
     """Direct targets of perturbations: a matrix of probabilities, or dots of probability and effect.
 
-    Rows are perturbations, columns are genes. The effect is the direct log fold change at the largest measured dose,
+    Rows are perturbations, columns are genes. Of more than 60 perturbations, those without a likely target among the genes that `n_top` chooses are
+    left out, and the title says so; name them in `perturbations` to see them all. The effect is the direct log fold change at the largest measured dose,
     without what is propagated through the network.
 
     Parameters
@@ -100,6 +104,13 @@ def targets(
     probs = probs.loc[pick(perturbations, probs.index, "perturbation")]
     shown = probs.sum().nlargest(n_top).index if genes is None else pick(genes, probs.columns, "gene")
     probs = probs[shown]
+    if perturbations is None and genes is None and len(probs) > _MANY:
+        hit = (probs >= _LIKELY).any(axis=1)
+        if 0 < hit.sum() < len(probs):
+            title = (
+                f"{hit.sum()} of {len(probs)} perturbations have a target among these genes" if title is None else title
+            )
+            probs = probs[hit]
 
     if cluster:
         signed = probs.to_numpy() * np.sign(shifts.loc[probs.index, shown].to_numpy())
