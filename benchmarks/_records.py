@@ -73,7 +73,9 @@ class Records:
         missing, failed = len(jobs) - mine[_IDENTITY].nunique(), mine[_ERROR].dropna()
         notes = [f"{missing} of {len(jobs)} fits {'is' if missing == 1 else 'are'} still to be run."] if missing else []
         if len(failed):
-            notes.append(f"{len(failed)} {'fit' if len(failed) == 1 else 'fits'} failed: {'; '.join(sorted(set(failed)))}.")
+            notes.append(
+                f"{len(failed)} {'fit' if len(failed) == 1 else 'fits'} failed: {'; '.join(sorted(set(failed)))}."
+            )
         if mine[_CODE].nunique() > 1:
             notes.append(f"The rows come from {mine[_CODE].nunique()} states of the code.")
         return notes
