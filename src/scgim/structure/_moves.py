@@ -133,6 +133,8 @@ class StructureSearch(HillClimb):
     def successors(self, gene: int) -> list[int]:
         """Genes that could regulate in place of one: those that would help its children most, its parents, and children that regulate."""
         children = np.flatnonzero(self.adjacency[gene])
+        if len(children) <= _FEW_CHILDREN:
+            return []
         gain = np.where(self.adjacency[:, children], 0.0, np.maximum(self.gain[:, children], 0.0)).sum(1)
         best = np.argsort(-gain, kind="stable")[:_N_SUCCESSORS]
         others = [
@@ -208,12 +210,12 @@ class StructureSearch(HillClimb):
         return trace
 
     def _larger_moves(self, n_perturbations: int) -> Iterator[tuple[str, tuple[int, ...], Callable[[], bool]]]:
-        """Moves of one round, their kind and the genes that they begin with. The order is random, so that a budget too small for all of them favours no gene."""
+        """Moves of one round, their kind and the genes that they begin with. The order is random, so that a budget too small for all of them favours no gene; only children are handed over from genes of few first."""
         for gene in self.random.permutation(self.n_genes):
             yield "turn", (int(gene),), partial(self.turn_round, int(gene))
         if self.bonus.any():  # else edges have prices of their own, and are handed over one by one
             for gene in np.argsort(self.adjacency.sum(1), kind="stable").tolist():
-                for successor in self.successors(gene) if self.adjacency[gene].sum() > _FEW_CHILDREN else ():
+                for successor in self.successors(gene):
                     yield "hand over", (gene, successor), partial(self.hand_over, gene, successor)
         edges = np.argwhere(self.adjacency)
         for i, j in edges[self.random.permutation(len(edges))]:
