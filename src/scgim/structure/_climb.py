@@ -43,7 +43,7 @@ _PRIOR_ROUNDS = 4  # of fits and priors, in which both hardly change any more: c
 # some twenty at once. For time.
 _FEW_AT_ONCE, _N_LIKELY = 8, 3
 _EDGES_AT_ONCE = 64  # asked whether they may be reversed: for time
-_MANY_GENES = 20  # with fewer the numbers of their edges say too little of how many regulate
+MANY_GENES = 20  # with fewer the numbers of their edges say too little of how many regulate
 
 Parents = tuple[int, ...]
 
@@ -277,7 +277,7 @@ class HillClimb:
     def update_bonus(self) -> None:
         """Fit the prior of out-degrees to the current graph; where regulators are told, independent edges are what is left to say."""
         n = self.n_genes - 1
-        if self.n_genes >= _MANY_GENES and self.regulators.all():
+        if self.n_genes >= MANY_GENES and self.regulators.all():
             degree_prior = OutDegreePrior.fitted(self.adjacency.sum(1), n)
             self.bonus = degree_prior.bonus(n, self.usual_log_odds)
 

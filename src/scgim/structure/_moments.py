@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scgim.structure._covariance_model import MeasuredCovariance
 from scgim.structure._statistics import ContextStatistics
 
 _MIN_VARIANCE = 0.02  # of log expression, a spread of 14 %; less cannot be told from none: convention
@@ -42,6 +43,8 @@ class HiddenExpression:
         Cells of each context, (K,); the search takes them for fewer.
     reading_var
         Variance of the log mean of each context by counting, and by how far means of exp(z) vary more than those of z, (K, d).
+    measured
+        Covariance within contexts of counts per size factor, relative to their means, with what of it is counting noise.
     """
 
     statistics: ContextStatistics
@@ -49,6 +52,7 @@ class HiddenExpression:
     spread: Tensor
     n_cells: Tensor
     reading_var: Tensor
+    measured: MeasuredCovariance
 
     def variance_of_means(self, noise_var: Tensor) -> Tensor:
         """Variance of the log mean of each context given those of the parents, (K, d), where z has `noise_var` (d,) of its own."""
@@ -70,7 +74,9 @@ class MomentAccumulator:
         self.group = group.cpu()
         self.n_cells = torch.zeros(len(group), dtype=torch.float64)
         self.sums = torch.zeros(len(group), n_genes, dtype=torch.float64)
-        self.products, self.squares = (torch.zeros(n_genes, n_genes, dtype=torch.float64) for _ in range(2))
+        self.products, self.squares, self.centred = (
+            torch.zeros(n_genes, n_genes, dtype=torch.float64) for _ in range(3)
+        )
         self.counting = torch.zeros(n_genes, dtype=torch.float64)
         self.per_count = torch.zeros(n_genes, dtype=torch.float64)  # sum of 1 / s
 
@@ -90,6 +96,8 @@ class MomentAccumulator:
         ratio = x.double() / size / means
         self.products += ratio.T @ ratio
         self.squares += ratio.square().T @ ratio.square()
+        centred = (ratio - 1).square()
+        self.centred += centred.T @ centred
         self.counting += (ratio / (size * means)).sum(0)
         self.per_count += (1 / size).sum(0)
 
@@ -125,4 +133,17 @@ class MomentAccumulator:
             observed=seen,
             dof=effective,
         )
-        return HiddenExpression(statistics, logs[control] - half, spread, n_cells, reading)
+        measured = MeasuredCovariance((raw - 1).numpy(), counting.numpy(), self._cells_worth())
+        return HiddenExpression(statistics, logs[control] - half, spread, n_cells, reading, measured)
+
+    def _cells_worth(self) -> float:
+        """Cells of normal values whose products of two genes would vary as much as those of these cells, less one for each context."""
+        n = self.n_cells.sum()
+        covariance = self.products / n - 1
+        variance = covariance.diagonal()
+        usual = torch.outer(variance, variance) + covariance.square()
+        excess = ((self.centred / n - covariance.square()) / usual.clamp_min(_TINY))[
+            torch.ones_like(usual).triu(1).bool()
+        ]
+        n_contexts = float((self.n_cells > 0).sum())
+        return max(1.0, float(n) - n_contexts) / max(1.0, float(excess.median()) if len(excess) else 1.0)
