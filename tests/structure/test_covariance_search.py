@@ -134,6 +134,8 @@ def test_larger_moves_make_no_circles(star):
     search = settings(covariance(graph, noise)).start(graph, np.zeros((0, N_GENES)))
     assert in_place(search, 11, 0, with_parents=False).graph[0, 12:20].all()
     moved = in_place(search, 0, 11, with_parents=True).graph
-    assert moved[11, 0] and moved[11, 1:11].all() and not moved[0].any()
+    assert moved[11, 0]
+    assert moved[11, 1:11].all()
+    assert not moved[0].any()
     assert shared(search, 0, 11, np.ones_like(graph)).graph[11, 1:11].all()
     assert shared(search, 0, 11, np.zeros_like(graph)) is None

@@ -168,9 +168,9 @@ def _by_whole_covariance(
         loadings = settings.further_factor(result.adjacency, loadings, watch.moved)
         if n_factors == len(loadings) > 0:
             break
-        best = -np.inf
+        best, tried = -np.inf, set[tuple]()
         for _ in range(_N_TURNS):
-            search = settings.start(result.adjacency, loadings)
+            search = settings.start(result.adjacency, loadings, tried)
             search.larger_moves(watch.moved)
             if search.score <= best:
                 break

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve
 
 Array = NDArray[np.float64]
 Graph = NDArray[np.bool_]
@@ -181,7 +182,7 @@ class CovarianceModel:
             usual = information[diagonal, diagonal].copy()
             for _ in range(_N_SHORTER):
                 information[diagonal, diagonal] = usual * (1 + damping) + _TINY
-                step = np.linalg.solve(information, gradient)
+                step = cho_solve(cho_factor(information, check_finite=False), gradient, check_finite=False)
                 longest = max(
                     np.abs(step[:n_weights]).max(initial=0.0) / _MAX_STEP,
                     np.abs(step[n_weights:]).max() / _MAX_LOG_STEP,
@@ -204,14 +205,16 @@ class CovarianceModel:
 
     def _implied(self, graph: Graph, weights: Array, log_var: Array) -> CovarianceFit:
         d, eye = self.n_genes, np.eye(self.n_nodes)
-        carried: Array = np.linalg.inv(eye - weights).astype(float, copy=False)
+        carried = np.asarray(np.linalg.inv(eye - weights), dtype=float)
         hidden = carried.T @ (np.exp(log_var)[:, None] * carried)
         implied = hidden[:d, :d] + np.diag(self.measured.noise)
         precision = np.zeros_like(hidden)
-        sign, log_det = np.linalg.slogdet(implied)
-        if not (sign > 0 and np.isfinite(log_det)):
+        try:
+            root = np.linalg.cholesky(implied)
+        except np.linalg.LinAlgError:  # a step too far
             return CovarianceFit(graph, weights, log_var, carried, hidden, precision, -np.inf)
-        inverse = np.linalg.inv(implied)
+        log_det = 2 * float(np.log(root.diagonal()).sum())
+        inverse = cho_solve((root, True), np.eye(d), check_finite=False)
         precision[:d, :d] = (inverse + inverse.T) / 2
         log_likelihood = -0.5 * self.measured.n_cells * (log_det + float((precision * self.total).sum()))
         return CovarianceFit(graph, weights, log_var, carried, hidden, precision, log_likelihood)

@@ -66,6 +66,8 @@ class CovarianceSearch:
         What the prior of out-degrees adds for a gene by its number of children, (m,).
     n_elsewhere
         Children of each gene that are not among these genes, (d,); None for none.
+    tried
+        Larger moves that were tried before, to which others are added; None for none.
     """
 
     def __init__(
@@ -76,9 +78,11 @@ class CovarianceSearch:
         allowed: Graph,
         bonus: Array,
         n_elsewhere: NDArray[np.int_] | None = None,
+        tried: set[tuple] | None = None,
     ):
         self.model, self.fit = model, fit
         self.edge_cost, self.allowed, self.bonus = edge_cost, allowed, bonus
+        self.tried = set() if tried is None else tried
         self.n_elsewhere = np.zeros(model.n_genes, dtype=np.int64) if n_elsewhere is None else n_elsewhere
 
     @property
@@ -217,6 +221,8 @@ class CovarianceSearch:
         successors = self.successors(gene, adding)
         children = np.flatnonzero(self.adjacency[gene])
         near, nodes = self.nearby(np.array([gene, *children, *successors]))
+        if self._was_tried(("about", gene), near, nodes):
+            return False
         place = {int(node): k for k, node in enumerate(nodes)}
         own = nodes[: near.model.n_genes]
         helps = adding[np.ix_(own, own)] > _MIN_HELP
@@ -229,6 +235,13 @@ class CovarianceSearch:
             sharing.append(near.refit(trial, _MARGIN) if trial else near.fit)
         tried = [*near.best_of(places, _N_TRIED), *near.best_of(sharing, _N_TRIED)]
         return any(self._keep_nearby(nodes, fit) for fit in tried)
+
+    def _was_tried(self, move: tuple[str | int, ...], near: CovarianceSearch, nodes: NDArray[np.int_]) -> bool:
+        """Whether a larger move was tried before where the graph was the same, and note that it is."""
+        key = (*move, nodes.tobytes(), near.adjacency.tobytes())
+        known = key in self.tried
+        self.tried.add(key)
+        return known
 
     def best_of(self, fits: list[CovarianceFit], n: int) -> list[CovarianceFit]:
         """The best of fits of other graphs."""
@@ -261,6 +274,8 @@ class CovarianceSearch:
         if not self.adjacency[i, j] or not self.allowed[j, i]:
             return False
         near, nodes = self.nearby(np.array([i, j]))
+        if self._was_tried(("turn", i, j), near, nodes):
+            return False
         place = {int(node): k for k, node in enumerate(nodes)}
         graph = near.adjacency.copy()
         graph[place[i], place[j]] = False
@@ -358,8 +373,8 @@ class CovarianceSettings(NamedTuple):
     allowed: Graph
     few_regulate: bool
 
-    def start(self, adjacency: Graph, loadings: Array) -> CovarianceSearch:
-        """Search that begins with a graph (d, d) and with factors of these loadings (q, d)."""
+    def start(self, adjacency: Graph, loadings: Array, tried: set[tuple] | None = None) -> CovarianceSearch:
+        """Search that begins with a graph (d, d) and with factors of these loadings (q, d); `tried` are larger moves of earlier ones."""
         model = CovarianceModel(self.measured, len(loadings))
         edge_cost = 0.5 * np.log(self.measured.n_cells) - self.edge_log_odds
         d = len(adjacency)
@@ -367,7 +382,8 @@ class CovarianceSettings(NamedTuple):
         if self.few_regulate:
             prior = OutDegreePrior.fitted(adjacency.sum(1), d - 1)
             bonus = prior.bonus(d - 1, float(np.median(self.edge_log_odds)))
-        search = CovarianceSearch(model, model.first_fit(adjacency, loadings), edge_cost, self.allowed, bonus)
+        fit = model.first_fit(adjacency, loadings)
+        search = CovarianceSearch(model, fit, edge_cost, self.allowed, bonus, tried=tried)
         search.climb()
         return search
 
