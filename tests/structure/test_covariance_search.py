@@ -21,9 +21,9 @@ def covariance(adjacency, noise, *, weight=0.9, variance=0.2, seed=0, loadings=N
     return MeasuredCovariance(carried.T @ own @ carried + np.diag(noise), noise, N_CELLS)
 
 
-def settings(measured, few_regulate=True):
+def settings(measured):
     d = len(measured.noise)
-    return CovarianceSettings(measured, np.full((d, d), LOG_ODDS), ~np.eye(d, dtype=bool), few_regulate)
+    return CovarianceSettings(measured, np.full((d, d), LOG_ODDS), ~np.eye(d, dtype=bool))
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_no_factor_is_found_where_there_is_none(star):
 
 def test_only_genes_that_may_regulate_do(star):
     graph, noise = star
-    options = settings(covariance(graph, noise), few_regulate=False)
+    options = settings(covariance(graph, noise))
     allowed = options.allowed.copy()
     allowed[0] = False
     search = options._replace(allowed=allowed).start(stand_in(graph), np.zeros((0, N_GENES)))

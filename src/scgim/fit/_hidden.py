@@ -15,11 +15,13 @@ from scgim.structure._climb import MANY_GENES, fit_graph, fitted_prior
 from scgim.structure._covariance_search import CovarianceSettings
 from scgim.structure._feedback import with_loops
 from scgim.structure._moments import HiddenExpression, MomentAccumulator
+from scgim.structure._out_degree import OutDegreePrior
 from scgim.structure._over_graphs import with_probs_over_graphs
 from scgim.structure._search import cells_a_gene, first_prior, search_structure
 from scgim.structure._watch import SearchWatch
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from scgim._priors import ShiftPrior
@@ -36,6 +38,7 @@ _MIN_CELLS_WORTH_WHOLE = 10
 LESS_SURE = 0.5  # of means in the search: mechanisms saturate, and where they are taken for linear means miss by as much as by chance
 _N_ITERATIONS = 30  # of expectation-maximisation in the last fit, which nothing comes after: convention
 _USUAL_CELLS = 2.9  # standard deviations, beyond which are two in a thousand at either end, as for counts
+_FEW_REGULATE = 0.5  # share of the genes, below which others may stand in for them: convention
 _N_TURNS = 4  # of the whole covariance and of means, by which graphs hardly change any more: for time
 _MAX_GENES = 200  # with which the whole covariance is searched; it takes time in the third power: convention
 _FIRST_SPIKE = 1e-3  # variance of the spike to start from, before it is fitted: an effect of 3 %
@@ -109,10 +112,11 @@ def search_hidden_graph(
     """
     hidden = gather_moments(module, loader)
     module.knowledge.note_informed(None)
-    result = _with_prior(module, statistics, _search(module, hidden, seed, watch)[0])
+    found = _search(module, hidden, seed, watch)
+    result = _with_prior(module, statistics, found[0])
     is_stopped = watch is not None and watch.is_stopped
     if features is not None and not is_stopped and inform(module, statistics, result, features):
-        result = _with_prior(module, statistics, _search(module, hidden, seed, watch)[0])
+        result = _with_prior(module, statistics, _search(module, hidden, seed, watch, found)[0])
     return result
 
 
@@ -123,21 +127,43 @@ def _with_prior(module: GIMModule, statistics: ContextStatistics, found: Structu
 
 
 def _search(
-    module: GIMModule, hidden: HiddenExpression, seed: int, watch: SearchWatch | None
+    module: GIMModule,
+    hidden: HiddenExpression,
+    seed: int,
+    watch: SearchWatch | None,
+    before: tuple[StructureResult, ContextStatistics] | None = None,
 ) -> tuple[StructureResult, ContextStatistics]:
-    """Graph of hidden expression, with probabilities of edges and feedback, and the statistics that it was found by."""
+    """Graph of hidden expression, with probabilities of edges and feedback, and the statistics that it was found by.
+
+    `before` is what was found when less was known of targets.
+    """
     watch = SearchWatch() if watch is None else watch
     options = {**search_options(module, seed, watch), "known_targets": module.knowledge.known_targets()}
     statistics = hidden.statistics
-    result = search_by_means(module, _less_sure(statistics), **options)
-    is_feasible = statistics.n_genes <= _MAX_GENES and statistics.residual_dof >= _MIN_CELLS_WORTH_WHOLE
-    if module.mechanism.is_linear and is_feasible and not watch.is_stopped:
-        with watch.may_end_early():
-            result, statistics = _by_whole_covariance(hidden, result, options)
+    if before and before[1] is not statistics:  # by the whole covariance, which tells nothing of targets
+        start, statistics = before
+        result = search_structure(_less_sure(statistics), start=start, **options)
+    else:
+        result = search_by_means(module, _less_sure(statistics), **options)
+        if (
+            module.mechanism.is_linear
+            and not watch.is_stopped
+            and _may_stand_in(statistics, result, options["regulators"])
+        ):
+            with watch.may_end_early():
+                result, statistics = _by_whole_covariance(hidden, result, options)
     del options["known_targets"]
     result = with_probs_over_graphs(_less_sure(statistics), result, **options)
     n_cells_a_gene = cells_a_gene(statistics)
     return with_loops(_less_sure(statistics), result, n_cells_a_gene=n_cells_a_gene, **options), statistics
+
+
+def _may_stand_in(statistics: ContextStatistics, result: StructureResult, regulators: NDArray[np.bool_] | None) -> bool:
+    """Whether few genes regulate, and it is not known which, so that others may stand in for them, and cells tell enough of covariances."""
+    d = statistics.n_genes
+    if regulators is not None or not MANY_GENES <= d <= _MAX_GENES or statistics.residual_dof < _MIN_CELLS_WORTH_WHOLE:
+        return False
+    return OutDegreePrior.fitted(result.adjacency.sum(1), d - 1).share < _FEW_REGULATE
 
 
 def _less_sure(statistics: ContextStatistics) -> ContextStatistics:
@@ -152,15 +178,10 @@ def _by_whole_covariance(
     Noise of measurement is no longer in the covariance that the first of them finds, and by it the second tells which graphs the means are for.
     """
     statistics, watch, d = hidden.statistics, options["watch"], hidden.statistics.n_genes
-    regulators = options["regulators"]
-    allowed = ~np.eye(d, dtype=bool)
-    if regulators is not None:
-        allowed &= np.asarray(regulators, dtype=bool)[:, None]
     settings = CovarianceSettings(
         hidden.measured,
         np.broadcast_to(np.asarray(options["edge_log_odds"], dtype=float), (d, d)),
-        allowed,
-        few_regulate=regulators is None and d >= MANY_GENES,
+        ~np.eye(d, dtype=bool),
     )
     loadings, n_factors = np.zeros((0, d)), -1
     while n_factors < len(loadings):

@@ -37,6 +37,7 @@ _CLOSE = (
 )
 _MIN_HELP = 0.5  # nats, that a gene which may share the children of another one brings for each
 _MAX_FACTORS = 3  # convention
+_MIN_FACTOR = 10.0  # nats that a factor must bring: covariances are not quite those of normal values
 _TINY = 1e-12
 _MAX_WEIGHT, _MIN_WEIGHT = 5.0, 0.2  # of first weights that are found from quotients
 
@@ -98,19 +99,17 @@ class CovarianceSearch:
     def hidden_scatter(self) -> tuple[Array, float]:
         """Correlation of hidden expression in the network (d, d), and cells without noise by which its weights would be as certain."""
         covariance = self.model.hidden_covariance(self.fit)
-        rows, columns = np.nonzero(self.adjacency)
-        known = self.model.losses(self.fit)[
-            rows, columns
-        ]  # weights of the prior's size at least, so that no loss is zero
-        variance_of_weights = 0.5 * self.fit.weights[rows, columns] ** 2 / np.maximum(known, _TINY)
-        left = np.exp(self.fit.log_var[columns]) / np.maximum(variance_of_weights, _TINY)
-        free = np.array(
-            [_free_variance(covariance, int(i), self.adjacency[:, j]) for i, j in zip(rows, columns, strict=True)]
-        )
         spread = np.sqrt(covariance.diagonal())
-        return covariance / np.outer(spread, spread), float(np.median(left / free)) if len(
-            rows
-        ) else self.model.measured.n_cells
+        correlation = covariance / np.outer(spread, spread)
+        rows, columns = np.nonzero(self.adjacency)
+        if not len(rows):
+            return correlation, self.model.measured.n_cells
+        # half of the squared weight by its variance is what a Wald test tells
+        tests = np.maximum(self.model.losses(self.fit)[rows, columns], _TINY)
+        variance = np.maximum(0.5 * self.fit.weights[rows, columns] ** 2 / tests, _TINY)
+        ends = zip(rows.tolist(), columns.tolist(), strict=True)
+        free = np.array([_free_variance(covariance, i, self.adjacency[:, j]) for i, j in ends])
+        return correlation, float(np.median(np.exp(self.fit.log_var[columns]) / variance / free))
 
     def n_children(self, adjacency: Graph) -> NDArray[np.int_]:
         return out_degrees(adjacency) + self.n_elsewhere
@@ -364,24 +363,19 @@ class CovarianceSettings(NamedTuple):
         Log prior odds of edges, (d, d).
     allowed
         Which edges there may be, boolean (d, d).
-    few_regulate
-        Whether the prior of out-degrees is fitted.
     """
 
     measured: MeasuredCovariance
     edge_log_odds: Array
     allowed: Graph
-    few_regulate: bool
 
     def start(self, adjacency: Graph, loadings: Array, tried: set[tuple] | None = None) -> CovarianceSearch:
         """Search that begins with a graph (d, d) and with factors of these loadings (q, d); `tried` are larger moves of earlier ones."""
         model = CovarianceModel(self.measured, len(loadings))
         edge_cost = 0.5 * np.log(self.measured.n_cells) - self.edge_log_odds
         d = len(adjacency)
-        bonus = np.zeros(d)
-        if self.few_regulate:
-            prior = OutDegreePrior.fitted(adjacency.sum(1), d - 1)
-            bonus = prior.bonus(d - 1, float(np.median(self.edge_log_odds)))
+        prior = OutDegreePrior.fitted(adjacency.sum(1), d - 1)
+        bonus = prior.bonus(d - 1, float(np.median(self.edge_log_odds)))
         fit = model.first_fit(adjacency, loadings)
         search = CovarianceSearch(model, fit, edge_cost, self.allowed, bonus, tried=tried)
         search.climb()
@@ -398,4 +392,4 @@ class CovarianceSettings(NamedTuple):
             return loadings
         further = self.start(adjacency, without.model.further_loadings(without.fit))
         on_move(further.score)
-        return further.loadings if further.evidence > without.evidence else loadings
+        return further.loadings if further.evidence > without.evidence + _MIN_FACTOR else loadings
