@@ -44,6 +44,28 @@ def test_hidden_moments_are_free_of_counting_noise(counts):
     np.testing.assert_allclose(found.statistics.gram / found.statistics.residual_dof, correlation, atol=0.05)
 
 
+def test_what_is_measured_is_hidden_expression_and_counting_noise(counts):
+    measured = gather(counts).measured
+    # of a lognormal distribution, relative to its means
+    np.testing.assert_allclose(measured.total - np.diag(measured.noise), np.exp(COVARIANCE) - 1, atol=0.08)
+    x, log_size, _ = counts
+    np.testing.assert_allclose(
+        measured.noise[2], float((1 / (log_size.exp() * np.exp(MEAN[2] + 0.2))).mean()), rtol=0.05
+    )
+
+
+@pytest.mark.parametrize(("spread", "least", "most"), [(0.0, 0.95, 1.0), (1.0, 0.02, 0.8)])
+def test_cells_of_odd_values_are_worth_less(spread, least, most):
+    """Counts of a high mean are normal, and each cell is worth itself; products of lognormal values that go together vary more."""
+    rng, n = np.random.default_rng(0), 4000
+    z = spread * (rng.normal(size=(n, 1)) + 0.5 * rng.normal(size=(n, 6)))
+    x = torch.as_tensor(rng.poisson(400 * np.exp(z)), dtype=torch.float32)
+    accumulator = MomentAccumulator(torch.tensor([-1]), 6)
+    for add in (accumulator.add_means, accumulator.add_products):
+        add(x, torch.zeros(n, 1), torch.zeros(n, dtype=torch.long))
+    assert least * (n - 1) <= accumulator.finalise().measured.n_cells <= most * (n - 1)
+
+
 def test_means_are_standardised_by_controls(counts):
     found = gather(counts).statistics
     np.testing.assert_array_equal(found.observed, [True, True, False])

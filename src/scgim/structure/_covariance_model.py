@@ -182,7 +182,10 @@ class CovarianceModel:
             usual = information[diagonal, diagonal].copy()
             for _ in range(_N_SHORTER):
                 information[diagonal, diagonal] = usual * (1 + damping) + _TINY
-                step = cho_solve(cho_factor(information, check_finite=False), gradient, check_finite=False)
+                try:
+                    step = cho_solve(cho_factor(information, check_finite=False), gradient, check_finite=False)
+                except np.linalg.LinAlgError:  # of numbers too large, at the end of a fit that leads nowhere
+                    return fit
                 longest = max(
                     np.abs(step[:n_weights]).max(initial=0.0) / _MAX_STEP,
                     np.abs(step[n_weights:]).max() / _MAX_LOG_STEP,
