@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
 
 Array = NDArray[np.float64]
 Graph = NDArray[np.bool_]
@@ -183,7 +182,7 @@ class CovarianceModel:
             for _ in range(_N_SHORTER):
                 information[diagonal, diagonal] = usual * (1 + damping) + _TINY
                 try:
-                    step = cho_solve(cho_factor(information, check_finite=False), gradient, check_finite=False)
+                    step = np.linalg.solve(information, gradient)
                 except np.linalg.LinAlgError:  # of numbers too large, at the end of a fit that leads nowhere
                     return fit
                 longest = max(
@@ -217,7 +216,7 @@ class CovarianceModel:
         except np.linalg.LinAlgError:  # a step too far
             return CovarianceFit(graph, weights, log_var, carried, hidden, precision, -np.inf)
         log_det = 2 * float(np.log(root.diagonal()).sum())
-        inverse = cho_solve((root, True), np.eye(d), check_finite=False)
+        inverse = np.linalg.inv(implied)
         precision[:d, :d] = (inverse + inverse.T) / 2
         log_likelihood = -0.5 * self.measured.n_cells * (log_det + float((precision * self.total).sum()))
         return CovarianceFit(graph, weights, log_var, carried, hidden, precision, log_likelihood)
