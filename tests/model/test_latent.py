@@ -35,6 +35,39 @@ def test_network_is_found_through_counting_noise():
     assert ((targets > 0.5) == (screen.varm["true_targets"].T > 0).loc[targets.index]).to_numpy().mean() > 0.9
 
 
+def few_regulators(seed: int = 0) -> tuple[AnnData, np.ndarray]:
+    """Counts of 30 genes of which two of few counts regulate twelve others each, and the true graph; each drug acts on one gene."""
+    rng, d, n_drugs = np.random.default_rng(seed), 30, 20
+    weights = np.zeros((d, d))
+    weights[0, 2:14], weights[1, 14:26] = rng.choice([-0.8, 0.8], 12), rng.choice([-0.8, 0.8], 12)
+    drug = np.repeat(np.arange(n_drugs + 1) - 1, [1500] + [60] * n_drugs)
+    effect = np.zeros((n_drugs + 1, d))  # the last row is that of control cells
+    effect[np.arange(n_drugs), rng.permutation(d)[:n_drugs]] = rng.choice([-1.5, 1.5], n_drugs)
+    is_regulator = np.arange(d) < 2
+    own = effect[drug] + np.where(is_regulator, 0.5, 0.3) * rng.normal(size=(len(drug), d))
+    mean = np.log(np.where(is_regulator, 0.15, 4.0))
+    counts = rng.poisson(np.exp(mean + own @ np.linalg.inv(np.eye(d) - weights)))
+    names = np.array([*(f"d{k}" for k in range(n_drugs)), "control"])
+    obs = pd.DataFrame({"perturbation": names[drug], "size_factor": 1.0}, index=[f"c{i}" for i in range(len(drug))])
+    return AnnData(counts.astype(np.float32), obs, pd.DataFrame(index=[f"g{j}" for j in range(d)])), weights != 0
+
+
+def test_regulators_of_few_counts_are_found(monkeypatch):
+    """Genes that are measured well stand in for them in regressions of one gene at a time, and not by the whole covariance."""
+    adata, true = few_regulators()
+    right = {}
+    for kind, limit in (("whole", 200), ("regressions", 0)):
+        monkeypatch.setattr("scgim.fit._hidden._MAX_GENES", limit)
+        GIM.setup_anndata(adata, size_factor_key="size_factor", dosage_key=None, drug_embedding_key=None)
+        scvi.settings.seed = 0
+        model = GIM(adata, measurement="latent")
+        model.train(5, **QUIET)
+        found = model.get_adjacency().to_numpy() > 0.5
+        right[kind] = (found & true).sum() / max(found.sum(), true.sum())
+    assert right["regressions"] < 0.1
+    assert right["whole"] > 0.7
+
+
 def test_too_few_counts_are_an_error():
     names = np.repeat(["control", "a", "b"], 4)
     cells = [f"cell_{i}" for i in range(12)]

@@ -104,19 +104,19 @@ def test_cells_are_worth_less_with_noise(star):
 
 def test_a_factor_is_not_taken_for_edges(star):
     graph, noise = star
-    loadings = np.full((1, N_GENES), 0.25)
-    options = settings(covariance(graph, noise, loadings=loadings))
+    options = settings(covariance(graph, noise, loadings=np.full((1, N_GENES), 0.25)))
     alone = options.start(graph, np.zeros((0, N_GENES)))
     assert alone.adjacency.sum() > graph.sum() + 5
-    found = options.further_factor(graph, np.zeros((0, N_GENES)), lambda score: None)
-    assert found.shape == (1, N_GENES)
-    np.testing.assert_array_equal(options.start(graph, found).adjacency, graph)
+    found = options.settle(graph, lambda score: None)
+    assert found.loadings.shape == (1, N_GENES)
+    np.testing.assert_array_equal(found.adjacency, graph)
 
 
 def test_no_factor_is_found_where_there_is_none(star):
     graph, noise = star
-    options = settings(covariance(graph, noise))
-    assert not len(options.further_factor(graph, np.zeros((0, N_GENES)), lambda score: None))
+    found = settings(covariance(graph, noise)).settle(stand_in(graph), lambda score: None)
+    assert not len(found.loadings)
+    np.testing.assert_array_equal(found.adjacency, graph)
 
 
 def test_only_genes_that_may_regulate_do(star):

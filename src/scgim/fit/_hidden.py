@@ -16,7 +16,7 @@ from scgim.structure._covariance_search import CovarianceSettings
 from scgim.structure._feedback import with_loops
 from scgim.structure._moments import HiddenExpression, MomentAccumulator
 from scgim.structure._out_degree import OutDegreePrior
-from scgim.structure._over_graphs import with_probs_over_graphs
+from scgim.structure._over_graphs import with_probs_of_graph, with_probs_over_graphs
 from scgim.structure._search import cells_a_gene, first_prior, search_structure
 from scgim.structure._watch import SearchWatch
 
@@ -140,9 +140,9 @@ def _search(
     watch = SearchWatch() if watch is None else watch
     options = {**search_options(module, seed, watch), "known_targets": module.knowledge.known_targets()}
     statistics = hidden.statistics
-    if before and before[1] is not statistics:  # by the whole covariance, which tells nothing of targets
-        start, statistics = before
-        result = search_structure(_less_sure(statistics), start=start, **options)
+    if before and before[1] is not statistics:  # the graph is by the whole covariance, which targets tell nothing of
+        result, statistics = before
+        result = replace(result, prior=replace(result.prior, known=options["known_targets"]))
     else:
         result = search_by_means(module, _less_sure(statistics), **options)
         if (
@@ -153,6 +153,8 @@ def _search(
             with watch.may_end_early():
                 result, statistics = _by_whole_covariance(hidden, result, options)
     del options["known_targets"]
+    if statistics is not hidden.statistics:
+        result = with_probs_of_graph(_less_sure(statistics), result, **options)
     result = with_probs_over_graphs(_less_sure(statistics), result, **options)
     n_cells_a_gene = cells_a_gene(statistics)
     return with_loops(_less_sure(statistics), result, n_cells_a_gene=n_cells_a_gene, **options), statistics
@@ -183,26 +185,17 @@ def _by_whole_covariance(
         np.broadcast_to(np.asarray(options["edge_log_odds"], dtype=float), (d, d)),
         ~np.eye(d, dtype=bool),
     )
-    loadings, n_factors = np.zeros((0, d)), -1
-    while n_factors < len(loadings):
-        n_factors = len(loadings)
-        loadings = settings.further_factor(result.adjacency, loadings, watch.moved)
-        if n_factors == len(loadings) > 0:
+    search, tried = settings.settle(result.adjacency, watch.moved), set[tuple]()
+    for _ in range(_N_TURNS):
+        correlation, dof = search.hidden_scatter()
+        statistics = replace(statistics, gram=torch.as_tensor(correlation) * dof, dof=dof)
+        result = replace(result, adjacency=search.adjacency.copy())
+        by_means = search_structure(_less_sure(statistics), start=result, **options).adjacency
+        further = settings.start(by_means, search.loadings, tried)
+        further.larger_moves(watch.moved)
+        if further.score <= search.score:  # means of few counts are noisy, and well measured genes stand in by them
             break
-        best, tried = -np.inf, set[tuple]()
-        for _ in range(_N_TURNS):
-            search = settings.start(result.adjacency, loadings, tried)
-            search.larger_moves(watch.moved)
-            if search.score <= best:
-                break
-            best = search.score
-            loadings = search.loadings
-            correlation, dof = search.hidden_scatter()
-            statistics = replace(statistics, gram=torch.as_tensor(correlation) * dof, dof=dof)
-            start = replace(result, adjacency=search.adjacency.copy())
-            before, result = result, search_structure(_less_sure(statistics), start=start, **options)
-            if (before.adjacency == result.adjacency).all() or watch.is_stopped:
-                break
+        search = further
     return result, statistics
 
 

@@ -381,15 +381,20 @@ class CovarianceSettings(NamedTuple):
         search.climb()
         return search
 
-    def further_factor(self, adjacency: Graph, loadings: Array, on_move: Callable[[float], None]) -> Array:
-        """Loadings of the factors that there are, and of one more if the evidence is for it.
+    def settle(self, adjacency: Graph, on_move: Callable[[float], None]) -> CovarianceSearch:
+        """Search from a graph, with larger moves, with as many factors as the evidence is for."""
 
-        Both searches begin with the same graph, as what a factor explains may have become edges.
-        """
-        without = self.start(adjacency, loadings)
-        on_move(without.score)
-        if len(loadings) == _MAX_FACTORS:
-            return loadings
-        further = self.start(adjacency, without.model.further_loadings(without.fit))
-        on_move(further.score)
-        return further.loadings if further.evidence > without.evidence + _MIN_FACTOR else loadings
+        def moved(loadings: Array) -> CovarianceSearch:
+            search = self.start(adjacency, loadings)
+            search.larger_moves(on_move)
+            return search
+
+        best = moved(np.zeros((0, len(adjacency))))
+        for _ in range(_MAX_FACTORS):
+            loadings = best.model.further_loadings(best.fit)
+            # also from the graph that was given: what a factor explains may have become edges
+            further = max(self.start(best.adjacency, loadings), moved(loadings), key=lambda search: search.evidence)
+            if further.evidence <= best.evidence + _MIN_FACTOR:
+                break
+            best = further
+        return best

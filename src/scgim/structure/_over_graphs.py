@@ -78,15 +78,30 @@ def with_probs_over_graphs(
     return replace(result, edge_probs=probs)
 
 
+def with_probs_of_graph(
+    statistics: ContextStatistics, result: StructureResult, *, seed: int, watch: SearchWatch, **options: Any
+) -> StructureResult:
+    """The result of a search with probabilities of edges given the rest of its graph, which these statistics need not be the best for."""
+    return replace(result, edge_probs=_search_at(statistics, result, watch, seed, options).edge_probs())
+
+
+def _search_at(
+    statistics: ContextStatistics, result: StructureResult, watch: SearchWatch, seed: int, options: dict[str, Any]
+) -> GraphSearch:
+    """A search that stands at the graph that was found, with what each edge more or less would bring."""
+    search = GraphSearch(statistics, result.prior, seed=seed, watch=watch, **options)
+    search.adjacency = result.adjacency
+    if search.leaves is None:
+        search.network.update_bonus()
+    search.network.refresh(range(search.network.n_genes))
+    return search
+
+
 def _probs_over_graphs(
     statistics: ContextStatistics, result: StructureResult, watch: SearchWatch, seed: int, options: dict[str, Any]
 ) -> NDArray[np.float64]:
-    search = GraphSearch(statistics, result.prior, seed=seed, watch=watch, **options)
-    search.adjacency = result.adjacency
+    search = _search_at(statistics, result, watch, seed, options)
     network, leaves, rng = search.network, search.leaves, np.random.default_rng(seed)
-    if leaves is None:
-        network.update_bonus()
-    network.refresh(range(network.n_genes))
     weights = draw_weights(statistics.n_groups, _N_RESAMPLED, rng)
     told = partial(watch.progress, PROBABILITIES)
     probs = edge_probs_over_graphs(network, weights, rng, told)
