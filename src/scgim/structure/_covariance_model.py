@@ -29,7 +29,7 @@ _WEIGHT_PRECISION = 1.0  # of the prior of weights and loadings, which are of or
 _MAX_STEP, _MAX_LOG_STEP, _N_SHORTER = 1.0, 1.5, 8
 _DAMPING, _MIN_DAMPING = 1e-3, 1e-4
 _N_FIRST = 60  # iterations of a fit that begins with a guess
-_PARTS = (1.0, 0.5, 0.2)  # of first loadings of a factor, which noise makes too large
+_PARTS = (1.0, 0.5, 0.2)  # of the first loadings of a further factor, which noise makes too large
 _CLOSE = 1e-6  # nats
 # A fit is given up if so many times what the last step brought would not do, after so many steps: for time
 _HOPE, _N_BEFORE_HOPELESS = 4.0, 3
@@ -150,7 +150,8 @@ class CovarianceModel:
         graph = self.whole(adjacency)
         starts = []
         for part in _PARTS:
-            weights[d:, :d] = part * loadings
+            weights[d:, :d] = loadings
+            weights[-1, :d] *= part
             starts.append(self._implied(graph, weights.copy(), log_var))
         best = max(starts, key=lambda start: start.log_likelihood)
         return self.fit(graph, best.weights, log_var, n_iterations=_N_FIRST)
@@ -226,10 +227,13 @@ class CovarianceModel:
 
     def _gradient(self, rows: NDArray[np.int_], columns: NDArray[np.int_], fit: CovarianceFit) -> Array:
         """Gradient of the log-likelihood by the weights of these edges and by log variances of genes."""
-        n, d, from_misfit = self.measured.n_cells, self.n_genes, fit.carried @ self._misfit(fit)
-        of_weights = (from_misfit @ fit.hidden)[columns, rows]
+        d, from_misfit = self.n_genes, fit.carried @ self._misfit(fit)
         of_variances = 0.5 * np.exp(fit.log_var[:d]) * (from_misfit * fit.carried).sum(1)[:d]
-        return n * np.concatenate([of_weights, of_variances])
+        return np.concatenate([self._slopes(fit)[rows, columns], self.measured.n_cells * of_variances])
+
+    def _slopes(self, fit: CovarianceFit) -> Array:
+        """Gradient of the log-likelihood by the weights of all edges, also those that there are not, (d + q, d + q)."""
+        return self.measured.n_cells * (fit.carried @ self._misfit(fit) @ fit.hidden).T
 
     def _parts(self, fit: CovarianceFit) -> tuple[Array, Array, Array]:
         """Products that the information is made of: of parents with parents, children with children, and children with parents."""
@@ -253,7 +257,7 @@ class CovarianceModel:
         information = self._information(rows, columns, fit)
         information[np.diag_indices(len(rows))] += _WEIGHT_PRECISION
         parents, children, across = self._parts(fit)
-        slope = n * (fit.carried @ self._misfit(fit) @ fit.hidden).T[:d, :d]
+        slope = self._slopes(fit)[:d, :d]
         adding = np.zeros((d, d))
         diagonal = parents.diagonal()[:d]
         for j in range(d):
