@@ -10,7 +10,7 @@ import torch
 
 from scgim.fit._covariate_effects import covariate_effects
 from scgim.fit._inference import passage_of, write_interventions
-from scgim.fit._search import inform, search_by_means, search_options
+from scgim.fit._search import inform, search_options
 from scgim.structure._climb import MANY_GENES, fit_graph, fitted_prior
 from scgim.structure._covariance_search import CovarianceSettings
 from scgim.structure._feedback import with_loops
@@ -144,7 +144,7 @@ def _search(
         result, statistics = before
         result = replace(result, prior=replace(result.prior, known=options["known_targets"]))
     else:
-        result = search_by_means(module, _less_sure(statistics), **options)
+        result = _search_by_means(statistics, **options)
         if (
             module.mechanism.is_linear
             and not watch.is_stopped
@@ -158,6 +158,11 @@ def _search(
     result = with_probs_over_graphs(_less_sure(statistics), result, **options)
     n_cells_a_gene = cells_a_gene(statistics)
     return with_loops(_less_sure(statistics), result, n_cells_a_gene=n_cells_a_gene, **options), statistics
+
+
+def _search_by_means(statistics: ContextStatistics, **options: Any) -> StructureResult:
+    """Search by regressions, whose mechanisms hold between contexts as within: errors of counting would look like departures."""
+    return search_structure(_less_sure(statistics), departures=False, **options)
 
 
 def _may_stand_in(statistics: ContextStatistics, result: StructureResult, regulators: NDArray[np.bool_] | None) -> bool:
@@ -190,7 +195,7 @@ def _by_whole_covariance(
         correlation, dof = search.hidden_scatter()
         statistics = replace(statistics, gram=torch.as_tensor(correlation) * dof, dof=dof)
         result = replace(result, adjacency=search.adjacency.copy())
-        by_means = search_structure(_less_sure(statistics), start=result, **options).adjacency
+        by_means = _search_by_means(statistics, start=result, **options).adjacency
         further = settings.start(by_means, search.loadings, tried)
         further.larger_moves(watch.moved)
         if further.score <= search.score:  # means of few counts are noisy, and well measured genes stand in by them
