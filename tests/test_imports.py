@@ -60,7 +60,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
             "scgim.module",
             "scgim.train",
         },
-        {"torch", "scvi", "lightning", "numpy", "pandas", "tqdm"},
+        {"torch", "scvi", "lightning", "numpy", "pandas", "threadpoolctl", "tqdm"},
     ),
     "scgim.predict": (
         {

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from scgim.fit._covariate_effects import covariate_effects
 from scgim.fit._inference import passage_of, write_interventions
@@ -150,7 +151,8 @@ def _search(
             and not watch.is_stopped
             and _may_stand_in(statistics, result, options["regulators"])
         ):
-            with watch.may_end_early():
+            # matrices of a few hundred rows take longer with several threads
+            with watch.may_end_early(), threadpool_limits(1, user_api="blas"):
                 result, statistics = _by_whole_covariance(hidden, result, options)
     del options["known_targets"]
     if statistics is not hidden.statistics:
