@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from numpy.typing import NDArray
 
+    from scgim.fit._inference import HiddenEffects
+
 _UNSAVED = ("folder", "every", "resumed")
 
 
@@ -42,6 +44,8 @@ class Course:
         Score after each round of the search by the prior that it settled on.
     feedback
         Loops that the graph leaves out, from the search; None if they were not looked for.
+    of_moments
+        What moments of hidden expression say of direct effects, if the graph is theirs.
     folder
         Where checkpoints go; None for nowhere.
     every
@@ -62,6 +66,7 @@ class Course:
     evidence: NDArray | None = None
     trace: list[float] | None = None
     feedback: pd.DataFrame | None = None
+    of_moments: HiddenEffects | None = None
     folder: CheckpointFolder | None = None
     every: int = 1
     resumed: dict | None = None

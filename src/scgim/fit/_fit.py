@@ -152,9 +152,10 @@ class Fit:
 
     def _graph(self, statistics: ContextStatistics, watch: SearchWatch) -> tuple[StructureResult, HiddenStates | None]:
         if self.course.in_hidden:
-            return search_hidden_graph(
+            result, self.course.of_moments = search_hidden_graph(
                 self.module, statistics, self.loader, seed=self.seed, watch=watch, features=self.features
-            ), None
+            )
+            return result, None
         return search_graph(self.module, statistics, self.loader, seed=self.seed, watch=watch, features=self.features)
 
     def _note_feedback(self, result: StructureResult) -> None:
@@ -209,7 +210,8 @@ class Fit:
         """Targets, dose-response curves and standard errors at the fit; returns the log evidence of each edge."""
         information = gather_information(self.module, self.loader)
         enough = self.loader.n >= CELLS_A_GENE * len(self.module.centre)  # to tell in what mechanisms fail
-        loose = infer_targets(self.module, information, self.features, departures=enough)
+        of_moments = self.course.of_moments if self.module.mechanism.is_linear else None
+        loose = infer_targets(self.module, information, self.features, departures=enough, of_moments=of_moments)
         return infer_edges(self.module, information, self.loader.n, loose)
 
     def _conclude(self) -> None:

@@ -10,7 +10,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from scgim.fit._covariate_effects import covariate_effects
-from scgim.fit._inference import passage_of, write_interventions
+from scgim.fit._inference import HiddenEffects, write_effects
 from scgim.fit._search import inform, search_options
 from scgim.structure._climb import MANY_GENES, fit_graph, fitted_prior
 from scgim.structure._covariance_search import CovarianceSettings
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from scgim._priors import ShiftPrior
     from scgim.module import GIMModule
+    from scgim.structure._score import GeneFit
     from scgim.structure._search import StructureResult
     from scgim.structure._statistics import ContextStatistics
     from scgim.train import BatchLoader
@@ -76,14 +77,8 @@ def fit_hidden(
     result, statistics = _search(module, hidden, seed, watch)
     hidden, spread = replace(hidden, statistics=statistics), hidden.spread
     module.mechanism.set_graph(result.adjacency)
-    d = statistics.n_genes
     fit = fit_graph(statistics, result.prior, result.adjacency, n_iterations=_N_ITERATIONS)
-    weight, weight_sd = (torch.zeros(d, d, dtype=torch.float64) for _ in range(2))
-    for j in range(d):
-        parents = list(_parents(result, j))
-        weight[parents, j] = fit.weights[j, : len(parents)] * spread[j]
-        precision = statistics.gram[parents][:, parents] / fit.noise_var[j]
-        weight_sd[parents, j] = torch.linalg.inv(precision).diagonal().sqrt() * spread[j]
+    weight, weight_sd = _weights(statistics, result, fit, spread)
     module.mechanism.weight.copy_(module.mechanism.of_sources(weight.to(module.device)))
     module.knowledge.weight_sd.copy_(weight_sd)
     module.centre.copy_(hidden.centre)
@@ -92,8 +87,23 @@ def fit_hidden(
     module.log_scale.copy_(-(fit.noise_var * spread.square()).log())
     module.knowledge.edge_probs.copy_(torch.as_tensor(result.edge_probs))
     module.knowledge.reach.copy_(_reach(statistics, weight))
-    _infer_targets(module, hidden, fit, result.prior, features)
+    effects = _effects(module, hidden, fit, weight, weight_sd, result.prior)
+    write_effects(module, effects, features)
+    module.shift[effects.seen.to(module.device)] = effects.shift[effects.seen].to(module.shift)
     return result
+
+
+def _weights(
+    statistics: ContextStatistics, result: StructureResult, fit: GeneFit, spread: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Slopes of log expression on parents in units of their spread, and their standard errors, both (d, d)."""
+    weight, weight_sd = (torch.zeros(len(spread), len(spread), dtype=torch.float64) for _ in range(2))
+    for j in range(len(spread)):
+        parents = list(_parents(result, j))
+        weight[parents, j] = fit.weights[j, : len(parents)] * spread[j]
+        precision = statistics.gram[parents][:, parents] / fit.noise_var[j]
+        weight_sd[parents, j] = torch.linalg.inv(precision).diagonal().sqrt() * spread[j]
+    return weight, weight_sd
 
 
 @torch.no_grad()
@@ -105,8 +115,10 @@ def search_hidden_graph(
     seed: int,
     watch: SearchWatch | None = None,
     features: Tensor | None = None,
-) -> StructureResult:
+) -> tuple[StructureResult, HiddenEffects]:
     """Graph of hidden expression, on which parents act by their counts; the prior of direct effects is fitted to `statistics` of these.
+
+    Also what moments say of direct effects, on that graph.
 
     Counts of a regulator are noisy, and those of the genes that it regulates tell of it as well. Regressions on counts, which predict best with
     all of them, make parents of these.
@@ -117,8 +129,12 @@ def search_hidden_graph(
     result = _with_prior(module, statistics, found[0])
     is_stopped = watch is not None and watch.is_stopped
     if features is not None and not is_stopped and inform(module, statistics, result, features):
-        result = _with_prior(module, statistics, _search(module, hidden, seed, watch, found)[0])
-    return result
+        found = _search(module, hidden, seed, watch, found)
+        result = _with_prior(module, statistics, found[0])
+    of_moments, own = found
+    fit = fit_graph(own, of_moments.prior, of_moments.adjacency, n_iterations=_N_ITERATIONS)
+    weights = _weights(own, of_moments, fit, hidden.spread)
+    return result, _effects(module, replace(hidden, statistics=own), fit, *weights, of_moments.prior)
 
 
 def _with_prior(module: GIMModule, statistics: ContextStatistics, found: StructureResult) -> StructureResult:
@@ -217,10 +233,10 @@ def _reach(statistics: ContextStatistics, weight: Tensor) -> Tensor:
     return torch.stack([of_contexts.amin(0) - _USUAL_CELLS * spread, of_contexts.amax(0) + _USUAL_CELLS * spread])
 
 
-def _infer_targets(
-    module: GIMModule, hidden: HiddenExpression, fit, prior: ShiftPrior, features: Tensor | None
-) -> None:
-    """Targets and dose-response curves from what the network leaves of the means of contexts."""
+def _effects(
+    module: GIMModule, hidden: HiddenExpression, fit: GeneFit, weight: Tensor, weight_sd: Tensor, prior: ShiftPrior
+) -> HiddenEffects:
+    """What the network leaves of the means of contexts."""
     statistics = hidden.statistics
     treated = statistics.group >= 0
     scale = hidden.spread[:, None]
@@ -230,10 +246,16 @@ def _infer_targets(
     variance = hidden.variance_of_means(fit.noise_var * hidden.spread.square())[treated]
     # where parents move, an error of their weights looks like a direct effect
     moved = statistics.means[treated] - statistics.means[~treated]
-    variance = variance + moved.square() @ module.knowledge.weight_sd.cpu().square()
-    passage = passage_of(module, moved)
+    variance = variance + moved.square() @ weight_sd.square()
     seen = torch.zeros(len(module.group), dtype=torch.bool)
     seen[torch.nonzero(statistics.observed)[:, 0][treated]] = True
-    start = replace(prior, slab_var=prior.slab_var * float(hidden.spread.square().median()), spike_var=_FIRST_SPIKE)
-    write_interventions(module, seen, shift, 1 / variance, start, features, passage=passage)
-    module.shift[seen.to(module.device)] = shift.to(module.shift)
+    slab_var = prior.slab_var * float(hidden.spread.square().median())
+    prior = replace(prior, slab_var=slab_var, spike_var=_FIRST_SPIKE)
+    return HiddenEffects(seen, _of_all(seen, shift), _of_all(seen, 1 / variance), _of_all(seen, moved), weight, prior)
+
+
+def _of_all(seen: Tensor, values: Tensor) -> Tensor:
+    """Values of the contexts that were seen (k, d) among all, zero where nothing is known, (K, d)."""
+    every = values.new_zeros(len(seen), values.shape[1])
+    every[seen] = values
+    return every

@@ -74,6 +74,21 @@ class Observed(NamedTuple):
     passage: Passage | None
 
 
+class HiddenEffects(NamedTuple):
+    """What moments of hidden expression say of direct effects.
+
+    `seen` (K,) marks the contexts of which anything is known, `shift` and `precision` (K, d) are estimates of the effects in them, `moved` (K, d) is
+    by how much the means of parents have moved, `weight` (d, d) are the slopes on these, and `prior` is that of the effects to start from.
+    """
+
+    seen: Tensor
+    shift: Tensor
+    precision: Tensor
+    moved: Tensor
+    weight: Tensor
+    prior: ShiftPrior
+
+
 class Looseness(NamedTuple):
     """How loosely the means of contexts are tied to mechanisms.
 
@@ -87,11 +102,16 @@ class Looseness(NamedTuple):
 
 @torch.no_grad()
 def infer_targets(
-    module: GIMModule, information: FitInformation, features: Tensor | None, *, departures: bool = True
+    module: GIMModule,
+    information: FitInformation,
+    features: Tensor | None,
+    *,
+    departures: bool = True,
+    of_moments: HiddenEffects | None = None,
 ) -> Looseness:
     """Posterior of targets, dose-response curves and background, written to the module; `features` (U, p) are those of the drugs.
 
-    `departures` False takes mechanisms to hold between contexts as well.
+    `departures` False takes mechanisms to hold between contexts as well. What moments say has its share in the probabilities of targets.
     """
     treated = module.treated.cpu()
     seen = treated & (information.information.amax(1) > NO_PRECISION)  # not those without training cells
@@ -115,7 +135,7 @@ def infer_targets(
         moved = information.means - control_means(information.means, known.group.cpu(), known.context_level())
         passage = passage_of(module, moved[seen])
     told, found = write_interventions(
-        module, seen, shift, precision, module.knowledge.shift_prior(), features, evidence, passage
+        module, seen, shift, precision, module.knowledge.shift_prior(), features, evidence, passage, of_moments
     )
     loose = Looseness(torch.zeros_like(information.information), torch.zeros_like(module.knowledge.edge_probs.cpu()))
     if told.passage is not None:
@@ -128,13 +148,25 @@ def infer_targets(
     return loose
 
 
-def passage_of(module: GIMModule, moved: Tensor) -> Passage | None:
-    """What reaches genes through parents whose means have moved (K, d) against the control; None without edges."""
+def write_effects(module: GIMModule, effects: HiddenEffects, features: Tensor | None) -> None:
+    """Posterior of what moments say of direct effects, written to the module."""
+    seen = effects.seen
+    passage = passage_of(module, effects.moved[seen], effects.weight)
+    write_interventions(
+        module, seen, effects.shift[seen], effects.precision[seen], effects.prior, features, passage=passage
+    )
+
+
+def passage_of(module: GIMModule, moved: Tensor, slopes: Tensor | None = None) -> Passage | None:
+    """What reaches genes through parents whose means have moved (K, d) against the control, by slopes (d, d); None without edges.
+
+    `slopes` None takes those of the mechanisms.
+    """
     adjacency = module.adjacency.cpu().numpy().astype(bool)
     if not adjacency.any():
         return None
     parents, mask = (torch.as_tensor(t) for t in parent_table(adjacency))
-    return Passage(moved, module.mean_slopes(), parents, mask)
+    return Passage(moved, module.mean_slopes() if slopes is None else slopes, parents, mask)
 
 
 def write_interventions(
@@ -146,6 +178,7 @@ def write_interventions(
     features: Tensor | None,
     evidence: Tensor | None = None,
     passage: Passage | None = None,
+    of_moments: HiddenEffects | None = None,
 ) -> tuple[Observed, Estimate]:
     """Infer interventions from estimates of effects and write all that follows to the module.
 
@@ -165,6 +198,8 @@ def write_interventions(
         For hard interventions, log-likelihood with the mechanism cut less that with it whole, (k, d).
     passage
         What reaches genes through their parents in these contexts; None if mechanisms say it all.
+    of_moments
+        What moments of hidden expression say of direct effects; None if they are not asked.
 
     Returns
     -------
@@ -190,6 +225,8 @@ def write_interventions(
         total = torch.zeros_like(found.target_probs).index_add_(0, group, per_context)
         odds = prior.target_log_odds(len(total), torch.arange(total.shape[1]))
         found = with_targets(found, torch.sigmoid(total + odds))
+    if of_moments is not None and shared is None:
+        found = with_targets(found, 0.5 * (found.target_probs + _targets_by_moments(module, screen, of_moments, seen)))
     background = measured_background(module.responses().of(measured), found, beside, left_out, of_drugs)
     found = replace(found, background=background, grid=known.grid.cpu())
     if found.levels is not None and member is not None:
@@ -206,6 +243,19 @@ def write_interventions(
     known.note_interventions(measured, found)
     known.prior.copy_(torch.tensor([prior.target_prob, prior.slab_var, prior.spike_var]))
     return told, estimate
+
+
+def _targets_by_moments(module: GIMModule, screen: Screen, effects: HiddenEffects, seen: Tensor) -> Tensor:
+    """Probabilities of targets by moments of hidden expression, (Q, d).
+
+    Mechanisms of counts see parents through counting noise and pass on too little of what moves them; moments of few counts are off by as much.
+    """
+    measured = torch.unique(module.knowledge.group.cpu()[seen])
+    prior = effects.prior
+    prior = replace(prior, known=None if prior.known is None else prior.known[measured])
+    passage = passage_of(module, effects.moved[seen], effects.weight)
+    own = replace(screen, shift=effects.shift[seen], information=effects.precision[seen], passage=passage)
+    return estimate_jointly(own, first_departures(prior, proportional=prior.proportional)).interventions.target_probs
 
 
 def split_combinations(known: Knowledge, whole: Observed, prior: ShiftPrior) -> tuple[Observed, Shared]:
