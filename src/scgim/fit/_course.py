@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from numpy.typing import NDArray
 
-    from scgim.fit._inference import HiddenEffects
-
 _UNSAVED = ("folder", "every", "resumed")
 
 
@@ -45,7 +43,7 @@ class Course:
     feedback
         Loops that the graph leaves out, from the search; None if they were not looked for.
     of_moments
-        What moments of hidden expression say of direct effects, if the graph is theirs.
+        What moments of hidden expression say of direct effects, if the graph is theirs: fields of :class:`HiddenEffects` by name.
     folder
         Where checkpoints go; None for nowhere.
     every
@@ -66,7 +64,7 @@ class Course:
     evidence: NDArray | None = None
     trace: list[float] | None = None
     feedback: pd.DataFrame | None = None
-    of_moments: HiddenEffects | None = None
+    of_moments: dict[str, Any] | None = None
     folder: CheckpointFolder | None = None
     every: int = 1
     resumed: dict | None = None

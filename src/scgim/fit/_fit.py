@@ -20,7 +20,7 @@ from scgim.fit._continuous import match_continuous, sums_to_means
 from scgim.fit._controls import check_controls
 from scgim.fit._feedback import feedback_table, warn_of_feedback
 from scgim.fit._hidden import fit_hidden, search_hidden_graph
-from scgim.fit._inference import gather_information, infer_edges, infer_targets
+from scgim.fit._inference import HiddenEffects, gather_information, infer_edges, infer_targets
 from scgim.fit._levels import carry_to_levels
 from scgim.fit._prior_check import warn_of_prior, warn_of_usual_targets
 from scgim.fit._ranges import note_ranges
@@ -30,6 +30,7 @@ from scgim.fit._settle import settle_covariates
 from scgim.fit._start import start_from
 from scgim.fit._statistics import gather_statistics, set_scales
 from scgim.structure._watch import SearchWatch
+from scgim.train._checkpoint import to_tensors
 from scgim.train._threads import threads_for
 
 if TYPE_CHECKING:
@@ -152,9 +153,10 @@ class Fit:
 
     def _graph(self, statistics: ContextStatistics, watch: SearchWatch) -> tuple[StructureResult, HiddenStates | None]:
         if self.course.in_hidden:
-            result, self.course.of_moments = search_hidden_graph(
+            result, effects = search_hidden_graph(
                 self.module, statistics, self.loader, seed=self.seed, watch=watch, features=self.features
             )
+            self.course.of_moments = effects._asdict()
             return result, None
         return search_graph(self.module, statistics, self.loader, seed=self.seed, watch=watch, features=self.features)
 
@@ -210,7 +212,8 @@ class Fit:
         """Targets, dose-response curves and standard errors at the fit; returns the log evidence of each edge."""
         information = gather_information(self.module, self.loader)
         enough = self.loader.n >= CELLS_A_GENE * len(self.module.centre)  # to tell in what mechanisms fail
-        of_moments = self.course.of_moments if self.module.mechanism.is_linear else None
+        told = self.course.of_moments
+        of_moments = None if told is None else HiddenEffects(**to_tensors(told))
         loose = infer_targets(self.module, information, self.features, departures=enough, of_moments=of_moments)
         return infer_edges(self.module, information, self.loader.n, loose)
 

@@ -43,7 +43,6 @@ _USUAL_CELLS = 2.9  # standard deviations, beyond which are two in a thousand at
 _FEW_REGULATE = 0.5  # share of the genes, below which others may stand in for them: convention
 _N_TURNS = 4  # of the whole covariance and of means, by which graphs hardly change any more: for time
 _MAX_GENES = 200  # with which the whole covariance is searched; it takes time in the third power: convention
-_FIRST_SPIKE = 1e-3  # variance of the spike to start from, before it is fitted: an effect of 3 %
 
 
 def gather_moments(module: GIMModule, loader: BatchLoader) -> HiddenExpression:
@@ -249,9 +248,15 @@ def _effects(
     variance = variance + moved.square() @ weight_sd.square()
     seen = torch.zeros(len(module.group), dtype=torch.bool)
     seen[torch.nonzero(statistics.observed)[:, 0][treated]] = True
-    slab_var = prior.slab_var * float(hidden.spread.square().median())
-    prior = replace(prior, slab_var=slab_var, spike_var=_FIRST_SPIKE)
-    return HiddenEffects(seen, _of_all(seen, shift), _of_all(seen, 1 / variance), _of_all(seen, moved), weight, prior)
+    return HiddenEffects(
+        seen=seen,
+        shift=_of_all(seen, shift),
+        precision=_of_all(seen, 1 / variance),
+        moved=_of_all(seen, moved),
+        weight=weight,
+        target_prob=prior.target_prob,
+        slab_var=prior.slab_var * float(hidden.spread.square().median()),
+    )
 
 
 def _of_all(seen: Tensor, values: Tensor) -> Tensor:

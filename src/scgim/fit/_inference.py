@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scgim._departures import first_departures
+from scgim._priors import ShiftPrior
 from scgim.fit._shrinkage import shrunken
 from scgim.fit._statistics import to_device
 from scgim.interventions._combinations import share, together
@@ -26,7 +27,6 @@ from scgim.nn._mechanism import parent_table
 from scgim.structure._levels import control_means
 
 if TYPE_CHECKING:
-    from scgim._priors import ShiftPrior
     from scgim.interventions._combinations import Shared
     from scgim.interventions._effects import Estimate
     from scgim.module import GIMModule
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _MAX_LOG_FOLD_CHANGE = 15.0  # as the likelihood has no smaller means: from nothing to everything
 _MIN_PRECISION = 1e-3  # of an effect, a standard error of 30 e-folds: nothing is known of it
+_FIRST_SPIKE = 1e-3  # variance of the spike of moments to start from, before it is fitted: an effect of 3 %
 _MIN_SPIKE, _TINY = 1e-6, 1e-12  # variances must not be zero
 
 
@@ -78,7 +79,7 @@ class HiddenEffects(NamedTuple):
     """What moments of hidden expression say of direct effects.
 
     `seen` (K,) marks the contexts of which anything is known, `shift` and `precision` (K, d) are estimates of the effects in them, `moved` (K, d) is
-    by how much the means of parents have moved, `weight` (d, d) are the slopes on these, and `prior` is that of the effects to start from.
+    by how much the means of parents have moved, and `weight` (d, d) are the slopes on these; their prior starts from `target_prob` and `slab_var`.
     """
 
     seen: Tensor
@@ -86,7 +87,12 @@ class HiddenEffects(NamedTuple):
     precision: Tensor
     moved: Tensor
     weight: Tensor
-    prior: ShiftPrior
+    target_prob: float
+    slab_var: float
+
+    def prior(self, module: GIMModule) -> ShiftPrior:
+        """Prior of the effects to start from, features left out."""
+        return ShiftPrior(self.target_prob, self.slab_var, _FIRST_SPIKE, module.knowledge.given_targets())
 
 
 class Looseness(NamedTuple):
@@ -153,7 +159,7 @@ def write_effects(module: GIMModule, effects: HiddenEffects, features: Tensor | 
     seen = effects.seen
     passage = passage_of(module, effects.moved[seen], effects.weight)
     write_interventions(
-        module, seen, effects.shift[seen], effects.precision[seen], effects.prior, features, passage=passage
+        module, seen, effects.shift[seen], effects.precision[seen], effects.prior(module), features, passage=passage
     )
 
 
@@ -251,7 +257,7 @@ def _targets_by_moments(module: GIMModule, screen: Screen, effects: HiddenEffect
     Mechanisms of counts see parents through counting noise and pass on too little of what moves them; moments of few counts are off by as much.
     """
     measured = torch.unique(module.knowledge.group.cpu()[seen])
-    prior = effects.prior
+    prior = effects.prior(module)
     prior = replace(prior, known=None if prior.known is None else prior.known[measured])
     passage = passage_of(module, effects.moved[seen], effects.weight)
     own = replace(screen, shift=effects.shift[seen], information=effects.precision[seen], passage=passage)
