@@ -9,7 +9,7 @@ from torch import nn
 from torch.autograd.functional import hessian, jacobian
 from torch.func import functional_call
 
-from scgim.fit._inference import Looseness, edge_costs, gather_information, infer_edges, infer_targets
+from scgim.fit._inference import HiddenEffects, Looseness, edge_costs, gather_information, infer_edges, infer_targets
 from scgim.interventions._stacking import NO_PRECISION
 from scgim.nn._information import FitInformation
 
@@ -135,6 +135,26 @@ def test_steps_of_counts_are_bounded(make_module, likelihood, furthest, sign):
     infer_targets(module, told(score=40.0 * sign, information=1e-5), None)
     np.testing.assert_allclose(module.knowledge.response[SEEN], sign * furthest)
     np.testing.assert_allclose(module.knowledge.response_precision[SEEN], 1e-3)
+
+
+def test_moments_have_their_share_in_targets(make_module):
+    """Half of the probability that they give, where counts tell nothing; effects are those of counts."""
+    module = make_module("nb")
+    with torch.no_grad():
+        module.shift.zero_()
+    infer_targets(module, told(information=20.0), None, departures=False)
+    by_counts = module.knowledge.target_probs.clone()
+    shift, precision = torch.zeros(5, 4).double(), torch.full((5, 4), 400.0).double()
+    shift[:, 1] = 3.0
+    seen, still = torch.zeros(5, dtype=torch.bool), torch.zeros(5, 4).double()
+    seen[SEEN] = True
+    of_moments = HiddenEffects(seen, shift, precision, still, torch.zeros(4, 4).double(), 0.1, 4.0)
+    infer_targets(module, told(information=20.0), None, departures=False, of_moments=of_moments)
+    probs, measured = module.knowledge.target_probs, torch.unique(module.group[SEEN])
+    assert (probs[measured, 1] > 0.45).all()
+    assert (probs[measured][:, [0, 2, 3]] < 0.2).all()
+    np.testing.assert_allclose(probs[measured, 1], 0.5 * by_counts[measured, 1] + 0.5, atol=0.01)
+    np.testing.assert_allclose(module.knowledge.response[SEEN], 0.0)
 
 
 def set_effects(module, effects: np.ndarray) -> None:

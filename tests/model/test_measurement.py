@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scvi
+from pandas.testing import assert_frame_equal
 
 import scgim
 import scgim.fit._fit
@@ -89,3 +91,21 @@ def test_the_choice_is_saved_and_loaded(hidden, tmp_path):
     assert loaded.report().values["graph_of"] == "hidden expression"
     drawn = [model.predict(["drug_00"], dosage=1.0, n_samples=50).X.toarray() for model in (hidden, loaded)]
     np.testing.assert_array_equal(*drawn)
+
+
+def test_a_run_on_hidden_expression_resumes(tmp_path, monkeypatch):
+    """What moments say of targets is in the checkpoint, as the search is not made again."""
+
+    def make() -> GIM:
+        adata = screen("poisson")
+        GIM.setup_anndata(adata, **SIZES)
+        scvi.settings.seed = 0
+        return GIM(adata)
+
+    quiet = {"accelerator": "cpu", "enable_progress_bar": False}
+    whole, resumed = make(), make()
+    scvi.settings.seed = 0
+    whole.train(2, checkpoint_dir=tmp_path, **quiet)
+    monkeypatch.setattr(scgim.fit._fit, "search_hidden_graph", None)
+    resumed.train(resume_from=tmp_path, **quiet)
+    assert_frame_equal(resumed.get_targets(), whole.get_targets())
