@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -156,7 +156,7 @@ class Fit:
             result, effects = search_hidden_graph(
                 self.module, statistics, self.loader, seed=self.seed, watch=watch, features=self.features
             )
-            self.course.of_moments = effects._asdict()
+            self.course.of_moments = asdict(effects)
             return result, None
         return search_graph(self.module, statistics, self.loader, seed=self.seed, watch=watch, features=self.features)
 

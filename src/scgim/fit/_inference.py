@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -75,7 +75,8 @@ class Observed(NamedTuple):
     passage: Passage | None
 
 
-class HiddenEffects(NamedTuple):
+@dataclass(frozen=True)
+class HiddenEffects:
     """What moments of hidden expression say of direct effects.
 
     `seen` (K,) marks the contexts of which anything is known, `shift` and `precision` (K, d) are estimates of the effects in them, `moved` (K, d) is
