@@ -19,12 +19,14 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import _report  # noqa: E402
-from benchmarks.real import cellbox, kang, l1000, macseq, norman, papalexi, sachs, zhao  # noqa: E402
+from benchmarks.real import cellbox, dixit, kang, l1000, macseq, norman, papalexi, sachs, shrna, zhao  # noqa: E402
 
 SETS = {
     "papalexi": papalexi,
+    "dixit": dixit,
     "macseq": macseq,
     "l1000": l1000,
+    "shrna": shrna,
     "zhao": zhao,
     "kang": kang,
     "norman": norman,
