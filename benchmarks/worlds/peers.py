@@ -43,7 +43,7 @@ METHODS = (
     "correlation",
     "marginal",
 )
-SLOW = ("utigsp-1e-3", "utigsp-1e-5", "dspin-directed", "forest")
+SLOW = ("utigsp-1e-3", "dspin-directed", "forest")
 # What each of our rows changes in the set-up.
 OURS = {"scGIM": {}, "scGIM, regulators told": {"regulator_key": "regulator"}}
 NAMES = {method: peers_of_structure.METHODS[method][0] for method in METHODS}
