@@ -80,8 +80,8 @@ def gnw(seeds: Sequence[int]) -> list[Job]:
 def hsc(seeds: Sequence[int]) -> list[Job]:
     """The haematopoietic network made with BoolODE, continuous values; seeds are those of the fit.
 
-    Expected: edges found better than by correlation. Cells are of two kinds that exclude each other, and half of the edges lie in circles, so that
-    many will be missed.
+    Expected: edges found better than by correlation. Cells are of two kinds that exclude each other, and nearly all edges lie in circles, so
+    that many will be missed.
     """
     setup = {"drug_embedding_key": None}
     return [Job({"world": "haematopoiesis"}, seed, {"maker": "hsc"}, view="float", setup=setup) for seed in seeds]
