@@ -1,7 +1,7 @@
 """Other methods on worlds that share no code with the package, beside scGIM: `python benchmarks/worlds/run.py peers --install`.
 
 The environments and most methods are those of :mod:`benchmarks.structure.peers`. Every method is given the same cells by context: counts as log1p of
-counts over size factors, continuous values as they are. Edges are scored twice, among all pairs and as if it were known which genes regulate. A drug's
+counts over size factors, continuous values as they are, each gene on its own scale. Edges are scored twice, among all pairs and as if it were known which genes regulate. A drug's
 targets are scored by the largest score over its doses. The worlds of GeneNetWeaver and BoolODE are run with the first seed alone, and so are methods
 that take long (`SLOW`) on the kinetic world.
 
@@ -63,7 +63,7 @@ _COLUMNS = {
     "cpu": "CPU s",
 }
 _NOTES = (
-    "Counts are log1p of counts over size factors. Edges of one graph are ranked as 0 and 1; regulators told, pairs whose first gene does not regulate "
+    "Counts are log1p of counts over size factors, and genes are divided by their standard deviation within contexts. Edges of one graph are ranked as 0 and 1; regulators told, pairs whose first gene does not regulate "
     "are left out of the ranking, random forests are grown on regulators alone, and scGIM has a row in which it is told them in its fit. In "
     "haematopoiesis all genes regulate. "
     "D-SPIN has a spin for each gene, a sample for each drug and dose, and its defaults: responses relative to controls rank targets, which it does not "
@@ -129,7 +129,10 @@ def drugs_of(adata: AnnData) -> list[str]:
 
 
 def write(adata: AnnData, path: Path, *, counts: bool) -> list[str]:
-    """File of the training cells as the peers read it; returns the drug of each context but the first, the controls."""
+    """File of the training cells as the peers read it; returns the drug of each context but the first, the controls.
+
+    Genes are divided by their standard deviation within contexts, which the penalty of DAGMA needs and nothing else feels.
+    """
     train = adata[adata.obs["split"] == "train"]
     values = measure.log_values(train) if counts else np.asarray(train.X)
     drug, dose = train.obs["perturbation"].astype(str).to_numpy(), train.obs["dosage"].to_numpy(dtype=float)
@@ -138,10 +141,11 @@ def write(adata: AnnData, path: Path, *, counts: bool) -> list[str]:
     )
     number = {context: i for i, context in enumerate(treated.itertuples(index=False, name=None), start=1)}
     context = np.array([number.get(own, 0) for own in zip(drug, dose, strict=True)])
+    within = values - pd.DataFrame(values).groupby(context).transform("mean").to_numpy()
     true = adata.varm["true_targets"][treated["drug"]].to_numpy().T
     np.savez(
         path,
-        X_float=values,
+        X_float=values / (within.std(0) + 1e-8),
         ctx=context,
         ctx_targets=np.concatenate([np.zeros((1, adata.n_vars), dtype=bool), true.astype(bool)]),
         A=adata.varp["true_adjacency"].toarray(),
