@@ -1,9 +1,9 @@
 """Other methods on worlds that share no code with the package, beside scGIM: `python benchmarks/worlds/run.py peers --install`.
 
 The environments and most methods are those of :mod:`benchmarks.structure.peers`. Every method is given the same cells by context: counts as log1p of
-counts over size factors, continuous values as they are, each gene on its own scale. Edges are scored twice, among all pairs and as if it were known which genes regulate. A drug's
-targets are scored by the largest score over its doses. The worlds of GeneNetWeaver and BoolODE are run with the first seed alone, and so are methods
-that take long (`SLOW`) on the kinetic world.
+counts over size factors, continuous values as they are, each gene on its own scale. Edges are scored twice, among all pairs and as if it were known
+which genes regulate. A drug's targets are scored by the largest score over its doses. The worlds of GeneNetWeaver and BoolODE are run with the first
+seed alone, and so are methods that take long (`SLOW`) on the kinetic world.
 
 Expected: D-SPIN and scGIM, which ask the same, are best at targets; UT-IGSP, which needs linear mechanisms without circles, is not.
 """
