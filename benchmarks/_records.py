@@ -67,6 +67,11 @@ class Records:
         in_order = mine.sort_values(_IDENTITY, key=lambda identity: identity.map(position), kind="stable")
         return in_order.drop(columns=[_IDENTITY, _ERROR])
 
+    def failed(self, jobs: Sequence[Job]) -> pd.DataFrame:
+        """Labels of the given jobs that failed, and the column `error`."""
+        mine = self._all[self._all[_IDENTITY].isin([job.identity for job in jobs]) & self._all[_ERROR].notna()]
+        return mine.drop(columns=[_IDENTITY])
+
     def notes(self, jobs: Sequence[Job]) -> list[str]:
         """What a reader of a table made of these jobs has to know."""
         mine = self._all[self._all[_IDENTITY].isin([job.identity for job in jobs])]

@@ -1,7 +1,8 @@
 """Other methods on one data set of the common generator; runs in an environment of theirs, without scgim.
 
 `python peer_methods.py METHOD DATA.npz VIEW RESULT.npz` writes what `score.py` reads: `edge`, `adj`, and `target`, `target_bin` where
-the method has them. Counts are given as log1p. Settings are the authors' defaults where there are any.
+the method has them; `edge_told` where it can use a list of the genes that regulate. Counts are given as log1p. Settings are the authors'
+defaults where there are any.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
+import tempfile
 import time
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 Result = dict[str, np.ndarray]
+_N_TREES, _LEAST_CELLS = 50, 5
+_DSPIN_STRENGTH = 0.05  # weaker ones are not drawn in its plots of networks
 
 
 class Data:
@@ -31,6 +35,7 @@ class Data:
         context = z["ctx"]
         self.contexts = [values[context == k].astype(float) for k in range(context.max() + 1)]
         self.targets = [np.flatnonzero(row).tolist() for row in z["ctx_targets"]]
+        self.regulators = np.flatnonzero(z["A"].any(1))
 
     @property
     def control(self) -> np.ndarray:
@@ -127,6 +132,55 @@ def marginal(data: Data) -> Result:
     return {"target": strength, "target_bin": called.astype(int)}
 
 
+def correlation(data: Data) -> Result:
+    """Absolute correlation of genes in controls, which has no direction."""
+    return {"edge": np.nan_to_num(np.abs(np.corrcoef(data.control.T)))}
+
+
+def forest(data: Data) -> Result:
+    """Importance of each gene in a random forest for each other gene, on all cells as they are: GENIE3's idea, with fewer trees."""
+    cells = np.concatenate(data.contexts)
+    genes = np.arange(cells.shape[1])
+    found = {"edge": _importance(cells, genes)}
+    return found if len(data.regulators) == len(genes) else found | {"edge_told": _importance(cells, data.regulators)}
+
+
+def _importance(cells: np.ndarray, regulators: np.ndarray) -> np.ndarray:
+    from sklearn.ensemble import RandomForestRegressor
+
+    scaled = cells / (cells.std(0) + 1e-8)
+    found = np.zeros((cells.shape[1],) * 2)
+    for gene in range(len(found)):
+        others = regulators[regulators != gene]
+        trees = RandomForestRegressor(_N_TREES, max_features="sqrt", min_samples_leaf=_LEAST_CELLS, random_state=0)
+        found[others, gene] = trees.fit(scaled[:, others], scaled[:, gene]).feature_importances_
+    return found
+
+
+def dspin(data: Data, *, directed: bool) -> Result:
+    """D-SPIN with a spin for each gene and a sample for each context: its network, and its responses relative to controls."""
+    import anndata as ad
+    from dspin import DSPIN
+
+    np.random.seed(0)  # noqa: NPY002 -- what its k-means draws from
+    context = np.repeat(np.arange(len(data.contexts)), [len(cells) for cells in data.contexts])
+    cells = ad.AnnData(np.concatenate(data.contexts))
+    cells.obs["sample_id"] = np.char.mod("%05d", context)  # in this order it returns them
+    cells.obs["if_control"], cells.obs["batch"] = context == 0, "all"
+    d = cells.n_vars
+    with tempfile.TemporaryDirectory() as folder:
+        model = DSPIN(cells, folder, num_spin=d)
+        model.network_inference(directed=directed, params={"max_workers": 1})
+        model.response_relative_to_control()
+    kept = model.adata.var_names.astype(int).to_numpy()  # it leaves out genes that few cells express
+    edge, response = np.zeros((d, d)), np.zeros((len(data.contexts), d))
+    edge[np.ix_(kept, kept)] = np.abs(model.network).T  # rows of its network are what is acted on
+    response[:, kept] = np.abs(model.relative_responses).T
+    called = edge >= _DSPIN_STRENGTH
+    np.fill_diagonal(called, val=False)
+    return {"edge": edge, "adj": called.astype(int), "target": response[1:]}
+
+
 METHODS: dict[str, Callable[[Data], Result]] = {
     "utigsp-1e-3": partial(utigsp, alpha=1e-3),
     "utigsp-1e-5": partial(utigsp, alpha=1e-5),
@@ -137,6 +191,10 @@ METHODS: dict[str, Callable[[Data], Result]] = {
     "dagma-controls": partial(dagma, centred=False),
     "sdcd": partial(sdcd, told=False),
     "sdcd-told": partial(sdcd, told=True),
+    "dspin": partial(dspin, directed=False),
+    "dspin-directed": partial(dspin, directed=True),
+    "forest": forest,
+    "correlation": correlation,
     "marginal": marginal,
 }
 

@@ -48,6 +48,10 @@ METHODS = {
     "dagma-centred": ("DAGMA, contexts centred", "dagma", False),
     "dagma-controls": ("DAGMA, controls", "dagma", False),
     "sdcd": ("SDCD", "sdcd", False),
+    "dspin": ("D-SPIN", "dspin", False),
+    "dspin-directed": ("D-SPIN, directed", "dspin", False),
+    "forest": ("random forests", "sklearn", False),
+    "correlation": ("correlation, controls", "numpy", False),
     "marginal": ("t-test", "scipy", False),
     "gies-told": ("GIES, told the targets", "gies", True),
     "sdcd-told": ("SDCD, told the targets", "sdcd", True),
@@ -56,12 +60,13 @@ _COLUMNS = {"edge_auroc": "edge AUROC"} | EDGES | {"target_auroc": "target AUROC
 _OURS = "scGIM"
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of the suite `peers`."""
+def add_options(parser: argparse.ArgumentParser, methods: Sequence[str] | None = None) -> None:
+    """Options of the suite `peers`, which has all methods unless some are given."""
+    methods = list(methods or METHODS)
     group = parser.add_argument_group("suite peers")
     group.add_argument("--peers-venv", type=Path, default=FOLDER, help="folder of the environments of the peers")
     group.add_argument("--install", action="store_true", help="make these environments first")
-    group.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    group.add_argument("--methods", nargs="+", choices=methods, default=methods)
     group.add_argument("--peer-timeout", type=float, default=1800, help="seconds that a method may take")
 
 

@@ -41,7 +41,11 @@ def fewer(adata: AnnData) -> AnnData:
 
 def measure(job: Job, place: Place, data: Path) -> list[dict[str, float]]:
     """Scores of graph and targets, those of simple statistics beside."""
-    adata = read(data, str(job.world["name"]))
+    return evaluate(read(data, str(job.world["name"])), job, place)
+
+
+def evaluate(adata: AnnData, job: Job, place: Place) -> list[dict[str, float]]:
+    """Scores of one fit of continuous values."""
     if place.quick:
         adata = fewer(adata)
     model, cost = common.fit(job, adata, place)

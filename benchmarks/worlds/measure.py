@@ -25,11 +25,7 @@ _QUICK |= {"n_controls": 150, "n_features": 5}
 
 def measure(job: Job, place: Place) -> list[dict[str, float | str]]:
     """A row for each kind of held-out contexts and each method; those of the model hold the scores of graph and targets too."""
-    options = {key: value for key, value in job.world.items() if key != "maker"}
-    small = {key: value for key, value in _QUICK.items() if place.quick and options.get(key, 0) is not None}
-    adata = kinetic.make(seed=job.seed, **{**options, **small})
-    sc.pp.filter_cells(adata, min_counts=1)
-    adata.var["regulator"] = adata.varp["true_adjacency"].toarray().any(1)  # used where the set-up asks for it
+    adata = make(job, place)
     model, cost = common.fit(job, adata, place)
     predicted, seconds = common.predict_held_out(model, adata, _N_SAMPLES, job.seed)
     table = scgim.metrics.compare_baselines(
@@ -41,6 +37,16 @@ def measure(job: Job, place: Place) -> list[dict[str, float | str]]:
     for (split, method), scores in table.iterrows():
         rows.append({"split": split, "method": method, **scores, **(ours if method == OURS else {})})
     return rows
+
+
+def make(job: Job, place: Place) -> AnnData:
+    """Cells of a kinetic world."""
+    options = {key: value for key, value in job.world.items() if key != "maker"}
+    small = {key: value for key, value in _QUICK.items() if place.quick and options.get(key, 0) is not None}
+    adata = kinetic.make(seed=job.seed, **{**options, **small})
+    sc.pp.filter_cells(adata, min_counts=1)
+    adata.var["regulator"] = adata.varp["true_adjacency"].toarray().any(1)  # used where the set-up asks for it
+    return adata
 
 
 def log_values(adata: AnnData) -> np.ndarray:

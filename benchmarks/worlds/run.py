@@ -1,7 +1,8 @@
 """Worlds that share no code with the package: `python benchmarks/worlds/run.py SUITE ...`, as `make bench-worlds` calls it.
 
 Results are appended to a CSV file in the work folder as they come, so that an interrupted run goes on where it stopped; then the
-tables of the suite are written to docs/benchmarks.md. What each suite asks, and what is expected of it, is in suites.py.
+tables of the suite are written to docs/benchmarks.md. What each suite asks, and what is expected of it, is in suites.py; `peers` runs other
+methods on some of these worlds, see peers.py.
 """
 
 from __future__ import annotations
@@ -18,20 +19,21 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import _records, _report  # noqa: E402
-from benchmarks.worlds import gnw, measure, planted, screen  # noqa: E402
+from benchmarks.worlds import gnw, hsc, measure, peers, planted, screen  # noqa: E402
 from benchmarks.worlds.suites import SUITES  # noqa: E402
 from benchmarks.worlds.tables import remarks, tables  # noqa: E402
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Worlds that share no code with the package.")
-    _records.add_options(parser, SUITES)
+    _records.add_options(parser, [*SUITES, "peers"])
+    peers.add_options(parser)
     parser.set_defaults(seeds=[0, 1, 2])
     parser.add_argument(
         "--data",
         type=Path,
         default=ROOT.parent / "shared" / "data",
-        help="folder with the structures of sciPlex's drugs, the worlds of GeneNetWeaver, and the screens that targets are planted in",
+        help="folder with the structures of sciPlex's drugs, the worlds of GeneNetWeaver and BoolODE, and the screens that targets are planted in",
     )
     return parser.parse_args(arguments)
 
@@ -41,7 +43,7 @@ def run(suite: str, options: argparse.Namespace) -> int:
     jobs = SUITES[suite](options.seeds)
     records = _records.records_of(options, "worlds", suite)
     place = _records.place_of(options)
-    of_files = {"sciplex": screen.measure, "gnw": gnw.measure, "planted": planted.measure}
+    of_files = {"sciplex": screen.measure, "gnw": gnw.measure, "hsc": hsc.measure, "planted": planted.measure}
     work = (
         partial(of_files[suite], place=place, data=options.data)
         if suite in of_files
@@ -61,7 +63,8 @@ def run(suite: str, options: argparse.Namespace) -> int:
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # says the seed before every fit
-    return int(sum(run(suite, options) for suite in options.suites) > 0)
+    failed = sum(peers.run(options) if suite == "peers" else run(suite, options) for suite in options.suites)
+    return int(failed > 0)
 
 
 if __name__ == "__main__":

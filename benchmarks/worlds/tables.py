@@ -16,6 +16,7 @@ BY = {
     "regulators": ["mean count", "measurement", "regulators"],
     "sciplex": ["cells"],
     "gnw": ["world"],
+    "hsc": ["world"],
     "planted": ["cells", "targets"],
 }
 RATIO = "scGIM over the bar"
@@ -68,8 +69,8 @@ def ratios(frame: pd.DataFrame, by: list[str], score: str = "energy_distance") -
 def tables(suite: str, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Tables of a suite by name."""
     by = BY[suite]
-    if suite == "gnw":
-        return {"worlds-gnw": mean_and_spread(frame, by, STRUCTURE)}
+    if suite in ("gnw", "hsc"):
+        return {f"worlds-{suite}": mean_and_spread(frame, by, STRUCTURE)}
     if suite == "planted":
         return {"worlds-planted": mean_and_spread(frame, by, PLANTED)}
     frame = frame.sort_values("split", kind="stable")
@@ -94,7 +95,7 @@ def tables(suite: str, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def remarks(suite: str, frame: pd.DataFrame) -> list[str]:
     """Sentences below the tables."""
-    if suite == "gnw":
+    if suite in ("gnw", "hsc"):
         return [
             "Edges by absolute correlation in controls and targets by the largest t statistic over doses are shown beside ours; mean ± "
             "standard deviation over seeds of the fit."

@@ -213,14 +213,15 @@ def test_a_suite_runs_from_the_command_line(suite, tmp_path, capsys):
     assert rows["energy_distance"].notna().all()
 
 
-def test_gnw_suite_runs_and_has_its_table(tmp_path, capsys):
+@pytest.mark.parametrize(("suite", "file"), [("gnw", "gnw"), ("hsc", "dspin_hsc_boolode.h5ad")])
+def test_a_suite_of_files_runs_and_has_its_table(suite, file, tmp_path, capsys):
     data = ROOT.parent / "shared" / "data"
-    if not (data / "gnw").exists():
-        pytest.skip(f"The worlds of GeneNetWeaver are not in {data}.")
-    options = ["gnw", "--seeds", "0", "--quick", "--max-jobs", "1", "--work", str(tmp_path), "--data", str(data)]
+    if not (data / file).exists():
+        pytest.skip(f"The worlds of the suite {suite!r} are not in {data}.")
+    options = [suite, "--seeds", "0", "--quick", "--max-jobs", "1", "--work", str(tmp_path), "--data", str(data)]
     assert load("worlds.run").main(options) == 0
-    assert "worlds-gnw" in capsys.readouterr().out
-    rows = pd.read_csv(tmp_path / "results" / "quick_worlds_gnw.csv")
+    assert f"worlds-{suite}" in capsys.readouterr().out
+    rows = pd.read_csv(tmp_path / "results" / f"quick_worlds_{suite}.csv")
     assert (
         rows.loc[0, ["edge_auprc", "target_auprc", "target_auprc_ttest", "edge_auprc_correlation"]].between(0, 1).all()
     )
