@@ -147,3 +147,21 @@ def test_knocked_out_genes_are_found_among_all(real, data_dir):
     assert len(own) == 9
     assert all(probability.loc[name, name] > 0.5 for name in own)
     assert (probability.loc[own] > 0.5).to_numpy().sum() <= 9 + 364 / 3  # a third of what a t-test calls
+
+
+def test_measured_targets_are_modelled_and_calls_are_counted(real):
+    import anndata as ad
+
+    shrna = real("shrna")
+    rng = np.random.default_rng(0)
+    obs = pd.DataFrame({"perturbation": pd.Categorical(["control"] * 4 + ["g0"] * 4 + ["x"] * 4)})
+    x = rng.normal(size=(12, 5)) * [0.1, 1.0, 3.0, 2.0, 0.5]
+    x[4:8, 0] -= 5
+    adata = ad.AnnData(x, obs.set_index(obs.index.astype(str)), pd.DataFrame(index=[f"g{j}" for j in range(5)]))
+    assert shrna.modelled_genes(adata, 3).tolist() == ["g0", "g2", "g3"]
+    simple = shrna.simple_rankings(adata)
+    assert simple["change"].ranks.loc["g0", "g0"] == 1
+    assert simple["t-test"].called.loc["g0", "g0"]
+    table = shrna.with_called(real("papalexi").summary_table(simple, {}), simple)
+    assert table.loc["t-test", shrna.CALLED] == simple["t-test"].called.sum(axis=1).median()
+    assert np.isnan(table.loc["change", shrna.CALLED])
