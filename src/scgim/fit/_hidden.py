@@ -187,7 +187,11 @@ def _may_stand_in(statistics: ContextStatistics, result: StructureResult, regula
     d = statistics.n_genes
     if regulators is not None or not MANY_GENES <= d <= _MAX_GENES or statistics.residual_dof < _MIN_CELLS_WORTH_WHOLE:
         return False
-    return OutDegreePrior.fitted(result.adjacency.sum(1), d - 1).share < _FEW_REGULATE
+    return _few_regulate(result.adjacency)
+
+
+def _few_regulate(adjacency: NDArray[np.bool_]) -> bool:
+    return OutDegreePrior.fitted(adjacency.sum(1), len(adjacency) - 1).share < _FEW_REGULATE
 
 
 def _less_sure(statistics: ContextStatistics) -> ContextStatistics:
@@ -199,7 +203,8 @@ def _by_whole_covariance(
 ) -> tuple[StructureResult, ContextStatistics]:
     """Go on from a graph by the whole covariance within contexts and by the means of contexts, in turn.
 
-    Noise of measurement is no longer in the covariance that the first of them finds, and by it the second tells which graphs the means are for.
+    Noise of measurement is no longer in the covariance that the first of them finds, and by it the second tells which graphs the means are for. Where
+    the covariance asks for many regulators, genes share more than few regulators make them, and the graph by means stays.
     """
     statistics, watch, d = hidden.statistics, options["watch"], hidden.statistics.n_genes
     settings = CovarianceSettings(
@@ -207,6 +212,8 @@ def _by_whole_covariance(
         np.broadcast_to(np.asarray(options["edge_log_odds"], dtype=float), (d, d)),
         ~np.eye(d, dtype=bool),
     )
+    if not _few_regulate(settings.start(result.adjacency, np.zeros((0, d))).adjacency):
+        return result, statistics
     search, tried = settings.settle(result.adjacency, watch.moved), set[tuple]()
     for _ in range(_N_TURNS):
         correlation, dof = search.hidden_scatter()
