@@ -107,14 +107,16 @@ def test_a_factor_is_not_taken_for_edges(star):
     options = settings(covariance(graph, noise, loadings=np.full((1, N_GENES), 0.25)))
     alone = options.start(graph, np.zeros((0, N_GENES)))
     assert alone.adjacency.sum() > graph.sum() + 5
-    found = options.settle(graph, lambda score: None)
+    found = options.settle(graph, options.start(graph, np.zeros((0, N_GENES))), lambda score: None)
     assert found.loadings.shape == (1, N_GENES)
     np.testing.assert_array_equal(found.adjacency, graph)
 
 
 def test_no_factor_is_found_where_there_is_none(star):
     graph, noise = star
-    found = settings(covariance(graph, noise)).settle(stand_in(graph), lambda score: None)
+    options = settings(covariance(graph, noise))
+    first = options.start(stand_in(graph), np.zeros((0, N_GENES)))
+    found = options.settle(stand_in(graph), first, lambda score: None)
     assert not len(found.loadings)
     np.testing.assert_array_equal(found.adjacency, graph)
 

@@ -212,9 +212,10 @@ def _by_whole_covariance(
         np.broadcast_to(np.asarray(options["edge_log_odds"], dtype=float), (d, d)),
         ~np.eye(d, dtype=bool),
     )
-    if not _few_regulate(settings.start(result.adjacency, np.zeros((0, d))).adjacency):
+    first = settings.start(result.adjacency, np.zeros((0, d)))
+    if not _few_regulate(first.adjacency):
         return result, statistics
-    search, tried = settings.settle(result.adjacency, watch.moved), set[tuple]()
+    search, tried = settings.settle(result.adjacency, first, watch.moved), set[tuple]()
     for _ in range(_N_TURNS):
         correlation, dof = search.hidden_scatter()
         statistics = replace(statistics, gram=torch.as_tensor(correlation) * dof, dof=dof)

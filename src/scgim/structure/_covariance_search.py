@@ -381,19 +381,16 @@ class CovarianceSettings(NamedTuple):
         search.climb()
         return search
 
-    def settle(self, adjacency: Graph, on_move: Callable[[float], None]) -> CovarianceSearch:
-        """Search from a graph, with larger moves, with as many factors as the evidence is for."""
-
-        def moved(loadings: Array) -> CovarianceSearch:
-            search = self.start(adjacency, loadings)
-            search.larger_moves(on_move)
-            return search
-
-        best = moved(np.zeros((0, len(adjacency))))
+    def settle(self, adjacency: Graph, first: CovarianceSearch, on_move: Callable[[float], None]) -> CovarianceSearch:
+        """Search from a graph, which `first` has begun with, with larger moves and as many factors as the evidence is for."""
+        best = first
+        best.larger_moves(on_move)
         for _ in range(_MAX_FACTORS):
             loadings = best.model.further_loadings(best.fit)
             # also from the graph that was given: what a factor explains may have become edges
-            further = max(self.start(best.adjacency, loadings), moved(loadings), key=lambda search: search.evidence)
+            again = self.start(adjacency, loadings)
+            again.larger_moves(on_move)
+            further = max(self.start(best.adjacency, loadings), again, key=lambda search: search.evidence)
             if further.evidence <= best.evidence + _MIN_FACTOR:
                 break
             best = further

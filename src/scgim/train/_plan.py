@@ -144,16 +144,10 @@ class GIMTrainingPlan(LowLevelPyroTrainingPlan):
         n_batches = self.trainer.num_training_batches
         terms = {name: term / n_batches / self.n_obs_training for name, term in self._terms.items()}
         self.log("elbo_train", -sum(terms.values()), prog_bar=True, sync_dist=True)
-        edges = self.module.adjacency.sum().to(torch.float32)  # tells where edges were cut
-        rate = torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"], device=edges.device)
-        self._note({**terms, "edges": edges, "learning_rate": rate})
+        self.log_dict(terms, sync_dist=True)
+        self.log("edges", float(self.module.adjacency.sum()), sync_dist=True)  # tells where edges were cut
+        self.log("learning_rate", self.optimizers().param_groups[0]["lr"], sync_dist=True)
         self._terms = {}
-
-    def _note(self, values: dict[str, Tensor]) -> None:
-        """Write means over processes to the loggers, as `log_dict` would, which takes longer than an epoch of few cells."""
-        means = self.trainer.strategy.reduce(torch.stack([*values.values()]).float(), reduce_op="mean").tolist()
-        for logger in self.loggers:
-            logger.log_metrics({**dict(zip(values, means, strict=True)), "epoch": self.current_epoch}, self.global_step)
 
     @torch.inference_mode()
     def validation_step(self, batch, batch_idx) -> None:
