@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from benchmarks.real._knock_outs import rank_genes
 from benchmarks.real._screens import MODEL
-from benchmarks.real.papalexi import rank_genes
 from scipy import stats
 
 if TYPE_CHECKING:

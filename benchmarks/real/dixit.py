@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 import scvi
-from benchmarks.real.papalexi import marginal_rankings, model_rankings, summary_table, target_table
+from benchmarks.real._knock_outs import by_seed, log_normalised, marginal_rankings, summary_table, target_table
 
 import scgim
 
@@ -56,15 +56,8 @@ def fit(adata: AnnData, seed: int, max_epochs: int | None) -> tuple[scgim.model.
 def run(data: Path, *, seeds: Sequence[int] = (0,), quick: bool = False) -> dict[str, pd.DataFrame]:
     """Tables by name; ranks of single targets are those of the first seed, the summary has a row for each."""
     adata = load(data, quick=quick)
-    marginal, seconds = marginal_rankings(adata)
-    summaries, tables = [], {}
-    for seed in seeds:
-        model, cpu = fit(adata, seed, 2 if quick else None)
-        rankings = model_rankings(model)
-        mine = summary_table(rankings, dict.fromkeys(rankings, cpu))
-        summaries.append(mine.rename(index=lambda name, seed=seed: f"{name}, seed {seed}") if len(seeds) > 1 else mine)
-        if not tables:
-            probs, effects = (frame.droplevel("dosage") for frame in (model.get_targets(), model.get_effects()))
-            tables["dixit-targets"] = target_table(rankings | marginal, probs, effects).reset_index()
-    tables["dixit-summary"] = pd.concat([*summaries, summary_table(marginal, seconds)]).reset_index()
-    return tables
+    marginal, seconds = marginal_rankings(log_normalised(adata))
+    fits = list(by_seed(lambda seed: fit(adata, seed, 2 if quick else None), seeds))
+    model, rankings, _ = fits[0]
+    summary = pd.concat([*(mine for *_, mine in fits), summary_table(marginal, seconds)]).reset_index()
+    return {"dixit-summary": summary, "dixit-targets": target_table(model, rankings | marginal).reset_index()}

@@ -13,7 +13,7 @@ effects on the genes downstream, which no method that sees only counts can tell 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import anndata as ad
 import networkx as nx
@@ -21,6 +21,14 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 import scvi
+from benchmarks.real._knock_outs import (
+    by_seed,
+    log_normalised,
+    marginal_rankings,
+    measured_targets,
+    summary_table,
+    target_table,
+)
 
 import scgim
 
@@ -39,21 +47,10 @@ PATHWAY = [
     ("STAT1", "UBE2L6"),
     ("STAT1", "PSMB9"),
 ]
-TESTS = {"t-test": "t-test", "Wilcoxon": "wilcoxon"}
-FALSE_DISCOVERY = 0.05
-GIM = "scGIM, probability"
 REFERENCES = {"CollecTRI": "collectri_human.csv", "TRRUST": "trrust_human.tsv"}
 N_PERMUTATIONS = 10_000
 N_SETS = 50  # of as many drawn control cells as were observed
 RARE = 0.02  # counts a cell, below which means are not compared
-
-
-class Ranking(NamedTuple):
-    """What a method says of every perturbation and gene; both frames are perturbations x genes."""
-
-    ranks: pd.DataFrame
-    called: pd.DataFrame | None
-    """None for a method that only ranks."""
 
 
 def load(data: Path, *, quick: bool) -> AnnData:
@@ -76,11 +73,6 @@ def load(data: Path, *, quick: bool) -> AnnData:
     return adata
 
 
-def measured_targets(adata: AnnData) -> list[str]:
-    """Knocked-out genes that are measured."""
-    return [name for name in adata.obs["perturbation"].cat.categories if name in adata.var_names]
-
-
 def fit(adata: AnnData, seed: int, max_epochs: int | None = None) -> tuple[scgim.model.GIM, float]:
     """Model of the screen, and the CPU seconds of its training."""
     scvi.settings.seed = seed
@@ -91,88 +83,6 @@ def fit(adata: AnnData, seed: int, max_epochs: int | None = None) -> tuple[scgim
     start = time.process_time()
     model.train(max_epochs, accelerator="cpu")
     return model, time.process_time() - start
-
-
-def rank_genes(*strength: pd.DataFrame) -> pd.DataFrame:
-    """Rank of each gene within its perturbation, 1 for the largest; ties of the first frame are broken by the next."""
-    ranks = np.stack(
-        [
-            np.lexsort([-frame.loc[name].to_numpy() for frame in reversed(strength)]).argsort() + 1
-            for name in strength[0].index
-        ]
-    )
-    return pd.DataFrame(ranks, strength[0].index, strength[0].columns)
-
-
-def model_rankings(model: scgim.model.GIM) -> dict[str, Ranking]:
-    """Genes by target probability, by direct effect, and by that over its standard deviation."""
-    probs = model.get_targets().droplevel("dosage")
-    effects, sds = (frame.droplevel("dosage").abs() for frame in model.get_effects(return_sd=True))
-    certainty = effects / sds.clip(lower=1e-12)
-    return {
-        GIM: Ranking(rank_genes(probs, certainty), probs > 0.5),
-        "scGIM, effect": Ranking(rank_genes(effects), None),
-        "scGIM, effect over sd": Ranking(rank_genes(certainty), None),
-    }
-
-
-def marginal_rankings(adata: AnnData) -> tuple[dict[str, Ranking], dict[str, float]]:
-    """Genes by marginal tests of each knock-out against controls on log-normalised counts, and their CPU seconds."""
-    log = log_normalised(adata)
-    rankings, seconds = {}, {}
-    for name, method in TESTS.items():
-        start = time.process_time()
-        sc.tl.rank_genes_groups(log, "perturbation", reference="control", method=method, key_added=name)
-        table = sc.get.rank_genes_groups_df(log, None, key=name)
-        seconds[name] = time.process_time() - start
-        wide = {c: table.pivot(index="group", columns="names", values=c)[log.var_names] for c in table.columns[2:]}
-        rankings[name] = Ranking(rank_genes(wide["scores"].abs()), wide["pvals_adj"] < FALSE_DISCOVERY)
-        if name == "t-test":
-            rankings["fold change"] = Ranking(rank_genes(wide["logfoldchanges"].abs()), None)
-            seconds["fold change"] = seconds[name]
-    return rankings, seconds
-
-
-def log_normalised(adata: AnnData) -> AnnData:
-    """Counts normalised by the size factors that the model has, then log1p."""
-    log = ad.AnnData(adata.X.multiply(1 / adata.obs["size_factor"].to_numpy()[:, None]).tocsr(), adata.obs, adata.var)
-    sc.pp.log1p(log)
-    return log
-
-
-def target_table(rankings: dict[str, Ranking], probs: pd.DataFrame, effects: pd.DataFrame) -> pd.DataFrame:
-    """Rank of the true target by each method, and how many other genes each calls; a row a measured target."""
-    rows = []
-    for name in probs.index.intersection(probs.columns):
-        row = {"knock-out": name, "probability": probs.loc[name, name], "direct effect": effects.loc[name, name]}
-        row |= {f"rank: {method}": int(r.ranks.loc[name, name]) for method, r in rankings.items()}
-        for method, r in rankings.items():
-            if r.called is not None:
-                row[f"others called: {method}"] = int(r.called.loc[name].drop(name).sum())
-        rows.append(row)
-    return pd.DataFrame(rows).set_index("knock-out")
-
-
-def summary_table(rankings: dict[str, Ranking], seconds: dict[str, float]) -> pd.DataFrame:
-    """One row a method: mean reciprocal rank of the true targets, how often first and within six, and genes called."""
-    rows = []
-    for method, r in rankings.items():
-        known = r.ranks.index.intersection(r.ranks.columns)
-        ranks = np.array([r.ranks.loc[name, name] for name in known])
-        row = {"method": method, "mean reciprocal rank": float((1 / ranks).mean()), "first": int((ranks == 1).sum())}
-        row |= {"within six": int((ranks <= 6).sum()), "worst rank": int(ranks.max()), "targets": len(known)}
-        row |= {
-            "others called, these": np.nan,
-            "called, all knock-outs": np.nan,
-            "CPU seconds": seconds.get(method, np.nan),
-        }
-        if r.called is not None:
-            true = sum(bool(r.called.loc[name, name]) for name in known)
-            row["true called"] = true
-            row["others called, these"] = int(r.called.loc[known].to_numpy().sum()) - true
-            row["called, all knock-outs"] = int(r.called.to_numpy().sum())
-        rows.append(row)
-    return pd.DataFrame(rows).set_index("method")
 
 
 def pathway_table(model: scgim.model.GIM) -> pd.DataFrame:
@@ -281,17 +191,12 @@ def control_table(model: scgim.model.GIM) -> pd.DataFrame:
 def run(data: Path, *, seeds: Sequence[int] = (0,), quick: bool = False) -> dict[str, pd.DataFrame]:
     """Tables by name; ranks and pathway are those of the first seed, the summary has a row for each."""
     adata = load(data, quick=quick)
-    marginal, seconds = marginal_rankings(adata)
+    marginal, seconds = marginal_rankings(log_normalised(adata))
     summaries, tables = [], {}
-    for seed in seeds:
-        model, cpu = fit(adata, seed, 3 if quick else None)
-        rankings = model_rankings(model)
-        mine = summary_table(rankings, dict.fromkeys(rankings, cpu))
-        summaries.append(mine.rename(index=lambda name, seed=seed: f"{name}, seed {seed}") if len(seeds) > 1 else mine)
+    for model, rankings, mine in by_seed(lambda seed: fit(adata, seed, 3 if quick else None), seeds):
+        summaries.append(mine)
         if not tables:
-            frames = (model.get_targets(), model.get_effects())
-            probs, effects = (frame.droplevel("dosage") for frame in frames)
-            tables["papalexi-targets"] = target_table(rankings | marginal, probs, effects).reset_index()
+            tables["papalexi-targets"] = target_table(model, rankings | marginal).reset_index()
             tables["papalexi-pathway"] = pathway_table(model)
             tables["papalexi-references"] = agreement_table(model, data)
             tables["papalexi-controls"] = control_table(model)

@@ -138,22 +138,27 @@ def test_steps_of_counts_are_bounded(make_module, likelihood, furthest, sign):
 
 
 def test_moments_have_their_share_in_targets(make_module):
-    """Half of the probability that they give, where counts tell nothing; effects are those of counts."""
+    """Log odds are the mean of those by counts and by moments; effects are those of counts."""
     module = make_module("nb")
     with torch.no_grad():
         module.shift.zero_()
-    infer_targets(module, told(information=20.0), None, departures=False)
-    by_counts = module.knowledge.target_probs.clone()
-    shift, precision = torch.zeros(5, 4).double(), torch.full((5, 4), 400.0).double()
-    shift[:, 1] = 3.0
-    seen, still = torch.zeros(5, dtype=torch.bool), torch.zeros(5, 4).double()
-    seen[SEEN] = True
-    of_moments = HiddenEffects(seen, shift, precision, still, torch.zeros(4, 4).double(), 0.1, 4.0)
-    infer_targets(module, told(information=20.0), None, departures=False, of_moments=of_moments)
-    probs, measured = module.knowledge.target_probs, torch.unique(module.group[SEEN])
-    assert (probs[measured, 1] > 0.45).all()
-    assert (probs[measured][:, [0, 2, 3]] < 0.2).all()
-    np.testing.assert_allclose(probs[measured, 1], 0.5 * by_counts[measured, 1] + 0.5, atol=0.01)
+
+    def log_odds(precision: float | None) -> torch.Tensor:
+        """Of the genes of measured drugs; gene 1 has moved in all, by moments of this precision."""
+        shift, still = torch.zeros(5, 4).double(), torch.zeros(5, 4).double()
+        shift[:, 1] = 3.0
+        seen = torch.zeros(5, dtype=torch.bool)
+        seen[SEEN] = True
+        moments = (seen, shift, torch.full_like(shift, precision or 1.0), still, torch.zeros(4, 4).double(), 0.1, 4.0)
+        of_moments = HiddenEffects(*moments) if precision else None
+        infer_targets(module, told(information=20.0), None, departures=False, of_moments=of_moments)
+        return module.knowledge.target_probs.double()[torch.unique(module.group[SEEN])].logit()
+
+    by_counts, sure, unsure = log_odds(None), log_odds(400.0), log_odds(1e-3)
+    assert (by_counts[:, 1] < -1).all()
+    assert (sure[:, 1] > by_counts[:, 1] + 5).all()  # half of the twelve or so that moments give
+    assert (sure[:, [0, 2, 3]] < 0).all()
+    assert ((unsure - by_counts)[:, 1].abs() < 1).all()  # moments that say nothing leave what counts say
     np.testing.assert_allclose(module.knowledge.response[SEEN], 0.0)
 
 

@@ -107,7 +107,7 @@ def test_a_factor_is_not_taken_for_edges(star):
     options = settings(covariance(graph, noise, loadings=np.full((1, N_GENES), 0.25)))
     alone = options.start(graph, np.zeros((0, N_GENES)))
     assert alone.adjacency.sum() > graph.sum() + 5
-    found = options.settle(graph, options.start(graph, np.zeros((0, N_GENES))), lambda score: None)
+    found = options.settle(graph, alone, lambda score: None)
     assert found.loadings.shape == (1, N_GENES)
     np.testing.assert_array_equal(found.adjacency, graph)
 

@@ -233,7 +233,9 @@ def write_interventions(
         odds = prior.target_log_odds(len(total), torch.arange(total.shape[1]))
         found = with_targets(found, torch.sigmoid(total + odds))
     if of_moments is not None and shared is None:
-        found = with_targets(found, 0.5 * (found.target_probs + _targets_by_moments(module, screen, of_moments, seen)))
+        by_moments = _targets_by_moments(module, screen, of_moments, seen)
+        # the mean of log odds: of rare genes moments say nothing, which is not to count against what counts are sure of
+        found = with_targets(found, torch.sigmoid(0.5 * (found.target_probs.logit() + by_moments.logit())))
     background = measured_background(module.responses().of(measured), found, beside, left_out, of_drugs)
     found = replace(found, background=background, grid=known.grid.cpu())
     if found.levels is not None and member is not None:
