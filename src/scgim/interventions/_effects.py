@@ -18,6 +18,7 @@ from scgim.interventions._curves import groups_of
 from scgim.interventions._interventions import Interventions
 from scgim.interventions._levels import LEVEL_SHARES, Told, levels_of
 from scgim.interventions._levels import MIN_GAIN as MIN_LEVEL_GAIN
+from scgim.interventions._multiples import Multiples
 from scgim.interventions._programmes import effective_genes, initial_loadings, price, programme_of, update_loadings
 
 if TYPE_CHECKING:
@@ -233,11 +234,12 @@ def _fit(data: _Data, prior: ShiftPrior, n_programmes: int) -> _Fit | None:
     """Programmes and departures from mechanisms by expectation-maximisation; None if a programme is one of too few genes."""
     shift, variance, group, passage = data.shift, data.variance, data.group, data.passage
     programme, transported, departures = torch.zeros_like(shift), torch.zeros_like(shift), None
+    multiples = Multiples.ones(int(group.max()) + 1, shift.shape[1])
     if passage is None:
         prior = replace(prior, misfit=0.0, departure_var=0.0)
     if not n_programmes and passage is None:
-        _, prior, evidence = _fit_prior(data, shift, variance, prior, _MAX_ROUNDS)
-        return _Fit(evidence, prior, programme, variance, None)
+        _, prior, multiples, evidence = _fit_prior(data, shift, variance, prior, multiples, _MAX_ROUNDS)
+        return _Fit(evidence, prior, programme, multiples.widened(variance, prior.spike_var, group), None)
     if min(shift.shape) <= n_programmes:
         return None
     loadings = initial_loadings(shift, variance, n_programmes) if n_programmes else None
@@ -252,14 +254,15 @@ def _fit(data: _Data, prior: ShiftPrior, n_programmes: int) -> _Fit | None:
             departures = passage.fit(shift - programme, precision, prior.departure_var, proportional=prior.proportional)
             transported, passed_var = departures.transported, prior.misfit**2 * departures.passed
         left = shift - programme - transported
-        probs, prior, evidence = _fit_prior(data, left, variance + passed_var, prior, 1)
+        probs, prior, multiples, evidence = _fit_prior(data, left, variance + passed_var, prior, multiples, 1)
         if departures is not None:
             off = 1 - probs[group]
             misfit, _ = likeliest_misfit(left.T, variance.T, departures.passed.T, off.T)
             departure_var = min(prior.departure_var * departures.growth, MAX_DEPARTURE_VAR)
             prior = replace(prior, misfit=misfit, departure_var=departure_var)
             passed_var = misfit**2 * departures.passed
-        noise = variance + passed_var + prior.spike_var
+        widened = multiples.widened(variance + passed_var, prior.spike_var, group)
+        noise = widened + prior.spike_var
         precision = (1 - probs[group]) / noise + probs[group] / (noise + prior.slab_var)
         noise = noise + probs[group] * prior.slab_var
         if loadings is not None:
@@ -273,27 +276,34 @@ def _fit(data: _Data, prior: ShiftPrior, n_programmes: int) -> _Fit | None:
     if departures is not None:
         evidence += departures.log_volume
     support = None if departures is None else departures.support
-    return _Fit(evidence, prior, programme + transported, variance + passed_var, support)
+    return _Fit(evidence, prior, programme + transported, widened, support)
 
 
-def _fit_prior(data: _Data, shift: Tensor, variance: Tensor, prior: ShiftPrior, max_rounds: int):
-    """Target probabilities (U, d), the prior that fits them, and the log evidence before its last update."""
+def _fit_prior(
+    data: _Data, shift: Tensor, variance: Tensor, prior: ShiftPrior, multiples: Multiples, max_rounds: int
+) -> tuple[Tensor, ShiftPrior, Multiples, float]:
+    """Target probabilities (U, d), the prior and the multiples of variance that fit them, and the log evidence before their last update."""
     blocks, curves, grid = data.blocks, data.curves, data.grid
-    moments = shift.new_empty(4, sum(len(units) for units, _ in blocks), shift.shape[1])
+    moments = shift.new_empty(5, sum(len(units) for units, _ in blocks), shift.shape[1])
     for _ in range(max_rounds):
+        widened = multiples.widened(variance, prior.spike_var, data.group)
         odds = prior.target_log_odds(moments.shape[1], torch.arange(shift.shape[1]))
         for units, rows in blocks:
             member = None if data.member is None else data.member[rows]
-            found = _moments(shift[rows], variance[rows], curves[rows], grid, prior, odds[units], member)
-            moments[:, units] = torch.stack(found)
-        target_probs, mean_square, misfit, evidence = moments
+            found = _moments(shift[rows], widened[rows], curves[rows], grid, prior, odds[units], member)
+            square = shift[rows].square()
+            left = (square - variance[rows]).mean(1), (square / (variance[rows] + prior.spike_var)).mean(1)
+            moments[:, units] = torch.stack([*found, *left])
+        target_probs, mean_square, by_gene, misfit, relative = moments
+        evidence = float(by_gene.sum()) + multiples.log_prior
         updated = _update(prior, target_probs, mean_square, misfit)
+        multiples = multiples.updated(relative, 1 - target_probs)
         change = abs(math.log(updated.slab_var / prior.slab_var)) + abs(updated.log_odds - prior.log_odds)
         change += abs(updated.spike_var - prior.spike_var) / (_SMALL_SPIKE + prior.spike_var)
         prior = updated
         if change < _SETTLED:
             break
-    return target_probs.clone(), prior, float(evidence.sum())
+    return target_probs.clone(), prior, multiples, evidence
 
 
 def _evidence(
@@ -324,13 +334,12 @@ def _tempered(log_odds: Tensor) -> Tensor:
 
 
 def _moments(shift, variance, curves, grid: CurveGrid, prior: ShiftPrior, odds: Tensor, member: Tensor | None):
-    """Target probability, mean square of the height if target, mean misfit if not, log evidence; each (G, d)."""
+    """Target probability, mean square of the height if target, log evidence; each (G, d)."""
     log_odds, weight, mean, spread = _posterior(shift, variance, curves, grid, prior, odds, member)
-    misfit = (shift.square() - variance).mean(1)
     noise = variance + prior.spike_var
     off = -0.5 * (shift.square() / noise + noise.log()).sum(1)
     evidence = off + torch.nn.functional.softplus(log_odds) - torch.nn.functional.softplus(odds)
-    return torch.sigmoid(log_odds), (weight * (mean.square() + spread)).sum(-1), misfit, evidence
+    return torch.sigmoid(log_odds), (weight * (mean.square() + spread)).sum(-1), evidence
 
 
 def _update(prior: ShiftPrior, target_probs: Tensor, mean_square: Tensor, misfit: Tensor) -> ShiftPrior:
