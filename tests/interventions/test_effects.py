@@ -89,9 +89,10 @@ def test_flat_curves_give_the_closed_form():
     """Without doses each gene is a comparison of two normals, and the height has a normal posterior."""
     data = simulate_curves(12, 10, sd=0.2)
     shift, group = data[0][:: len(DOSES)] + 0.8 * data[4], np.arange(12)
-    information = np.full(shift.shape, 25.0)
-    found, prior, _ = estimate(shift, information, group, np.zeros(12), CurveGrid.flat())
-    off = 1 / information + prior.spike_var
+    arrays = (torch.as_tensor(a) for a in (shift, np.full(shift.shape, 25.0), group, np.zeros(12)))
+    estimate = estimate_interventions(*arrays, CurveGrid.flat(), ShiftPrior(0.1, 1.0, 1e-3))
+    found, prior = estimate.interventions, estimate.prior
+    off = estimate.variance.numpy() + prior.spike_var
     log_odds = norm.logpdf(shift, 0, np.sqrt(off + prior.slab_var)) - norm.logpdf(shift, 0, np.sqrt(off))
     log_odds += prior.log_odds
     np.testing.assert_allclose(found.target_probs, 1 / (1 + np.exp(-log_odds)), atol=1e-5)
