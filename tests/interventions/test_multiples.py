@@ -67,7 +67,9 @@ def test_a_perturbation_that_moves_all_genes_a_little_has_its_own_targets_only()
     noise = 0.2 * np.where(np.arange(n) < 2, 3.0, 1.0)[:, None] * np.where(np.arange(d) < 3, 3.0, 1.0)
     shift = on * rng.choice([-2.0, 2.0], (n, d)) + noise * rng.normal(size=(n, d))
     arrays = (torch.as_tensor(a) for a in (shift, np.full((n, d), 25.0), np.arange(n), np.zeros(n)))
-    probs = estimate_interventions(*arrays, CurveGrid.flat(), ShiftPrior(0.1, 1.0, 1e-3)).interventions.target_probs.numpy()
+    probs = estimate_interventions(
+        *arrays, CurveGrid.flat(), ShiftPrior(0.1, 1.0, 1e-3)
+    ).interventions.target_probs.numpy()
     called, usual = probs > 0.5, noise < 0.25
     assert (called & on & usual).sum() / (on & usual).sum() > 0.9
     assert (called & ~on).sum() < 10  # 75 with one variance for all
