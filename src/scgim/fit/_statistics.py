@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from scgim._priors import CELLS_A_GENE
 from scgim.nn._likelihood import parent_features
 from scgim.structure._functions import SampledCells
 from scgim.structure._statistics import ContextStatistics, StatisticsAccumulator, of_half_cells
@@ -33,6 +34,7 @@ def set_scales(module: GIMModule, loader: BatchLoader) -> None:
 
     A gene that is hardly seen in controls and answers to drugs has a larger spread, so that its feature is of the order of one in
     treated cells too: it could not be told how steeply it acts, nor could the descent find its way, in units of next to nothing.
+    The unit of continuous values is said in :func:`_unit_of_values`.
     """
     d = len(module.centre)
     n, total, square, values, sizes = 0, *(torch.zeros(d, dtype=torch.float64) for _ in range(3)), 0.0
@@ -49,7 +51,10 @@ def set_scales(module: GIMModule, loader: BatchLoader) -> None:
         of_levels.add(x if module.likelihood != "normal" else h, batch["context"][control], log_size)
     centre = total / n
     spread = (square / n - centre.square()).clamp_min(0.0).sqrt()
-    if module.likelihood != "normal":  # continuous values are standardised on controls themselves
+    if module.likelihood == "normal":
+        total = (every_square / loader.n - (every / loader.n).square()).clamp_min(0.0).sqrt()
+        spread = _unit_of_values(spread, total, loader.n)
+    else:
         about = (every_square - 2 * centre * every) / loader.n + centre.square()
         spread = torch.maximum(spread, about.clamp_min(0.0).sqrt() / _MAX_FEATURE)
     module.centre.copy_(centre)
@@ -58,6 +63,18 @@ def set_scales(module: GIMModule, loader: BatchLoader) -> None:
         module.intercept_loc.copy_(((values + _HALF_A_COUNT) / sizes).log())
     module.intercept.copy_(module.intercept_loc)
     of_levels.note(module)
+
+
+def _unit_of_values(of_controls: Tensor, of_all: Tensor, n_cells: int) -> Tensor:
+    """Unit of continuous values: their standard deviation among controls; the fewer wells there are a gene, the more that among all.
+
+    A plate has tens of control wells. What is usual for a gene, and so what a target must stand out from, is told better by all wells, in
+    most of which it is no target.
+    """
+    share = min(1.0, n_cells / (CELLS_A_GENE * len(of_controls)))
+    return torch.where(
+        of_controls > _MIN_SPREAD, (share * of_controls.square() + (1 - share) * of_all.square()).sqrt(), of_controls
+    )
 
 
 class _LevelSums:
