@@ -64,10 +64,10 @@ def test_after_edges_are_cut_a_third_of_the_epochs_refine_at_a_quarter_of_the_ra
 
     fit = fit_of(make_module(), descend, phase="fit")
     monkeypatch.setattr(fit, "_infer", lambda: evidence)
-    monkeypatch.setattr(fit, "_conclude", lambda: runs.append("concluded"))
+    monkeypatch.setattr(fit, "_conclude", lambda *, is_inferred: runs.append(("concluded", is_inferred)))
     fit._fit_on_graph()
     refined = [(10, 0.01, False)] if weak else []
-    assert runs == [(30, 0.04, True), *refined, "concluded"]
+    assert runs == [(30, 0.04, True), *refined, ("concluded", not weak)]  # nothing is inferred twice at one fit
     assert fit.course.phase == ("refine" if weak else "fit")
 
 

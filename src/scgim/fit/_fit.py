@@ -184,17 +184,18 @@ class Fit:
 
     def _fit_on_graph(self) -> None:
         """Fit on the graph that was found, cut edges without support, and refine."""
-        course = self.course
+        course, is_inferred = self.course, False
         if course.phase == "fit":
             trainer = self.descend(course.epochs, course.lr, early_stopping=course.early_stopping)
             # of several processes, all cut the edges of the first
             course.evidence = trainer.strategy.broadcast(self._infer())
-            if self._cut(course.evidence):
+            is_inferred = not self._cut(course.evidence)
+            if not is_inferred:
                 course.phase = "refine"
         if course.phase == "refine":
             epochs = max(1, course.epochs // _FEWER_EPOCHS)
             self.descend(epochs, course.lr / _SMALLER_RATE, early_stopping=False)
-        self._conclude()
+        self._conclude(is_inferred=is_inferred)
 
     def _cut(self, evidence: np.ndarray) -> bool:
         """Cut edges without support; whether there were any. Whether hidden units support one, the evidence does not say."""
@@ -217,10 +218,11 @@ class Fit:
         loose = infer_targets(self.module, information, self.features, departures=enough, of_moments=of_moments)
         return infer_edges(self.module, information, self.loader.n, loose)
 
-    def _conclude(self) -> None:
-        """Find what is known of targets and edges at the parameters as they are, and what depends on it."""
-        evidence = self._infer()
-        self._note_edge_probs(evidence if self.course.evidence is None else self.course.evidence)
+    def _conclude(self, *, is_inferred: bool = False) -> None:
+        """Find what is known of targets and edges at the parameters as they are, unless it was, and what depends on it."""
+        before = self.course.evidence
+        now = before if is_inferred and before is not None else self._infer()
+        self._note_edge_probs(now if before is None else before)
         note_ranges(self.module, self.loader)
         self._match()
         self._check()

@@ -388,9 +388,10 @@ class CovarianceSettings(NamedTuple):
         for _ in range(_MAX_FACTORS):
             loadings = best.model.further_loadings(best.fit)
             # also from the graph that was given: what a factor explains may have become edges
-            again = self.start(adjacency, loadings)
-            again.larger_moves(on_move)
-            further = max(self.start(best.adjacency, loadings), again, key=lambda search: search.evidence)
+            further, again = self.start(best.adjacency, loadings), self.start(adjacency, loadings)
+            if again.evidence > best.evidence:  # else larger moves do not make up for it, and take most of the time
+                again.larger_moves(on_move)
+            further = max(further, again, key=lambda search: search.evidence)
             if further.evidence <= best.evidence + _MIN_FACTOR:
                 break
             best = further
