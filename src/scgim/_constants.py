@@ -114,6 +114,10 @@ class Key:
         def controls_agree(key: str) -> str:
             return f"{key}_controls_agree"
 
+        @staticmethod
+        def standard_deviation(key: str) -> str:
+            return f"{key}_sd"
+
     class uns:
         """Entries of the dictionary `adata.uns[key]`."""
 

@@ -58,6 +58,18 @@ def test_scales_of_continuous_values_are_their_moments(make_module, make_cells, 
     np.testing.assert_array_equal(module.intercept_loc, 0.0)
 
 
+def test_of_few_wells_the_unit_is_partly_that_of_all(make_module, make_cells, load):
+    """24 wells of 4 genes, half of the 12 wells a gene that would do by controls alone; a gene that does not vary among these has none."""
+    module, cells = make_module("normal"), make_cells(24, counts=False)
+    control, x = cells.context == 0, cells.x.copy()
+    x[~control] *= 3
+    x[control, 1] = 0.5
+    set_scales(module, load(replace(cells, x=x)))
+    mixed = np.sqrt(0.5 * x[control].var(0) + 0.5 * x.var(0))
+    np.testing.assert_allclose(module.spread[[0, 2, 3]], mixed[[0, 2, 3]], rtol=1e-4)
+    assert module.spread[1] == 1.0
+
+
 def scaled_module(make_module, *args):
     """A module on a scale that is neither that of counts nor that of the controls."""
     module = make_module(*args)

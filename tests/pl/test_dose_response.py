@@ -208,7 +208,17 @@ def test_continuous_data_are_taken_as_they_are(adata):
     ) / control.std(ddof=0)
     assert table.loc[table["dosage"] == 10, "mean"].item() == pytest.approx(expected, rel=0.01)
     (ax,) = pl.dose_response(adata, "Drug1", "GENE3", show=False)
-    assert ax.get_ylabel() == "Effect\n(control s.d.)"
+    assert ax.get_ylabel() == "Effect\n(s.d.)"
+
+
+def test_continuous_data_are_in_the_unit_of_the_model(adata):
+    """As stored in `var`; data that were annotated before it was are in standard deviations of controls."""
+    adata.uns["gim"]["params"]["likelihood"] = "normal"
+    adata.var["gim_sd"] = 4.0
+    (ax,) = pl.dose_response(adata, "Drug1", "GENE3", show=False)
+    points = next(line for line in ax.lines if line.get_marker() == "o").get_ydata().astype(float)
+    mean = adata.to_df()["GENE3"].groupby([adata.obs["perturbation"], adata.obs["dosage"]], observed=True).mean()
+    np.testing.assert_allclose(points, (mean["Drug1"] - mean["control"].item()) / 4, rtol=1e-5)
 
 
 def test_errors(adata):

@@ -63,7 +63,7 @@ class _Movements(NamedTuple):
 
 
 def _movements(module: GIMModule, loader: BatchLoader, carry: Tensor) -> _Movements:
-    """Movements in control standard deviations, what covariates do left out; one pass through the cells."""
+    """Movements in standard deviations, what covariates do left out; one pass through the cells."""
     known, shape = module.knowledge, (len(module.group), len(module.centre))
     sums, square = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape[1], dtype=torch.float64)
     n = torch.zeros(shape[0], dtype=torch.float64)

@@ -91,7 +91,7 @@ class _LevelSums:
             self.sums.index_add_(0, self.level[context], size)
 
     def note(self, module: GIMModule) -> None:
-        """Write means per unit of size factor to the module; of continuous values in control standard deviations."""
+        """Write means per unit of size factor to the module; of continuous values in standard deviations."""
         if self.level is not None:
             little = 0.0 if module.likelihood == "normal" else _HALF_A_COUNT  # so that all means have a logarithm
             mean = (self.sums[:, :-1] + little) / self.sums[:, -1:]

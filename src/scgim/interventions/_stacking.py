@@ -50,7 +50,7 @@ class Responses:
         Log dosages at which predictions are kept, shape (m,).
     carry
         What effects do to all genes once they have gone through the network, to first order: `effects @ carry` are changes of the
-        parent features in control standard deviations, shape (d, d).
+        parent features in standard deviations, shape (d, d).
     level
         Level of the effect modifier of each, (K,); None without one.
     """

@@ -60,6 +60,7 @@ class AnnotationMixin(ScreenModel):
         where drugs have at most 4096 features, their importance (:meth:`get_feature_importance`). In names of columns "/" is stored as the
         division slash, since files use the former for groups; plots take both. `var["gim_controls_agree"]`
         marks genes in which simulated control cells are like the observed ones; `uns["gim"]["controls"]` says how they differ.
+        After a fit of `likelihood="normal"`, `var["gim_sd"]` holds the unit of effects (:attr:`standard_deviations_`).
         Size factors, if they were estimated, are in `obs["gim_size_factor"]` (:meth:`get_size_factors`).
         Hidden states, if any were found, are in `obsm["gim_states"]` (:meth:`get_states`), where the cells have the columns that the model was set up with.
         """
@@ -87,6 +88,8 @@ class AnnotationMixin(ScreenModel):
             params["size_factor_key"] = Key.obs.size_factor(key_added)
             adata.obs[params["size_factor_key"]] = self.get_size_factors(adata)
         self._store_drugs(adata, key_added, n_samples, level)
+        if self.standard_deviations_ is not None:
+            adata.var[Key.var.standard_deviation(key_added)] = self.standard_deviations_.to_numpy()
         if level is not None:
             params |= {"effect_modifier_key": self._covariates.modifier, "level": level}
         entries = {

@@ -160,6 +160,17 @@ class ScreenModel(BaseModelClass):
         return self.module.likelihood == "normal"
 
     @property
+    def standard_deviations_(self) -> pd.Series | None:
+        """Unit of effects on each gene if `likelihood="normal"`, in the unit of the data; None for counts, whose effects are log fold changes.
+
+        The standard deviation among control cells. On a plate of fewer than 12 wells a gene it is, the fewer they are the more, that among
+        all wells, in most of which the gene is no target: some tens of control wells say less of what is usual for it.
+        """
+        if not self._is_continuous:
+            return None
+        return pd.Series(self.module.spread.cpu().double().numpy(), self.gene_names_)
+
+    @property
     def _drugs(self) -> Drugs:
         """The drugs of the fitted screen; made anew after each fit."""
         if self._known_drugs is None:

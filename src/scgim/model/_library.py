@@ -54,7 +54,7 @@ class LibraryMixin(ScreenModel):
             The wanted change. A series (or mapping) of natural-log fold changes by gene; genes that are left out do not
             count, genes that should stay as they are have 0. A mapping of `"up"` and `"down"` to lists of genes, or one
             list of genes that should go up. Or an AnnData of cells in the wanted state, whose mean is compared with
-            that of the model's control cells. For `likelihood="normal"`, changes in control standard deviations.
+            that of the model's control cells. For `likelihood="normal"`, changes in standard deviations (:attr:`standard_deviations_`).
         dosage
             One dosage, or one a row of `library`; None for the median measured dosage.
         metric
@@ -113,7 +113,7 @@ class LibraryMixin(ScreenModel):
         )
         frame = frame.assign(score=np.median(score, 0), lower=lower, upper=upper, top_targets=top_targets)
         frame["known_by"] = self._known_by(arms)
-        unit = "control s.d." if self._is_continuous else "log fold change"
+        unit = "s.d." if self._is_continuous else "log fold change"
         frame.attrs.update(metric=metric, level=level, effect_unit=unit)
         if self.adata is not None and Key.DOSAGE_UNIT in self.adata.uns:
             frame.attrs[Key.DOSAGE_UNIT] = str(self.adata.uns[Key.DOSAGE_UNIT])
@@ -154,7 +154,7 @@ class LibraryMixin(ScreenModel):
 
         Returns
         -------
-        Features x genes: change of the effect (log fold change; for `likelihood="normal"`, control standard deviations)
+        Features x genes: change of the effect (log fold change; for `likelihood="normal"`, standard deviations)
         for one standard deviation of the feature, with its sign. Genes that are never targets have zeros.
 
         Raises

@@ -166,8 +166,8 @@ class PredictionMixin(NewCellsMixin):
         -------
         Contexts x genes: the mean in `X`, counts per unit of size factor (for `likelihood="normal"`, in the units of the
         data), `perturbation` and `dosage` in `obs`. Layers `"log_fold_change"` (direct and propagated, against control
-        cells, natural logarithm) and `"direct_effect"` (given the parents); for `"normal"` both in control standard
-        deviations. Bounds of the intervals in the layers `"lower"` and `"upper"`, `"log_fold_change_lower"`, and so on.
+        cells, natural logarithm) and `"direct_effect"` (given the parents); for `"normal"` both in standard
+        deviations (:attr:`standard_deviations_`). Bounds of the intervals in the layers `"lower"` and `"upper"`, `"log_fold_change_lower"`, and so on.
 
         Raises
         ------

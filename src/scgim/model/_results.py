@@ -79,7 +79,7 @@ class ResultsMixin(ScreenModel):
 
         - `loop`: its genes, each a parent of the next
         - `source`, `target`: the edge back, which the graph leaves out
-        - `weight`: its slope, in control standard deviations of the target for one of the source (of log expression, for counts)
+        - `weight`: its slope, in standard deviations of the target for one of the source (of log expression, for counts)
         - `evidence`: log evidence for it, less what an edge must bring, without the perturbation that says most
         - `forward_weight`, `forward_evidence`: product of the slopes of the other edges, and the least of their log evidences
         - `gain`: product of all slopes; below zero the feedback is negative
@@ -206,7 +206,7 @@ class ResultsMixin(ScreenModel):
         Returns
         -------
         Data frame indexed by (perturbation, dosage), and the level if there are several, a column a gene; natural logarithm (for `likelihood="normal"`, in
-        control standard deviations). With `return_sd`, two such frames.
+        standard deviations, :attr:`standard_deviations_`). With `return_sd`, two such frames.
         """
         index, query = self._contexts_asked(drug_embedding, dosage, level)
         mean = pd.DataFrame(query.each(Interventions.direct).numpy(), index, self.gene_names_)
@@ -241,7 +241,7 @@ class ResultsMixin(ScreenModel):
         Returns
         -------
         Data frame indexed by (perturbation, dosage), and the level if there are several, a column a gene; natural logarithm (for `likelihood="normal"`, the
-        difference of means in control standard deviations).
+        difference of means in standard deviations, :attr:`standard_deviations_`).
         """
         n_samples = None if n_samples is None else whole_number("n_samples", n_samples)
         index, query = self._contexts_asked(drug_embedding, dosage, level)

@@ -158,7 +158,7 @@ class GIMModule(PyroBaseModuleClass):
 
     @torch.no_grad()
     def mean_slopes(self) -> Tensor:
-        """Change of each gene's predictor for one control standard deviation of a parent, on average, shape (d, d); on the CPU."""
+        """Change of each gene's predictor for one standard deviation of a parent, on average, shape (d, d); on the CPU."""
         h = torch.randn(_N_SLOPES, len(self.centre), generator=torch.Generator().manual_seed(0))
         return self.mechanism.slopes(h.to(self.device)).double().cpu()
 
@@ -166,7 +166,7 @@ class GIMModule(PyroBaseModuleClass):
     def carry(self) -> Tensor:
         """What effects do once they have gone through the network, to first order, shape (d, d); on the CPU.
 
-        `effects @ carry` are changes of the parent features in control standard deviations.
+        `effects @ carry` are changes of the parent features in standard deviations.
         """
         slopes = self.mean_slopes()
         own = torch.ones(len(slopes), dtype=torch.float64)

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 MAX_CURVES = len(OKABE_ITO)  # can be told apart
 LEAST_WIDTH = 1.7  # inches of a panel in axes of the user's
 LEAST_PROB = 0.5  # of a target, that its EC50 is told
-_Y_LABELS = {"normal": "Effect\n(control s.d.)"}
+_Y_LABELS = {"normal": "Effect\n(s.d.)"}
 DIRECT, TOTAL, MEASURED = "direct effect", "predicted total", "measured"
 
 
@@ -60,9 +60,10 @@ def hill_curve(doses: Any, emax: float, ec50: float, hill: float) -> Any:
 
 
 def _find_points(
-    adata: AnnData, perturbations: list[str], genes: list[str], params: dict[str, Any], layer: str | None
+    adata: AnnData, perturbations: list[str], genes: list[str], key: str, layer: str | None
 ) -> pd.DataFrame:
     """Measured changes, or an empty frame where `adata` has no cells to tell them from."""
+    params, unit = stored_params(adata, key), adata.var.get(Key.var.standard_deviation(key))
     layer = layer or params.get("layer")
     adata = of_level(adata, params)
     if not has_cells(adata, {**params, "layer": layer}):
@@ -76,7 +77,7 @@ def _find_points(
             stacklevel=3,
         )
         return pd.DataFrame()
-    return measured_changes(adata, perturbations, genes, params, layer)
+    return measured_changes(adata, perturbations, genes, params, layer, unit)
 
 
 @d.dedent
@@ -111,7 +112,7 @@ def dose_response(
     measured of it, the log fold change of the mean of size-normalised counts (with half a count added at the mean of
     controls), with an interval from its standard error. All are read on one axis: points belong on the dashed line,
     and away from the solid one as far as the network carries effects. After a fit of `likelihood="normal"` all are
-    differences in standard deviations of control cells.
+    differences in standard deviations (`var["gim_sd"]`).
 
     Of more than seven perturbations, the seven of largest effect have colours, total effects and points, the others are
     grey. The unit of the doses is taken from `adata.uns["dosage_unit"]`, such as "nM".
@@ -178,7 +179,7 @@ def dose_response(
 
     curves = _curve_table(adata, drugs, shown, key)
     named = _choose_named(curves, drugs)
-    measured = _find_points(adata, named, shown, params, layer) if points else pd.DataFrame()
+    measured = _find_points(adata, named, shown, key, layer) if points else pd.DataFrame()
     totals = _total_table(adata, named, shown, key)
     grid = _grid(measured, totals, curves["largest"].max())
 

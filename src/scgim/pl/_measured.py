@@ -12,16 +12,22 @@ from scgim.pl._cells import contexts, expression, size_factors
 if TYPE_CHECKING:
     from anndata import AnnData
 
+_CONSTANT = 1e-8  # a standard deviation of rounding
 PSEUDOCOUNT = 0.5  # counts at the mean of controls: a gene without counts has a finite log fold change all the same
 
 
 def measured_changes(
-    adata: AnnData, perturbations: list[str], genes: list[str], params: dict[str, Any], layer: str | None
+    adata: AnnData,
+    perturbations: list[str],
+    genes: list[str],
+    params: dict[str, Any],
+    layer: str | None,
+    unit: pd.Series | None = None,
 ) -> pd.DataFrame:
     """Change of the mean from control at each measured dose, in the unit of the effects.
 
     Columns `perturbation`, `gene`, `dosage`, `mean` (log fold change of the mean of size-normalised counts, or the
-    difference in standard deviations of control cells) and `error` (its standard error).
+    difference in the `unit` of each gene, the standard deviation of control cells if it is not known) and `error` (its standard error).
     """
     is_count = params["likelihood"] != "normal"
     cells = contexts(adata, params["perturbation_key"], params.get("dosage_key"), params["control"])
@@ -35,11 +41,12 @@ def measured_changes(
         return values.mean(axis=0), values.var(axis=0, ddof=min(1, len(rows) - 1)), len(rows)
 
     control = moments(np.flatnonzero(is_control))
-    contrast = _log_fold_change if is_count else _standardised_difference
+    sd = np.sqrt(control[1]) if unit is None else unit[genes].to_numpy()
     chosen = cells[cells["perturbation"].isin(perturbations)]
     tables = []
     for (perturbation, dose), group in chosen.groupby(["perturbation", "dosage"], sort=True):
-        mean, error = contrast(moments(group.index.to_numpy()), control)
+        treated = moments(group.index.to_numpy())
+        mean, error = _log_fold_change(treated, control) if is_count else _difference(treated, control, sd)
         columns = {"perturbation": perturbation, "gene": genes, "dosage": dose}
         tables.append(pd.DataFrame({**columns, "mean": mean, "error": error}))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
@@ -57,10 +64,10 @@ def _log_fold_change(treated: tuple[Any, Any, int], control: tuple[Any, Any, int
     return np.where(mean0 > 0, change, np.nan), np.where(mean0 > 0, error, np.nan)
 
 
-def _standardised_difference(
-    treated: tuple[Any, Any, int], control: tuple[Any, Any, int]
+def _difference(
+    treated: tuple[Any, Any, int], control: tuple[Any, Any, int], sd: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Difference of means in standard deviations of control cells, with its standard error."""
-    sd = np.sqrt(np.where(control[1] > 1e-16, control[1], np.nan))
+    """Difference of means in standard deviations, with its standard error; NaN where controls do not vary."""
+    sd = np.where(sd > _CONSTANT, sd, np.nan)
     error = np.sqrt(treated[1] / treated[2] + control[1] / control[2])
     return (treated[0] - control[0]) / sd, error / sd

@@ -79,7 +79,7 @@ def stored_params(adata: AnnData, key: str) -> dict[str, Any]:
 
 def effect_unit(adata: AnnData, key: str) -> str:
     """The unit of effects: that of counts, or of continuous values."""
-    return "control s.d." if stored_params(adata, key).get("likelihood") == "normal" else "log fold change"
+    return "s.d." if stored_params(adata, key).get("likelihood") == "normal" else "log fold change"
 
 
 def pick(names: str | Iterable[str] | None, available: Iterable[str], what: str) -> list[str]:

@@ -37,7 +37,7 @@ class PosteriorMeans(NamedTuple):
     mean: Tensor
     """Mean over cells: counts per unit of size factor, or continuous values."""
     effect: Tensor
-    """Change of the mean against control cells: natural-log fold change, or control standard deviations."""
+    """Change of the mean against control cells: natural-log fold change, or standard deviations."""
     direct: Tensor
     """Direct effect."""
 

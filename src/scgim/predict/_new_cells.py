@@ -42,7 +42,7 @@ class Controls:
     sampler
         Sampler of the fit, with covariates and depth of these cells as its pool.
     mean
-        Mean of each gene: counts per unit of size factor, or control standard deviations of continuous values, (d,). Of genes that were not
+        Mean of each gene: counts per unit of size factor, or standard deviations of continuous values, (d,). Of genes that were not
         measured, that of the training controls.
     told
         Genes that were measured, boolean (d,).
@@ -107,7 +107,7 @@ def match(module: GIMModule, cells: Backdrop, shift: Tensor, targets: Tensor, go
 
 
 def changes(sampler: Sampler, arms: Arms) -> Tensor:
-    """Change of the log mean of each gene that each arm brings about in cells of each level, (arms, L, d); in control s.d. if continuous."""
+    """Change of the log mean of each gene that each arm brings about in cells of each level, (arms, L, d); in standard deviations if continuous."""
     names: list[str | None] = list(sampler.design.levels) or [None]
     d = len(sampler.genes)
     n = enough_samples(len(arms) * len(names) * d, *_N_CELLS)

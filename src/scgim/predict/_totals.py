@@ -27,7 +27,7 @@ class Totals(NamedTuple):
     """Total effects of some arms on all genes, both (Q, d)."""
 
     effect: NDArray[np.float64]
-    """Natural-log fold change of each mean, or difference in control standard deviations."""
+    """Natural-log fold change of each mean, or difference in standard deviations."""
     error: NDArray[np.float64]
     """Standard error of it by the finite number of cells that are drawn."""
 

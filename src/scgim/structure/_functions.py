@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from scgim._priors import ShiftPrior
     from scgim.structure._climb import Parents
 
-# Functions that a regression may use, of parents in control standard deviations. Their number and form are conventions:
+# Functions that a regression may use, of parents in standard deviations. Their number and form are conventions:
 # they need only span smooth functions, since the widths of their priors are fitted. Other choices are in the tables
 # `sensitivity-gnw` and `-nonlinear` of docs/benchmarks.md.
 _N_UNITS = 64

@@ -58,7 +58,7 @@ def report(
         Probability from which a gene is called a direct target.
     min_effect
         Size of the total effect, up or down, from which a gene is listed among those that follow (log fold change; for continuous
-        values, control standard deviations).
+        values, standard deviations).
     reference
         What is known already, a data frame with columns `source` and `target`: targets of drugs (the drug as source), or regulons
         (genes as sources), such as CollecTRI as decoupler gives it. Both may be in one table.
