@@ -13,6 +13,7 @@ from scgim.interventions._effects import estimate_interventions
 from scgim.interventions._joint import Screen, estimate_jointly
 from scgim.interventions._passage import Passage
 from scgim.nn._mechanism import parent_table
+from scgim.structure._cell_weight import search_with_cell_weight
 from scgim.structure._feedback import with_loops
 from scgim.structure._functions import refine_structure
 from scgim.structure._levels import pooled_over_levels
@@ -48,7 +49,10 @@ def search_graph(
     result, states = search_by_means(module, statistics, known_targets=known, **options), None
     if module.mechanism.is_linear and module.intervention == "shift" and not module.knowledge.n_levels:
         result, states = search_with_states(statistics, result, known_targets=known, **options)
-        statistics = statistics if states is None else states.taken_out(statistics)
+        if states is None:
+            result, statistics = search_with_cell_weight(statistics, result, known, **options)
+        else:
+            statistics = states.taken_out(statistics)
     if not module.mechanism.is_linear:
         # mechanisms may well be linear, and the search on more functions has more ways to go astray
         linear = search_structure(statistics.first_basis(), known_targets=known, **options)

@@ -34,7 +34,7 @@ _N_ITERATIONS = 10  # of expectation-maximisation where nothing else is said: co
 # Limits of the fitted prior, far from what is usual, for screens where hardly anything is a target, or everything: a
 # quarter of a target a drug, 0.3 of the genes, and effects of 0.3 control standard deviations to 30, as knock-outs have of genes that
 # hardly vary in controls. Conventions.
-_MIN_TARGETS, _MAX_TARGET_PROB = 0.25, 0.3
+_MIN_TARGETS, MAX_TARGET_PROB = 0.25, 0.3
 _SLAB_LIMITS = (0.1, 1000.0)
 _MIN_DEPARTURE_VAR = 1e-4  # less does not show: of a parent that moves by 20 standard deviations, a fifth of one
 _INTERCEPT_PRECISION = 1e-2  # a prior standard deviation of 10: means of standardised values are hardly shrunk
@@ -265,7 +265,7 @@ def empirical_prior(statistics: ContextStatistics, fit: GeneFit, prior: ShiftPri
     slab = ((on * square).sum() / on.sum().clamp_min(_TINY)).clamp(*_SLAB_LIMITS)
     free = prior.is_open(fit.target_probs.T).T
     mean = (free * fit.target_probs).sum() / free.sum().clamp_min(1.0)
-    target_prob = float(mean.clamp(_MIN_TARGETS / statistics.n_genes, _MAX_TARGET_PROB))
+    target_prob = float(mean.clamp(_MIN_TARGETS / statistics.n_genes, MAX_TARGET_PROB))
     departure_var = float(fit.departures.square().sum() / fit.determined.sum().clamp_min(_MIN_DETERMINED))
     return replace(
         prior,
