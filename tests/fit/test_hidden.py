@@ -5,8 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
+import torch
 
 from scgim.fit import _hidden
+from scgim.structure._search import StructureResult
+from scgim.structure._statistics import ContextStatistics
 
 
 def test_the_graph_by_means_stays_where_the_covariance_asks_for_many_regulators(monkeypatch):
@@ -16,5 +20,29 @@ def test_the_graph_by_means_stays_where_the_covariance_asks_for_many_regulators(
     found = SimpleNamespace(adjacency=dense)
     monkeypatch.setattr(_hidden.CovarianceSettings, "start", lambda *arguments: found)
     monkeypatch.setattr(_hidden.CovarianceSettings, "settle", None)  # not to be called
-    kept = _hidden._by_whole_covariance(hidden, result, {"watch": SimpleNamespace(moved=None), "edge_log_odds": 0.0})
-    assert kept == (result, hidden.statistics)
+    options = {"watch": SimpleNamespace(moved=None), "edge_log_odds": 0.0}
+    assert not list(_hidden._by_whole_covariance(hidden, result, options))
+
+
+def test_what_was_found_by_the_covariance_is_there_before_means_are_asked_again(monkeypatch):
+    """A search that is stopped later keeps it, and the statistics without noise by which it was found."""
+    d, adjacency = 30, np.zeros((30, 30), dtype=bool)
+    adjacency[0, 1:] = True
+    found = SimpleNamespace(adjacency=adjacency, hidden_scatter=lambda: (np.eye(d), 12.0))
+    one = torch.ones(1).double()
+    statistics = ContextStatistics(torch.eye(d).double(), torch.zeros(1, d).double(), one, -one.long(), d)
+    result = StructureResult(np.zeros((d, d), dtype=bool), np.zeros((d, d)), 0.0, None, [])
+
+    def stopped(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_hidden.CovarianceSettings, "start", lambda *arguments: found)
+    monkeypatch.setattr(_hidden.CovarianceSettings, "settle", lambda *arguments: found)
+    monkeypatch.setattr(_hidden, "_search_by_means", stopped)
+    options = {"watch": SimpleNamespace(moved=None, is_stopped=False), "edge_log_odds": 0.0}
+    steps = _hidden._by_whole_covariance(SimpleNamespace(statistics=statistics, measured=None), result, options)
+    best, without_noise = next(steps)
+    np.testing.assert_array_equal(best.adjacency, adjacency)
+    np.testing.assert_array_equal(without_noise.gram, 12.0 * np.eye(d))
+    with pytest.raises(KeyboardInterrupt):
+        next(steps)

@@ -22,6 +22,8 @@ from scgim.structure._search import cells_a_gene, first_prior, search_structure
 from scgim.structure._watch import SearchWatch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -168,7 +170,8 @@ def _search(
         ):
             # matrices of a few hundred rows take longer with several threads
             with watch.may_end_early(), threadpool_limits(1, user_api="blas"):
-                result, statistics = _by_whole_covariance(hidden, result, options)
+                for found in _by_whole_covariance(hidden, result, options):
+                    result, statistics = found  # as far as the search comes
     del options["known_targets"]
     if statistics is not hidden.statistics:
         result = with_probs_of_graph(_less_sure(statistics), result, **options)
@@ -200,8 +203,8 @@ def _less_sure(statistics: ContextStatistics) -> ContextStatistics:
 
 def _by_whole_covariance(
     hidden: HiddenExpression, result: StructureResult, options: dict[str, Any]
-) -> tuple[StructureResult, ContextStatistics]:
-    """Go on from a graph by the whole covariance within contexts and by the means of contexts, in turn.
+) -> Iterator[tuple[StructureResult, ContextStatistics]]:
+    """Go on from a graph by the whole covariance within contexts and by the means of contexts, in turn; each graph is better than the last.
 
     Noise of measurement is no longer in the covariance that the first of them finds, and by it the second tells which graphs the means are for. Where
     the covariance asks for many regulators, genes share more than few regulators make them, and the graph by means stays.
@@ -214,19 +217,21 @@ def _by_whole_covariance(
     )
     first = settings.start(result.adjacency, np.zeros((0, d)))
     if not _few_regulate(first.adjacency):
-        return result, statistics
+        return
     search, tried = settings.settle(result.adjacency, first, watch.moved), set[tuple]()
     for _ in range(_N_TURNS):
         correlation, dof = search.hidden_scatter()
         statistics = replace(statistics, gram=torch.as_tensor(correlation) * dof, dof=dof)
         result = replace(result, adjacency=search.adjacency.copy())
+        yield result, statistics
         by_means = _search_by_means(statistics, start=result, **options).adjacency
+        if watch.is_stopped:
+            return
         further = settings.start(by_means, search.loadings, tried)
         further.larger_moves(watch.moved)
         if further.score <= search.score:  # means of few counts are noisy, and well measured genes stand in by them
-            break
+            return
         search = further
-    return result, statistics
 
 
 def _parents(result: StructureResult, gene: int) -> tuple[int, ...]:
