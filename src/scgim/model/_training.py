@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from scvi.model.base import PyroSviTrainMixin
 
+from scgim._priors import CELLS_A_GENE
 from scgim._validation import quote_some
 from scgim.fit._course import Course
 from scgim.fit._fit import Fit, Names
@@ -23,7 +24,7 @@ from scgim.model._preparation import FIRST_BATCH, PreparationMixin
 from scgim.train import BatchLoader, Cells, CellsDataModule, GIMTrainingPlan
 from scgim.train._data import keep_contexts, split_cells
 from scgim.train._guard import GIMTrainRunner, KeepGoodState, QuietStop, explained_failures
-from scgim.train._plan import check_plan_arguments, default_max_epochs
+from scgim.train._plan import N_STEPS_OF_PLATES, check_plan_arguments, default_max_epochs
 from scgim.train._threads import threads_for
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ class TrainingMixin(PreparationMixin, PyroSviTrainMixin):
         Parameters
         ----------
         max_epochs
-            Passes through the cells; None for about 400 steps, at least 10 passes.
+            Passes through the cells; None for about 400 steps, at least 10 passes, and 100 on plates of continuous values with fewer than 12
+            wells a gene (of linear mechanisms).
         accelerator, device
             As in scvi-tools: `"auto"`, `"cpu"`, `"gpu"`; device number.
         train_size
@@ -171,7 +173,7 @@ class TrainingMixin(PreparationMixin, PyroSviTrainMixin):
             cells = self._prepare_cells()
         if resume_from is None:
             indices = self._split(cells, train_size, validation_size, shuffle_set_split, split_key)
-            epochs = max_epochs or default_max_epochs(len(indices[0]), batch_size)
+            epochs = max_epochs or self._usual_epochs(len(indices[0]), batch_size)
             # cells of held-out contexts tell how well drugs generalise, not when the fit has converged
             stop = early_stopping and split_key is None and len(indices[1]) > 0
             course = Course(indices, epochs, lr, batch_size, stop)
@@ -249,6 +251,12 @@ class TrainingMixin(PreparationMixin, PyroSviTrainMixin):
         counts = np.bincount(context, minlength=len(self.contexts) + n)
         self.n_cells_ = pd.Series(counts[n:], index=self.contexts).groupby("perturbation", sort=False).sum()
         self._known_drugs = None
+
+    def _usual_epochs(self, n_cells: int, batch_size: int) -> int:
+        few_wells = n_cells < CELLS_A_GENE * len(self.gene_names_)
+        if self._is_continuous and self.module.mechanism.is_linear and few_wells:
+            return default_max_epochs(n_cells, batch_size, N_STEPS_OF_PLATES)
+        return default_max_epochs(n_cells, batch_size)
 
     def _split(self, cells, train_size, validation_size, shuffle, split_key) -> list[np.ndarray]:
         if split_key is None:

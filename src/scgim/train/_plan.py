@@ -29,6 +29,8 @@ _FLAT, _LAST_RATE = 0.3, 0.01
 # Descent starts from the fit of the search, so that little is left to be done: steps of this rate, this many, in epochs
 # within these limits. Conventions, for time; early stopping and the history tell where more are due.
 _RATE, _N_STEPS, _MIN_EPOCHS, _MAX_EPOCHS = 0.02, 400, 10, 400
+# The same for continuous values of few wells and linear mechanisms: all cells are in each step, and the fit of the search is of the same form
+N_STEPS_OF_PLATES = 100
 
 
 PLAN_ARGUMENTS = ("lr", "max_epochs", "optim", "optim_kwargs")
