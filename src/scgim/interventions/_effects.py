@@ -133,6 +133,8 @@ def estimate_interventions(
         if trial is None or trial.evidence < fit.evidence + _MARGIN:
             break
         fit, n_programmes = trial, n_programmes + 1
+    # last, as variances of their own would make up for mechanisms and programmes that are left out
+    fit = _fit(data._replace(are_alike=False), prior, n_programmes) or fit
     variance, prior, programme = fit.variance, fit.prior, fit.beside
     found = _summaries(shift - programme, variance, group, log_dosage.double(), grid, prior, member)
     return Estimate(found, prior, programme, fit.evidence, variance, fit.support, n_programmes)
@@ -218,6 +220,7 @@ class _Data(NamedTuple):
     grid: CurveGrid
     passage: Passage | None
     member: Tensor | None
+    are_alike: bool = True  # whether all genes and perturbations are off by as much
 
 
 class _Fit(NamedTuple):
@@ -297,7 +300,8 @@ def _fit_prior(
         target_probs, mean_square, by_gene, misfit, relative = moments
         evidence = float(by_gene.sum()) + multiples.log_prior
         updated = _update(prior, target_probs, mean_square, misfit)
-        multiples = multiples.updated(relative, 1 - target_probs)
+        if not data.are_alike:
+            multiples = multiples.updated(relative, 1 - target_probs)
         change = abs(math.log(updated.slab_var / prior.slab_var)) + abs(updated.log_odds - prior.log_odds)
         change += abs(updated.spike_var - prior.spike_var) / (_SMALL_SPIKE + prior.spike_var)
         prior = updated

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_FEWEST = 20  # genes, or perturbations, among which some can be told to be off: convention
+_FEWEST = 5  # genes, or perturbations, among which some can be told to be off
 _LEAST_SQUARE = 1e-3  # mean square that has a logarithm
 _MIN_DOF = 2.0  # of the prior: so much is always said by the others
 _N_NEWTON, _EXACT = 50, 1e-8
