@@ -134,7 +134,7 @@ def estimate_interventions(
             break
         fit, n_programmes = trial, n_programmes + 1
     # last, as variances of their own would make up for mechanisms and programmes that are left out
-    fit = _fit(data._replace(are_alike=False), prior, n_programmes) or fit
+    fit = _fit_own_variances(data, prior, n_programmes) or fit
     variance, prior, programme = fit.variance, fit.prior, fit.beside
     found = _summaries(shift - programme, variance, group, log_dosage.double(), grid, prior, member)
     return Estimate(found, prior, programme, fit.evidence, variance, fit.support, n_programmes)
@@ -280,6 +280,15 @@ def _fit(data: _Data, prior: ShiftPrior, n_programmes: int) -> _Fit | None:
         evidence += departures.log_volume
     support = None if departures is None else departures.support
     return _Fit(evidence, prior, programme + transported, widened, support)
+
+
+def _fit_own_variances(data: _Data, prior: ShiftPrior, n_programmes: int) -> _Fit | None:
+    """Fit in which genes and perturbations have variances of their own, which may explain what departures were found for."""
+    data = data._replace(are_alike=False)
+    fits = [_fit(data, prior, n_programmes)]
+    if data.passage is not None:
+        fits.append(_fit(data._replace(passage=None), prior, n_programmes))
+    return max((fit for fit in fits if fit is not None), key=lambda fit: fit.evidence, default=None)
 
 
 def _fit_prior(
