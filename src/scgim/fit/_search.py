@@ -13,7 +13,7 @@ from scgim.interventions._effects import estimate_interventions
 from scgim.interventions._joint import Screen, estimate_jointly
 from scgim.interventions._passage import Passage
 from scgim.nn._mechanism import parent_table
-from scgim.structure._cell_weight import search_with_cell_weight
+from scgim.structure._cell_weight import is_dense, search_with_cell_weight
 from scgim.structure._feedback import with_loops
 from scgim.structure._functions import refine_structure
 from scgim.structure._levels import pooled_over_levels
@@ -49,10 +49,10 @@ def search_graph(
     result, states = search_by_means(module, statistics, known_targets=known, **options), None
     if module.mechanism.is_linear and module.intervention == "shift" and not module.knowledge.n_levels:
         result, states = search_with_states(statistics, result, known_targets=known, **options)
-        if states is None:
-            result, statistics = search_with_cell_weight(statistics, result, known, **options)
-        else:
+        if states is not None:
             statistics = states.taken_out(statistics)
+        elif is_dense(result) and not _share_programmes(module, statistics, result):
+            result, statistics = search_with_cell_weight(statistics, result, known, **options)
     if not module.mechanism.is_linear:
         # mechanisms may well be linear, and the search on more functions has more ways to go astray
         linear = search_structure(statistics.first_basis(), known_targets=known, **options)
@@ -104,6 +104,15 @@ def search_by_means(module: GIMModule, statistics: ContextStatistics, **options:
         return result
     if not result.prior.departure_var or not result.adjacency.any():
         return result
+    return (
+        search_structure(statistics, departures=False, **options)
+        if _share_programmes(module, statistics, result)
+        else result
+    )
+
+
+def _share_programmes(module: GIMModule, statistics: ContextStatistics, result: StructureResult) -> bool:
+    """Whether perturbations share what the graph does not explain."""
     fit = regressions(statistics, result, module.intervention)
     parents, mask = (torch.as_tensor(t) for t in parent_table(result.adjacency))
     treated = statistics.group >= 0
@@ -119,7 +128,7 @@ def search_by_means(module: GIMModule, statistics: ContextStatistics, **options:
         Passage(moved, weights_of(result, fit), parents, mask),
         None if member is None else member[treated],
     )
-    return search_structure(statistics, departures=False, **options) if found.n_programmes else result
+    return found.n_programmes > 0
 
 
 def _informed_search(

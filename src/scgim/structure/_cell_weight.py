@@ -52,8 +52,8 @@ def search_with_cell_weight(
     -------
     The result, and the statistics by which it was found.
     """
-    few_cells, are_dense = cells_a_gene(statistics) < CELLS_A_GENE, result.prior.target_prob >= MAX_TARGET_PROB
-    if few_cells or not are_dense or not result.trace or statistics.n_genes > _MAX_GENES:
+    few_cells = cells_a_gene(statistics) < CELLS_A_GENE
+    if few_cells or not is_dense(result) or not result.trace or statistics.n_genes > _MAX_GENES:
         return result, statistics
     watch, found = options["watch"], None
     best = result.trace[0] - _score_of_covariance(statistics, options) + _MIN_GAIN
@@ -78,6 +78,11 @@ def search_with_cell_weight(
     return search_structure(
         weighted, known_targets=known_targets, start=start, max_evaluations=budget, **options
     ), weighted
+
+
+def is_dense(result: StructureResult) -> bool:
+    """Whether a graph leaves as many genes for targets as the prior can say."""
+    return result.prior.target_prob >= MAX_TARGET_PROB
 
 
 def with_weight(statistics: ContextStatistics, weight: float) -> ContextStatistics:
