@@ -7,8 +7,9 @@ contexts have no say. It is therefore raised to a power :math:`w`, as historical
 .. math:: \log p(\text{means} \mid \text{covariance}^w) = \log p(\text{means}, \text{covariance}^w) - \log p(\text{covariance}^w) ,
 
 and the power is taken by which the covariance foretells the means of contexts best. Either term is that of the best graph that is found, with the prior
-of graphs. It is tried where the graph that cells ask for leaves so many genes for targets as no screen has: then it says next to nothing of means. In
-worlds in which perturbations have few targets by either graph, gains are of the size of what two searches differ by.
+of graphs. It is tried where the graph that cells ask for leaves so many genes for targets as no screen has, though perturbations share no programme:
+then it says next to nothing of means. In worlds in which perturbations have few targets by either graph, gains are of the size of what two searches
+differ by.
 """
 
 from __future__ import annotations
