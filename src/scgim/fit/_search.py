@@ -104,11 +104,9 @@ def search_by_means(module: GIMModule, statistics: ContextStatistics, **options:
         return result
     if not result.prior.departure_var or not result.adjacency.any():
         return result
-    return (
-        search_structure(statistics, departures=False, **options)
-        if _share_programmes(module, statistics, result)
-        else result
-    )
+    if not _share_programmes(module, statistics, result):
+        return result
+    return search_structure(statistics, departures=False, **options)
 
 
 def _share_programmes(module: GIMModule, statistics: ContextStatistics, result: StructureResult) -> bool:

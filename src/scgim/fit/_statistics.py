@@ -52,8 +52,8 @@ def set_scales(module: GIMModule, loader: BatchLoader) -> None:
     centre = total / n
     spread = (square / n - centre.square()).clamp_min(0.0).sqrt()
     if module.likelihood == "normal":
-        total = (every_square / loader.n - (every / loader.n).square()).clamp_min(0.0).sqrt()
-        spread = _unit_of_values(spread, total, loader.n)
+        of_all = (every_square / loader.n - (every / loader.n).square()).clamp_min(0.0).sqrt()
+        spread = _unit_of_values(spread, of_all, loader.n)
     else:
         about = (every_square - 2 * centre * every) / loader.n + centre.square()
         spread = torch.maximum(spread, about.clamp_min(0.0).sqrt() / _MAX_FEATURE)

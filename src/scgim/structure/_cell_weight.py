@@ -45,7 +45,7 @@ def search_with_cell_weight(
     statistics
         Statistics of the cells.
     result
-        Result of a search by these. If it leaves few genes for targets, or cells are few or genes many, it stays.
+        Result of a search by these, which leaves too many genes for targets (:func:`is_dense`). If cells are few or genes many, it stays.
     known_targets, **options
         Of :func:`~scgim.structure._search.search_structure`.
 
@@ -54,7 +54,7 @@ def search_with_cell_weight(
     The result, and the statistics by which it was found.
     """
     few_cells = cells_a_gene(statistics) < CELLS_A_GENE
-    if few_cells or not is_dense(result) or not result.trace or statistics.n_genes > _MAX_GENES:
+    if few_cells or not result.trace or statistics.n_genes > _MAX_GENES:
         return result, statistics
     watch, found = options["watch"], None
     best = result.trace[0] - _score_of_covariance(statistics, options) + _MIN_GAIN
