@@ -126,3 +126,23 @@ def test_regressions_are_those_on_the_parents(make_module, make_cells, load):
         design = np.column_stack([h[:, parents], np.ones(len(h))])
         weights = np.linalg.lstsq(design, h[:, j], rcond=None)[0]
         np.testing.assert_allclose(fit.weights[j, [*range(len(parents)), -1]], weights, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dense", "shared"), [(True, False), (True, True), (False, False)])
+def test_cells_are_weighed_where_targets_are_dense_and_no_programme_explains_it(
+    known_graph, monkeypatch, dense, shared
+):
+    found, weighed = graph_of(known_graph[0]), []
+    found = replace(found, prior=replace(PRIOR, target_prob=0.3 if dense else 0.29))
+    monkeypatch.setattr(search, "search_by_means", lambda *arguments, **options: found)
+    monkeypatch.setattr(search, "_share_programmes", lambda *arguments: shared)
+
+    def weigh(statistics, result, known_targets, **options):
+        weighed.append(result)
+        return replace(result, score=5.0), statistics
+
+    monkeypatch.setattr(search, "search_with_cell_weight", weigh)
+    monkeypatch.setattr(search, "search_with_states", lambda statistics, result, **options: (result, None))
+    result = run(known_graph, None)
+    assert weighed == ([found] if dense and not shared else [])
+    assert result.score == (5.0 if weighed else found.score)

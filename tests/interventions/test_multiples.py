@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from scgim._priors import ShiftPrior
+from scgim.interventions import _effects
 from scgim.interventions._curves import CurveGrid
 from scgim.interventions._effects import estimate_interventions
 from scgim.interventions._multiples import Multiples, inverse_trigamma, multiples, prior_dof
@@ -71,3 +72,23 @@ def test_a_perturbation_that_moves_all_genes_a_little_has_its_own_targets_only()
     called, usual = probs > 0.5, noise < 0.25
     assert (called & on & usual).sum() / (on & usual).sum() > 0.9
     assert (called & ~on).sum() < 10  # 75 with one variance for all
+
+
+@pytest.mark.parametrize(("evidence", "passage"), [((2.0, 1.0), True), ((1.0, 2.0), False), ((None, 2.0), False)])
+def test_departures_stay_where_they_are_likelier_than_variances_of_their_own(monkeypatch, evidence, passage):
+    """Both are fitted with variances of their own; where departures were not asked for, they are not tried."""
+    tried = []
+
+    def fit(data, prior, n_programmes):
+        tried.append(data.passage is not None)
+        assert not data.are_alike
+        of_this = evidence[0 if data.passage is not None else 1]
+        return None if of_this is None else _effects._Fit(of_this, prior, data.passage, data.variance, None)
+
+    monkeypatch.setattr(_effects, "_fit", fit)
+    data = _effects._Data(*[None] * 6, passage="passage", member=None)
+    found = _effects._fit_own_variances(data, ShiftPrior(0.1, 1.0), 0)
+    assert (found.beside == "passage") == passage
+    assert tried == [True, False]
+    _effects._fit_own_variances(data._replace(passage=None), ShiftPrior(0.1, 1.0), 0)
+    assert tried == [True, False, False]

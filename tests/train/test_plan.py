@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from scgim.model import GIM
 from scgim.module import GIMModule
 from scgim.train import GIMTrainingPlan
 from scgim.train._plan import default_max_epochs
@@ -89,6 +92,17 @@ def test_default_epochs():
     assert default_max_epochs(10**7, 1024) == 10
     assert default_max_epochs(100, 1024) == 400
     assert default_max_epochs(20_000, 1024, n_steps=400) == 20
+
+
+@pytest.mark.parametrize(
+    ("n_wells", "is_continuous", "is_linear", "epochs"),
+    [(371, True, True, 100), (720, True, True, 400), (371, False, True, 400), (371, True, False, 400)],
+)
+def test_plates_of_continuous_values_take_fewer_steps(n_wells, is_continuous, is_linear, epochs):
+    """60 genes, of which 720 wells are enough."""
+    module = SimpleNamespace(mechanism=SimpleNamespace(is_linear=is_linear))
+    model = SimpleNamespace(gene_names_=range(60), _is_continuous=is_continuous, module=module)
+    assert GIM._usual_epochs(model, n_wells, 1024) == epochs
 
 
 def test_arguments_work_or_are_refused(plan):
