@@ -24,6 +24,16 @@ def test_the_graph_by_means_stays_where_the_covariance_asks_for_many_regulators(
     assert not list(_hidden._by_whole_covariance(hidden, result, options))
 
 
+@pytest.mark.parametrize(
+    ("n_genes", "cells_worth", "why_not"),
+    [(30, 9.0, "counts are too few"), (201, 20.0, "201 genes are too many"), (200, 10.0, "")],
+)
+def test_covariance_is_searched_with_enough_counts_and_few_genes(n_genes, cells_worth, why_not):
+    found = _hidden._why_not_whole(SimpleNamespace(n_genes=n_genes, residual_dof=cells_worth))
+    assert found.startswith(why_not)
+    assert bool(found) == bool(why_not)
+
+
 def test_what_was_found_by_the_covariance_is_there_before_means_are_asked_again(monkeypatch):
     """A search that is stopped later keeps it, and the statistics without noise by which it was found."""
     d, adjacency = 30, np.zeros((30, 30), dtype=bool)

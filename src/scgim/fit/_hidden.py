@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from scvi import settings
 from threadpoolctl import threadpool_limits
 
 from scgim.fit._covariate_effects import covariate_effects
@@ -163,11 +165,11 @@ def _search(
         result = replace(result, prior=replace(result.prior, known=options["known_targets"]))
     else:
         result = _search_by_means(statistics, **options)
-        if (
-            module.mechanism.is_linear
-            and not watch.is_stopped
-            and _may_stand_in(statistics, result, options["regulators"])
-        ):
+        may_stand_in = module.mechanism.is_linear and _may_stand_in(result, options["regulators"])
+        why_not = _why_not_whole(statistics)
+        if may_stand_in and why_not and before is None:
+            _warn_of_stand_ins(why_not)
+        if may_stand_in and not why_not and not watch.is_stopped:
             # matrices of a few hundred rows take longer with several threads
             with watch.may_end_early(), threadpool_limits(1, user_api="blas"):
                 for found in _by_whole_covariance(hidden, result, options):
@@ -185,12 +187,29 @@ def _search_by_means(statistics: ContextStatistics, **options: Any) -> Structure
     return search_structure(_less_sure(statistics), departures=False, **options)
 
 
-def _may_stand_in(statistics: ContextStatistics, result: StructureResult, regulators: NDArray[np.bool_] | None) -> bool:
-    """Whether few genes regulate, and it is not known which, so that others may stand in for them, and cells tell enough of covariances."""
-    d = statistics.n_genes
-    if regulators is not None or not MANY_GENES <= d <= _MAX_GENES or statistics.residual_dof < _MIN_CELLS_WORTH_WHOLE:
-        return False
-    return _few_regulate(result.adjacency)
+def _may_stand_in(result: StructureResult, regulators: NDArray[np.bool_] | None) -> bool:
+    """Whether few genes regulate, and it is not known which, so that others may stand in for them."""
+    return regulators is None and len(result.adjacency) >= MANY_GENES and _few_regulate(result.adjacency)
+
+
+def _why_not_whole(statistics: ContextStatistics) -> str:
+    """Why a search by the whole covariance would not help, if it would not."""
+    if statistics.n_genes > _MAX_GENES:
+        return f"{statistics.n_genes} genes are too many for a search by the whole covariance of cells ({_MAX_GENES} at most)"
+    if statistics.residual_dof < _MIN_CELLS_WORTH_WHOLE:
+        return "counts are too few for a search by the whole covariance of cells"
+    return ""
+
+
+def _warn_of_stand_ins(why: str) -> None:
+    """Say that edges may lead from genes that only follow regulators, and what to do."""
+    warnings.warn(
+        f"Few genes seem to regulate, and which ones is uncertain, as {why}: genes of more counts that follow a regulator may stand in for it. Many edges "
+        "may lead from such genes, with probabilities near 1; targets and predictions depend on them less. Tell which genes may regulate "
+        "(`scgim.pp.mark_regulators`, `setup_anndata(regulator_key=...)`).",
+        UserWarning,
+        stacklevel=settings.warnings_stacklevel,
+    )
 
 
 def _few_regulate(adjacency: NDArray[np.bool_]) -> bool:
@@ -210,15 +229,15 @@ def _by_whole_covariance(
     the covariance asks for many regulators, genes share more than few regulators make them, and the graph by means stays.
     """
     statistics, watch, d = hidden.statistics, options["watch"], hidden.statistics.n_genes
-    settings = CovarianceSettings(
+    network = CovarianceSettings(
         hidden.measured,
         np.broadcast_to(np.asarray(options["edge_log_odds"], dtype=float), (d, d)),
         ~np.eye(d, dtype=bool),
     )
-    first = settings.start(result.adjacency, np.zeros((0, d)))
+    first = network.start(result.adjacency, np.zeros((0, d)))
     if not _few_regulate(first.adjacency):
         return
-    search, tried = settings.settle(result.adjacency, first, watch.moved), set[tuple]()
+    search, tried = network.settle(result.adjacency, first, watch.moved), set[tuple]()
     for _ in range(_N_TURNS):
         correlation, dof = search.hidden_scatter()
         statistics = replace(statistics, gram=torch.as_tensor(correlation) * dof, dof=dof)
@@ -227,7 +246,7 @@ def _by_whole_covariance(
         by_means = _search_by_means(statistics, start=result, **options).adjacency
         if watch.is_stopped:
             return
-        further = settings.start(by_means, search.loadings, tried)
+        further = network.start(by_means, search.loadings, tried)
         further.larger_moves(watch.moved)
         if further.score <= search.score:  # means of few counts are noisy, and well measured genes stand in by them
             return
