@@ -45,7 +45,8 @@ LESS_SURE = 0.5  # of means in the search: mechanisms saturate, and where they a
 _N_ITERATIONS = 30  # of expectation-maximisation in the last fit, which nothing comes after: convention
 _USUAL_CELLS = 2.9  # standard deviations, beyond which are two in a thousand at either end, as for counts
 _FEW_REGULATE = 0.5  # share of the genes, below which others may stand in for them: convention
-_N_TURNS = 4  # of the whole covariance and of means, by which graphs hardly change any more: for time
+# Graphs by the whole covariance: the first, and one by what means say to it. In kinetic worlds a third is no better, and in real cells a little: for time
+_N_TURNS = 2
 _MAX_GENES = 200  # with which the whole covariance is searched; it takes time in the third power: convention
 
 
@@ -238,11 +239,13 @@ def _by_whole_covariance(
     if not _few_regulate(first.adjacency):
         return
     search, tried = network.settle(result.adjacency, first, watch.moved), set[tuple]()
-    for _ in range(_N_TURNS):
+    for n_more in reversed(range(_N_TURNS)):
         correlation, dof = search.hidden_scatter()
         statistics = replace(statistics, gram=torch.as_tensor(correlation) * dof, dof=dof)
         result = replace(result, adjacency=search.adjacency.copy())
         yield result, statistics
+        if not n_more:
+            return
         by_means = _search_by_means(statistics, start=result, **options).adjacency
         if watch.is_stopped:
             return
