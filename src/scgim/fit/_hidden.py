@@ -45,8 +45,7 @@ LESS_SURE = 0.5  # of means in the search: mechanisms saturate, and where they a
 _N_ITERATIONS = 30  # of expectation-maximisation in the last fit, which nothing comes after: convention
 _USUAL_CELLS = 2.9  # standard deviations, beyond which are two in a thousand at either end, as for counts
 _FEW_REGULATE = 0.5  # share of the genes, below which others may stand in for them: convention
-# Graphs by the whole covariance: the first, and one by what means say to it. In kinetic worlds a third is no better, and in real cells a little: for time
-_N_TURNS = 2
+_N_TURNS = 4  # graphs by the whole covariance, each from what means say to the last; with two, one kinetic world of three is found less well: for time
 _MAX_GENES = 200  # with which the whole covariance is searched; it takes time in the third power: convention
 
 
