@@ -20,7 +20,7 @@ def test_the_graph_by_means_stays_where_the_covariance_asks_for_many_regulators(
     found = SimpleNamespace(adjacency=dense)
     monkeypatch.setattr(_hidden.CovarianceSettings, "start", lambda *arguments: found)
     monkeypatch.setattr(_hidden.CovarianceSettings, "settle", None)  # not to be called
-    options = {"watch": SimpleNamespace(moved=None), "edge_log_odds": 0.0}
+    options = {"watch": SimpleNamespace(moved=None), "edge_log_odds": 0.0, "regulators": None}
     assert not list(_hidden._by_whole_covariance(hidden, result, options))
 
 
@@ -49,7 +49,7 @@ def test_what_was_found_by_the_covariance_is_there_before_means_are_asked_again(
     monkeypatch.setattr(_hidden.CovarianceSettings, "start", lambda *arguments: found)
     monkeypatch.setattr(_hidden.CovarianceSettings, "settle", lambda *arguments: found)
     monkeypatch.setattr(_hidden, "_search_by_means", stopped)
-    options = {"watch": SimpleNamespace(moved=None, is_stopped=False), "edge_log_odds": 0.0}
+    options = {"watch": SimpleNamespace(moved=None, is_stopped=False), "edge_log_odds": 0.0, "regulators": None}
     steps = _hidden._by_whole_covariance(SimpleNamespace(statistics=statistics, measured=None), result, options)
     best, without_noise = next(steps)
     np.testing.assert_array_equal(best.adjacency, adjacency)

@@ -165,9 +165,9 @@ def _search(
         result = replace(result, prior=replace(result.prior, known=options["known_targets"]))
     else:
         result = _search_by_means(statistics, **options)
-        may_stand_in = module.mechanism.is_linear and _may_stand_in(result, options["regulators"])
+        may_stand_in = module.mechanism.is_linear and _may_stand_in(result)
         why_not = _why_not_whole(statistics)
-        if may_stand_in and why_not and before is None:
+        if may_stand_in and why_not and before is None and options["regulators"] is None:
             _warn_of_stand_ins(why_not)
         if may_stand_in and not why_not and not watch.is_stopped:
             # matrices of a few hundred rows take longer with several threads
@@ -187,9 +187,14 @@ def _search_by_means(statistics: ContextStatistics, **options: Any) -> Structure
     return search_structure(_less_sure(statistics), departures=False, **options)
 
 
-def _may_stand_in(result: StructureResult, regulators: NDArray[np.bool_] | None) -> bool:
-    """Whether few genes regulate, and it is not known which, so that others may stand in for them."""
-    return regulators is None and len(result.adjacency) >= MANY_GENES and _few_regulate(result.adjacency)
+def _may_stand_in(result: StructureResult) -> bool:
+    """Whether few genes regulate, so that others, or others of those that are told to, may stand in for them."""
+    return len(result.adjacency) >= MANY_GENES and _few_regulate(result.adjacency)
+
+
+def _allowed(d: int, regulators: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    """Which edges there may be, (d, d)."""
+    return ~np.eye(d, dtype=bool) & (True if regulators is None else regulators[:, None])
 
 
 def _why_not_whole(statistics: ContextStatistics) -> str:
@@ -232,7 +237,7 @@ def _by_whole_covariance(
     network = CovarianceSettings(
         hidden.measured,
         np.broadcast_to(np.asarray(options["edge_log_odds"], dtype=float), (d, d)),
-        ~np.eye(d, dtype=bool),
+        _allowed(d, options["regulators"]),
     )
     first = network.start(result.adjacency, np.zeros((0, d)))
     if not _few_regulate(first.adjacency):
