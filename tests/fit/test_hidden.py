@@ -56,3 +56,35 @@ def test_what_was_found_by_the_covariance_is_there_before_means_are_asked_again(
     np.testing.assert_array_equal(without_noise.gram, 12.0 * np.eye(d))
     with pytest.raises(KeyboardInterrupt):
         next(steps)
+    monkeypatch.setattr(_hidden, "_N_TURNS", 1)  # after the last turn means are not asked in vain
+    assert (
+        len([*_hidden._by_whole_covariance(SimpleNamespace(statistics=statistics, measured=None), result, options)])
+        == 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("edge", "told", "is_stopped", "warned"),
+    [(True, False, False, True), (False, False, False, False), (True, True, False, False), (True, False, True, False)],
+)
+def test_warning_of_stand_ins_needs_edges_and_unknown_regulators(monkeypatch, recwarn, edge, told, is_stopped, warned):
+    """With nothing to find, or regulators that are told, or a search that was stopped early, there is nothing to warn of."""
+    d = 201
+    adjacency = np.zeros((d, d), dtype=bool)
+    adjacency[0, 1] = edge
+    found = StructureResult(adjacency, adjacency.astype(float), 0.0, None, [])
+    watch = SimpleNamespace(is_stopped=is_stopped)
+    options = {"regulators": np.ones(d, dtype=bool) if told else None}
+    statistics = SimpleNamespace(n_genes=d, residual_dof=20.0)
+    monkeypatch.setattr(_hidden, "search_options", lambda *arguments: options)
+    monkeypatch.setattr(_hidden, "_search_by_means", lambda *arguments, **options: found)
+    for name in ("with_probs_over_graphs", "with_loops"):
+        monkeypatch.setattr(_hidden, name, lambda statistics, result, **options: result)
+    monkeypatch.setattr(_hidden, "_less_sure", lambda statistics: statistics)
+    monkeypatch.setattr(_hidden, "cells_a_gene", lambda statistics: 20.0)
+    module = SimpleNamespace(
+        mechanism=SimpleNamespace(is_linear=True), knowledge=SimpleNamespace(known_targets=lambda: None)
+    )
+    result, _ = _hidden._search(module, SimpleNamespace(statistics=statistics), 0, watch)
+    assert result is found
+    assert [w.category for w in recwarn] == [UserWarning] * warned

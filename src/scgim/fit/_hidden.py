@@ -165,11 +165,11 @@ def _search(
         result = replace(result, prior=replace(result.prior, known=options["known_targets"]))
     else:
         result = _search_by_means(statistics, **options)
-        may_stand_in = module.mechanism.is_linear and _may_stand_in(result)
+        may_stand_in = module.mechanism.is_linear and not watch.is_stopped and _may_stand_in(result)
         why_not = _why_not_whole(statistics)
-        if may_stand_in and why_not and before is None and options["regulators"] is None:
+        if may_stand_in and why_not and before is None and options["regulators"] is None and result.adjacency.any():
             _warn_of_stand_ins(why_not)
-        if may_stand_in and not why_not and not watch.is_stopped:
+        if may_stand_in and not why_not:
             # matrices of a few hundred rows take longer with several threads
             with watch.may_end_early(), threadpool_limits(1, user_api="blas"):
                 for found in _by_whole_covariance(hidden, result, options):

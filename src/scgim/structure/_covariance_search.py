@@ -374,7 +374,7 @@ class CovarianceSettings(NamedTuple):
         model = CovarianceModel(self.measured, len(loadings))
         edge_cost = 0.5 * np.log(self.measured.n_cells) - self.edge_log_odds
         d = len(adjacency)
-        prior = OutDegreePrior.fitted(adjacency.sum(1), d - 1)
+        prior = OutDegreePrior.fitted(adjacency.sum(1), d - 1)  # of those that are allowed to, few may regulate too
         bonus = prior.bonus(d - 1, float(np.median(self.edge_log_odds)))
         fit = model.first_fit(adjacency, loadings)
         search = CovarianceSearch(model, fit, edge_cost, self.allowed, bonus, tried=tried)
