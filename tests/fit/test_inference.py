@@ -109,9 +109,8 @@ def told(score: float = 0.0, information: float = 0.0, evidence: float = 0.0) ->
     """The same of all genes in all contexts that have cells."""
     has_cells = torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0]).double()[:, None].expand(5, 4)
     nothing = torch.zeros(0)
-    return FitInformation(
-        score * has_cells, information * has_cells, nothing, nothing, evidence * has_cells, 0 * has_cells, nothing
-    )
+    sums = (score * has_cells, information * has_cells, nothing, nothing, evidence * has_cells, 0 * has_cells, nothing)
+    return FitInformation(*sums, overdispersion=torch.ones(5, 4).double())
 
 
 def test_effects_move_by_one_newton_step(make_module):
@@ -135,6 +134,22 @@ def test_steps_of_counts_are_bounded(make_module, likelihood, furthest, sign):
     infer_targets(module, told(score=40.0 * sign, information=1e-5), None)
     np.testing.assert_allclose(module.knowledge.response[SEEN], sign * furthest)
     np.testing.assert_allclose(module.knowledge.response_precision[SEEN], 1e-3)
+
+
+def test_a_cell_of_many_counts_makes_an_effect_uncertain(make_module, make_cells, load):
+    """In its context and gene alone; the effect is the mean of the counts, as before."""
+    module, cells = make(make_module, make_cells, "nb")
+    before = gather_information(module, load(cells))
+    cell, gene = int(np.flatnonzero(cells.context == 4)[0]), 3
+    cells.x[cell, gene] = 2000
+    information = gather_information(module, load(cells))
+    assert information.overdispersion[4, gene] > 20
+    others = torch.ones(5, 4, dtype=torch.bool)
+    others[4, gene] = False
+    torch.testing.assert_close(information.overdispersion[others], before.overdispersion[others])
+    infer_targets(module, information, None)
+    expected = (information.information / information.overdispersion)[SEEN]
+    np.testing.assert_allclose(module.knowledge.response_precision[SEEN], expected, rtol=1e-6)
 
 
 def test_moments_have_their_share_in_targets(make_module):

@@ -31,9 +31,8 @@ def infer(strength: np.ndarray, seed: int = 0, shared: float = 0.0) -> tuple[GIM
     with torch.no_grad():
         module.shift.copy_(torch.as_tensor((truth + noise) * (GROUP >= 0)[:, None]))
     nothing = torch.zeros(len(GROUP), D).double()
-    infer_targets(
-        module, FitInformation(nothing, nothing + PRECISION, nothing, nothing, nothing, nothing, nothing[:, 0]), None
-    )
+    sums = (nothing, nothing + PRECISION, nothing, nothing, nothing, nothing, nothing[:, 0])
+    infer_targets(module, FitInformation(*sums, overdispersion=nothing + 1), None)
     return module, truth
 
 

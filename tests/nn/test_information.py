@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from scgim.nn._information import FitInformation, InformationAccumulator
+from scgim.nn._information import _CELLS_WORTH, FitInformation, InformationAccumulator, overdispersion_of
 from scgim.nn._likelihood import observation, score_and_information
 from scgim.nn._mechanism import parent_table
 
@@ -36,7 +36,7 @@ def accumulate(likelihood: str, n_batches: int = 1) -> tuple[FitInformation, tup
     context, h, x, log_size, log_scale, shift, weight, _ = everything
     index, mask = (torch.as_tensor(t) for t in parent_table(ADJACENCY))
     accumulator = InformationAccumulator(K, index, mask.double())
-    for name in ("score", "information", "evidence", "edges", "cross"):
+    for name in ("score", "information", "squares", "evidence", "edges", "cross"):
         setattr(accumulator, name, getattr(accumulator, name).double())
     for rows in torch.arange(N).split(-(-N // n_batches)):
         predictor = shift[context[rows]] + h[rows] @ weight
@@ -92,3 +92,32 @@ def test_blocks_of_genes_add_up_to_the_same(monkeypatch):
     blocks, _ = accumulate("nb")
     for name in FitInformation.__dataclass_fields__:
         torch.testing.assert_close(getattr(blocks, name), getattr(whole, name))
+
+
+def test_overdispersion_is_the_variance_of_scores_over_information_shrunk_to_one():
+    scores = torch.tensor([[1.0, 3.0], [-1.0, 3.0], [1.0, 3.0], [-1.0, 9.0]]).double()
+    information = torch.tensor([[2.0, 1.0]]).double()
+    found = overdispersion_of(
+        scores.sum(0, keepdim=True), scores.square().sum(0, keepdim=True), information, torch.tensor([4.0])
+    )
+    squares = 4 * scores[:, 1].var(correction=0)  # about their mean
+    np.testing.assert_allclose(
+        found, [[(_CELLS_WORTH + 4 * 2) / (_CELLS_WORTH + 4), (_CELLS_WORTH + 4 * squares) / (_CELLS_WORTH + 4)]]
+    )
+
+
+def test_overdispersion_is_never_below_one():
+    """Nor where there are no cells, or one, whose score says nothing of how scores vary."""
+    score, squares = torch.tensor([[0.0], [5.0], [0.0]]), torch.tensor([[0.0], [25.0], [1e-3]])
+    found = overdispersion_of(score, squares, torch.tensor([[0.0], [1.0], [8.0]]), torch.tensor([0.0, 1.0, 8.0]))
+    np.testing.assert_array_equal(found, np.ones((3, 1)))
+
+
+def test_scores_of_the_likelihood_itself_are_not_overdispersed():
+    """Counts drawn by it, 4,000 cells: within five standard errors of their variance."""
+    rng, n, mean, r = np.random.default_rng(0), 4000, 2.0, 1.5
+    x = torch.as_tensor(rng.negative_binomial(r, r / (r + mean), size=(n, 1)).astype(float))
+    predictor, log_size, log_scale = torch.full((n, 1), np.log(mean)), torch.zeros(n, 1), torch.tensor([np.log(r)])
+    score, information = score_and_information("nb", x, predictor, log_size, log_scale)
+    sums = (score.sum(0)[None], score.square().sum(0)[None], information.sum(0)[None], torch.tensor([float(n)]))
+    assert overdispersion_of(*sums) < 1.15

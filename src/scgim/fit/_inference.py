@@ -124,6 +124,7 @@ def infer_targets(
     seen = treated & (information.information.amax(1) > NO_PRECISION)  # not those without training cells
     precision = information.information[seen].clamp_min(_MIN_PRECISION)
     shift = module.shift.detach().double().cpu()[seen] + information.score[seen] / precision
+    precision = (precision / information.overdispersion[seen]).clamp_min(_MIN_PRECISION)
     if module.states.n:  # cells of a context have other states by chance, which move its mean
         moving = (module.states.variance - module.states.open_var).clamp_min(0.0).double().cpu()
         precision = 1 / (1 / precision + moving / information.n_cells[seen][:, None])

@@ -9,6 +9,8 @@ from torch import Tensor
 
 _TINY = 1e-12  # guard of a quotient
 _BLOCK_VALUES = 2**24  # 64 MB at a time: for memory
+# Cells of a context that the likelihood is worth, where it says how scores vary: convention; half and double are in the tables `sensitivity-*`.
+_CELLS_WORTH = 25.0
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class FitInformation:
         Mean of the parent features in each context, (K, d); zero where there are no cells.
     n_cells
         Cells of each context, (K,).
+    overdispersion
+        By how much the variance of the score exceeds the information, a factor that is 1 or more, (K, d); see :func:`overdispersion_of`.
     """
 
     score: Tensor
@@ -38,6 +42,7 @@ class FitInformation:
     evidence: Tensor
     means: Tensor
     n_cells: Tensor
+    overdispersion: Tensor
 
     def edge_covariance(self, shift_precision: Tensor) -> Tensor:
         """Covariance of the weights of each gene's parents, direct effects summed out, (d, p, p).
@@ -67,6 +72,7 @@ class InformationAccumulator:
         device = parents.device
         self.score = torch.zeros(n_contexts, d, device=device)
         self.information = torch.zeros(n_contexts, d, device=device)
+        self.squares = torch.zeros(n_contexts, d, device=device)
         self.evidence = torch.zeros(n_contexts, d, device=device)
         self.sums = torch.zeros(n_contexts, d, device=device)
         self.n_cells = torch.zeros(n_contexts, device=device)
@@ -79,6 +85,7 @@ class InformationAccumulator:
         self.n_cells += torch.bincount(context, minlength=len(self.n_cells))
         self.score.index_add_(0, context, score)
         self.information.index_add_(0, context, information)
+        self.squares.index_add_(0, context, score.square())
         for genes in torch.arange(len(self.parents)).split(max(1, _BLOCK_VALUES // self.mask.shape[1] // len(h))):
             own = slice(int(genes[0]), int(genes[-1]) + 1)
             inputs = h[:, self.parents[own]] * self.mask[own]  # (B, g, p)
@@ -91,5 +98,28 @@ class InformationAccumulator:
     def finalise(self) -> FitInformation:
         """All sums, in double precision on the CPU."""
         means = self.sums / self.n_cells.clamp_min(1)[:, None]
-        sums = (self.score, self.information, self.edges, self.cross, self.evidence, means, self.n_cells)
+        overdispersion = overdispersion_of(self.score, self.squares, self.information, self.n_cells)
+        sums = (
+            self.score,
+            self.information,
+            self.edges,
+            self.cross,
+            self.evidence,
+            means,
+            self.n_cells,
+            overdispersion,
+        )
         return FitInformation(*(t.double().cpu() for t in sums))
+
+
+def overdispersion_of(score: Tensor, squares: Tensor, information: Tensor, n_cells: Tensor) -> Tensor:
+    """By how much scores of a context's cells vary more than their likelihood says, (K, d).
+
+    Real cells have counts that no common likelihood foresees, and a few of them move the mean of a context by more than it is said to vary: such a gene
+    looked like a target. The variance of the scores over the information is the factor of the sandwich estimate (White 1982, Econometrica 50:1) over
+    that of the likelihood; it is shrunk to 1, as it is itself uncertain where cells are few, and held there where scores vary less.
+    Arguments are sums over the cells of each context: scores, their squares and information, all (K, d), and the number of cells (K,).
+    """
+    n = n_cells[:, None]
+    own = (squares - score.square() / n.clamp_min(1)) / information.clamp_min(_TINY)
+    return ((_CELLS_WORTH + n * own) / (_CELLS_WORTH + n)).clamp_min(1.0)
