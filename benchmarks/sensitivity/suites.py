@@ -64,7 +64,7 @@ ANY = {
     ),
     "centre of exponents": _of("interventions._curves._LOG_EXPONENT_LOC", {"1": 0.0, "2.25": math.log(2.25)}),
     "spread of exponents": _of("interventions._curves._LOG_EXPONENT_SD", {"half": 0.3, "double": 1.2}),
-    "cells that the likelihood is worth": _of("nn._information._CELLS_WORTH", {"half": 12.5, "double": 50.0}),
+    "cells that the likelihood is worth": _of("nn._information._CELLS_WORTH", {"half": 50.0, "double": 200.0}),
     "margin of programmes": _of("interventions._effects._MARGIN", {"half": 5.0, "double": 20.0}),
 }
 # Of more genes than are scored as parents of each, and of as many or fewer.

@@ -1,6 +1,6 @@
 """Targets planted in real control cells: all that is real of cells is there, and targets are known.
 
-Control cells of a screen are dealt at random to a control and to drugs. A drug lowers a target by binomial thinning of its counts, and raises it by
+Cells of a screen that had the same treatment, or nearly so, are dealt at random to a control and to drugs. A drug lowers a target by binomial thinning of its counts, and raises it by
 Poisson counts in proportion to those there are, so that the mean changes by a known factor. Nothing is passed on to other genes, as if all
 drugs acted on transcripts alone: genes that follow a target in the cell stay where they are. Some drugs do nothing.
 """
@@ -26,15 +26,25 @@ if TYPE_CHECKING:
 
 
 class Source(NamedTuple):
-    """A file of counts, and the columns of `obs` that are covariates."""
+    """A file of counts, the columns of `obs` that are covariates, and the column and value of the cells that are taken."""
 
     file: str
     covariates: list[str]
+    column: str = "perturbation"
+    value: str = "control"
+
+    def cells(self, data: Path) -> AnnData:
+        """The cells."""
+        adata = ad.read_h5ad(data / self.file)
+        return adata[(adata.obs[self.column] == self.value).to_numpy()].copy()
 
 
 SOURCES = {
     "papalexi": Source("papalexi2021_eccite_crispr.h5ad", ["replicate"]),
     "zhao": Source("zhao2021_gbm_panobinostat.h5ad", ["patient"]),
+    "zhao, treated": Source("zhao2021_gbm_panobinostat.h5ad", ["patient"], value="panobinostat"),
+    # knock-downs of 30 kinases, which change little: too few of these cells are controls
+    "mcfaline": Source("perturbench_devel_counts_500genes.h5ad", ["cell_type"], "dataset", "mcfaline23"),
 }
 N_DRUGS, N_NULL, N_CELLS = 24, 8, 50  # of the drugs so many do nothing; cells of each
 _MAX_TARGETS, _EFFECT = 3, (0.5, 1.5)
@@ -44,10 +54,9 @@ _N_FEATURES = 8
 _QUICK_GENES = 10
 
 
-def plant(source: AnnData, covariates: list[str], n_genes: int, kind: str, seed: int) -> AnnData:
+def plant(cells: AnnData, covariates: list[str], n_genes: int, kind: str, seed: int) -> AnnData:
     """The world: genes of the largest mean, drugs with targets; `kind` is "planted", "random features" or "nothing to find"."""
     rng = np.random.default_rng(seed)
-    cells = source[(source.obs["perturbation"] == "control").to_numpy()].copy()
     totals = np.asarray(cells.X.sum(1), dtype=float).ravel()
     genes = np.sort(np.argsort(-np.asarray(cells.X.mean(0)).ravel(), kind="stable")[:n_genes])
     x = np.asarray(cells.X.todense() if sparse.issparse(cells.X) else cells.X)[:, genes].astype(int)
@@ -75,7 +84,7 @@ def measure(job: Job, place: Place, data: Path) -> list[dict[str, float]]:
     """Recovery of the targets, those of a t-test beside, and genes called for drugs that do nothing."""
     source = SOURCES[str(job.world["source"])]
     n_genes = _QUICK_GENES if place.quick else int(str(job.world["n_genes"]))
-    adata = plant(ad.read_h5ad(data / source.file), source.covariates, n_genes, str(job.world["kind"]), job.seed)
+    adata = plant(source.cells(data), source.covariates, n_genes, str(job.world["kind"]), job.seed)
     model, cost = common.fit(job, adata, place)
     prob = model.get_targets().groupby(level="perturbation").first()
     truth = adata.varm["true_targets"].T.loc[prob.index]

@@ -11,6 +11,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from benchmarks._worlds import Job
+from benchmarks.worlds.planted import SOURCES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -110,31 +111,32 @@ def regulators(seeds: Sequence[int]) -> list[Job]:
 
 
 def planted(seeds: Sequence[int]) -> list[Job]:
-    """Targets planted in the control cells of two screens, 100 genes of the largest mean; with features of drugs that say nothing; and none.
+    """Targets planted in cells of three screens, 100 genes of the largest mean; with features of drugs that say nothing; and none.
 
     Expected: target AUPRC at least 0.85 (Papalexi, whose genes have few counts) and 0.92 (Zhao), a calibration error of at most 0.02, and at most
     0.1 genes called for a drug that does nothing.
     """
     rows = [
-        ("papalexi", "planted", 100),
-        ("papalexi", "random features", 100),
-        ("papalexi", "nothing to find", 100),
-        ("zhao", "planted", 100),
-        ("zhao", "random features", 100),
-        ("zhao", "nothing to find", 100),
+        ("papalexi", "planted"),
+        ("papalexi", "random features"),
+        ("papalexi", "nothing to find"),
+        ("zhao", "planted"),
+        ("zhao", "random features"),
+        ("zhao", "nothing to find"),
+        ("zhao, treated", "planted"),
+        ("mcfaline", "planted"),
     ]
-    covariates = {"papalexi": "replicate", "zhao": "patient"}
     return [
         Job(
             {"cells": source, "targets": kind},
             seed,
-            {"maker": "planted", "source": source, "kind": kind, "n_genes": n_genes},
+            {"maker": "planted", "source": source, "kind": kind, "n_genes": 100},
             setup={
-                "categorical_covariate_keys": [covariates[source]],
+                "categorical_covariate_keys": SOURCES[source].covariates,
                 "drug_embedding_key": "drug_embedding" if kind == "random features" else None,
             },
         )
-        for (source, kind, n_genes), seed in product(rows, seeds)
+        for (source, kind), seed in product(rows, seeds)
     ]
 
 

@@ -21,10 +21,17 @@ def planted():
 @pytest.fixture(scope="module")
 def source() -> ad.AnnData:
     rng = np.random.default_rng(0)
-    obs = pd.DataFrame(
-        {"perturbation": ["control"] * N + ["other"] * 10, "plate": "one"}, [f"c{i}" for i in range(N + 10)]
-    )
-    return ad.AnnData(sparse.csr_matrix(rng.poisson(40.0, (N + 10, D)).astype(float)), obs)
+    obs = pd.DataFrame({"perturbation": "control", "plate": "one"}, [f"c{i}" for i in range(N)])
+    return ad.AnnData(sparse.csr_matrix(rng.poisson(40.0, (N, D)).astype(float)), obs)
+
+
+def test_cells_of_one_treatment_are_taken(planted, source, tmp_path):
+    source = source.copy()
+    source.obs["perturbation"] = ["other"] * 10 + ["control"] * (N - 10)
+    source.write_h5ad(tmp_path / "cells.h5ad")
+    assert planted.Source("cells.h5ad", ["plate"]).cells(tmp_path).obs_names.tolist() == source.obs_names[10:].tolist()
+    other = planted.Source("cells.h5ad", ["plate"], value="other").cells(tmp_path)
+    np.testing.assert_array_equal(other.X.toarray(), source.X[:10].toarray())
 
 
 def test_drugs_change_their_targets_by_a_fold_and_nothing_else(planted, source):
