@@ -116,7 +116,7 @@ def overdispersion_of(score: Tensor, squares: Tensor, information: Tensor, n_cel
     """By how much scores of a context's cells vary more than their likelihood says, (K, d).
 
     Real cells have counts that no common likelihood foresees, and a few of them move the mean of a context by more than it is said to vary: such a gene
-    looked like a target. The variance of the scores over the information is the factor of the sandwich estimate (White 1982, Econometrica 50:1) over
+    looked like a target. The variance of the scores over the information is the factor of the sandwich estimate (White, 1982, Econometrica 50:1) over
     that of the likelihood; it is shrunk to 1, as it is itself uncertain where cells are few, and held there where scores vary less.
     Arguments are sums over the cells of each context: scores, their squares and information, all (K, d), and the number of cells (K,).
     """
