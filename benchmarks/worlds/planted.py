@@ -50,6 +50,7 @@ N_DRUGS, N_NULL, N_CELLS = 24, 8, 50  # of the drugs so many do nothing; cells o
 _MAX_TARGETS, _EFFECT = 3, (0.5, 1.5)
 _N_SIZES = 11  # of effects of either sign that the ceiling is an average over
 _LOG_SHAPE = (-3.0, 6.0)  # of negative binomials: bounds
+_HALF_A_COUNT = 0.5  # of a gene that controls of a level do not have, so that its mean is not nothing
 _N_FEATURES = 8
 _QUICK_GENES = 10
 
@@ -129,7 +130,8 @@ def told_sizes(adata: AnnData, covariates: list[str], drugs: list[str]) -> np.nd
         mean = np.zeros(len(size))
         for one in np.unique(level):
             own = level == one
-            mean[own] = size[own] * counts[own & control].sum() / size[own & control].sum()
+            seen = max(counts[own & control].sum(), _HALF_A_COUNT)
+            mean[own] = size[own] * seen / size[own & control].sum()
         shape = _shape(counts[control], mean[control])
         for row, drug in zip(odds, drugs, strict=True):
             own = label == drug

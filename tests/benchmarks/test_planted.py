@@ -70,6 +70,15 @@ def test_what_is_told_the_sizes_of_effects_finds_them(planted, source):
     np.testing.assert_array_equal(odds > 0, truth)  # of counts of forty, 50 cells leave no doubt
 
 
+def test_genes_that_controls_do_not_have_are_told_of_too(planted, source):
+    """Of a level in which no control has a count of a gene, drugs may have one."""
+    world = planted.plant(source, ["plate"], D, "planted", 0)
+    x, control = world.X.toarray(), (world.obs["perturbation"] == "control").to_numpy()
+    x[control, 0] = 0
+    world.X = sparse.csr_matrix(x)
+    assert np.isfinite(planted.told_sizes(world, ["plate"], ["drug_0"])).all()
+
+
 def test_nothing_is_told_where_there_is_nothing(planted, source):
     world = planted.plant(source, ["plate"], D, "nothing to find", 0)
     assert planted.told_sizes(world, ["plate"], ["drug_0", "drug_1"]).max() < 0
