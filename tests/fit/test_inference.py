@@ -152,6 +152,14 @@ def test_a_cell_of_many_counts_makes_an_effect_uncertain(make_module, make_cells
     np.testing.assert_allclose(module.knowledge.response_precision[SEEN], expected, rtol=1e-6)
 
 
+def test_continuous_values_are_as_certain_as_their_variance_says(make_module, make_cells, load):
+    module, cells = make(make_module, make_cells, "normal")
+    cells.x[int(np.flatnonzero(cells.context == 4)[0]), 3] = 2000
+    information = gather_information(module, load(cells))
+    infer_targets(module, information, None)
+    np.testing.assert_allclose(module.knowledge.response_precision[SEEN], information.information[SEEN], rtol=1e-6)
+
+
 def test_moments_have_their_share_in_targets(make_module):
     """Log odds are the mean of those by counts and by moments; effects are those of counts."""
     module = make_module("nb")

@@ -124,11 +124,13 @@ def infer_targets(
     seen = treated & (information.information.amax(1) > NO_PRECISION)  # not those without training cells
     precision = information.information[seen].clamp_min(_MIN_PRECISION)
     shift = module.shift.detach().double().cpu()[seen] + information.score[seen] / precision
-    precision = (precision / information.overdispersion[seen]).clamp_min(_MIN_PRECISION)
+    are_counts = module.likelihood != "normal"
+    if are_counts:
+        precision = (precision / information.overdispersion[seen]).clamp_min(_MIN_PRECISION)
     if module.states.n:  # cells of a context have other states by chance, which move its mean
         moving = (module.states.variance - module.states.open_var).clamp_min(0.0).double().cpu()
         precision = 1 / (1 / precision + moving / information.n_cells[seen][:, None])
-    if module.likelihood != "normal":  # where a context tells nothing the step has no bound
+    if are_counts:  # where a context tells nothing the step has no bound
         shift = shift.clamp(-_MAX_LOG_FOLD_CHANGE, _MAX_LOG_FOLD_CHANGE)
     level = module.knowledge.context_level()
     if level is not None:  # baselines of levels rest on the controls of each, which are a sample as well
