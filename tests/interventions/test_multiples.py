@@ -92,3 +92,18 @@ def test_departures_stay_where_they_are_likelier_than_variances_of_their_own(mon
     assert tried == [True, False]
     _effects._fit_own_variances(data._replace(passage=None), ShiftPrior(0.1, 1.0), 0)
     assert tried == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("of_departures", "of_variances", "passage"), [(0.2, 0.3, True), (0.3, 0.3, False), (0.3, 0.2, False)]
+)
+def test_what_leaves_targets_without_end_is_not_taken_however_likely(monkeypatch, of_departures, of_variances, passage):
+    """Variances of their own are likelier here; 0.3 is the most that the prior of a target can be."""
+
+    def fit(data, prior, n_programmes):
+        evidence, prob = (1.0, of_departures) if data.passage is not None else (2.0, of_variances)
+        return _effects._Fit(evidence, ShiftPrior(prob, 1.0), data.passage, data.variance, None)
+
+    monkeypatch.setattr(_effects, "_fit", fit)
+    data = _effects._Data(*[None] * 6, passage="passage", member=None)
+    assert (_effects._fit_own_variances(data, ShiftPrior(0.1, 1.0), 0).beside == "passage") == passage

@@ -283,12 +283,17 @@ def _fit(data: _Data, prior: ShiftPrior, n_programmes: int) -> _Fit | None:
 
 
 def _fit_own_variances(data: _Data, prior: ShiftPrior, n_programmes: int) -> _Fit | None:
-    """Fit in which genes and perturbations have variances of their own, which may explain what departures were found for."""
+    """Fit in which genes and perturbations have variances of their own, which may explain what departures were found for.
+
+    Not where they leave so many targets as no screen has, as many as the prior can say, and departures do not.
+    """
     data = data._replace(are_alike=False)
     fits = [_fit(data, prior, n_programmes)]
     if data.passage is not None:
         fits.append(_fit(data._replace(passage=None), prior, n_programmes))
-    return max((fit for fit in fits if fit is not None), key=lambda fit: fit.evidence, default=None)
+    found = [fit for fit in fits if fit is not None]
+    sparse = [fit for fit in found if fit.prior.target_prob < _MAX_TARGET_PROB]
+    return max(sparse or found, key=lambda fit: fit.evidence, default=None)
 
 
 def _fit_prior(
