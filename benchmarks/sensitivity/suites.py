@@ -64,8 +64,10 @@ ANY = {
     ),
     "centre of exponents": _of("interventions._curves._LOG_EXPONENT_LOC", {"1": 0.0, "2.25": math.log(2.25)}),
     "spread of exponents": _of("interventions._curves._LOG_EXPONENT_SD", {"half": 0.3, "double": 1.2}),
-    "cells that the likelihood is worth": _of("nn._information._CELLS_WORTH", {"half": 50.0, "double": 200.0}),
     "margin of programmes": _of("interventions._effects._MARGIN", {"half": 5.0, "double": 20.0}),
+}
+COUNTS = {
+    "cells that the likelihood is worth": _of("nn._information._CELLS_WORTH", {"half": 50.0, "double": 200.0}),
 }
 # Of more genes than are scored as parents of each, and of as many or fewer.
 SCREENED = {
@@ -81,8 +83,8 @@ NONLINEAR = {
     "random units": _of("structure._functions._N_UNITS", {"half": 32, "double": 128}),
     "hidden units": {"half": Change(model={"n_hidden": 4}), "double": Change(model={"n_hidden": 16})},
 }
-_LINEAR_SUITE = {AS_IT_IS: {"": Change()}, **ANY, **SCREENED}
-_NONLINEAR_SUITE = {AS_IT_IS: {"": Change()}, **ANY, **NOT_SCREENED, **NONLINEAR}
+_LINEAR_SUITE = {AS_IT_IS: {"": Change()}, **ANY, **COUNTS, **SCREENED}
+_NONLINEAR_SUITE = {AS_IT_IS: {"": Change()}, **ANY, **COUNTS, **NOT_SCREENED, **NONLINEAR}
 CHANGES = {
     "kinetic": _LINEAR_SUITE,
     "gnw": {AS_IT_IS: {"": Change()}, **ANY, **NONLINEAR},

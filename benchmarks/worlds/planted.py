@@ -1,8 +1,8 @@
-"""Targets planted in real control cells: all that is real of cells is there, and targets are known.
+"""Targets planted in real cells: all that is real of cells is there, and targets are known.
 
-Cells of a screen that had the same treatment, or nearly so, are dealt at random to a control and to drugs. A drug lowers a target by binomial thinning of its counts, and raises it by
-Poisson counts in proportion to those there are, so that the mean changes by a known factor. Nothing is passed on to other genes, as if all
-drugs acted on transcripts alone: genes that follow a target in the cell stay where they are. Some drugs do nothing.
+Cells of a screen that had the same treatment, or nearly so, are dealt at random to a control and to drugs. A drug lowers a target by binomial thinning of
+its counts, and raises it by Poisson counts in proportion to those there are, so that the mean changes by a known factor. Nothing is passed on to other
+genes, as if all drugs acted on transcripts alone: genes that follow a target in the cell stay where they are. Some drugs do nothing.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SOURCES = {
     "papalexi": Source("papalexi2021_eccite_crispr.h5ad", ["replicate"]),
     "zhao": Source("zhao2021_gbm_panobinostat.h5ad", ["patient"]),
     "zhao, treated": Source("zhao2021_gbm_panobinostat.h5ad", ["patient"], value="panobinostat"),
-    # knock-downs of 30 kinases, which change little: too few of these cells are controls
+    # three lines, with knock-downs of nine kinases, which change little: too few of these cells are controls
     "mcfaline": Source("perturbench_devel_counts_500genes.h5ad", ["cell_type"], "dataset", "mcfaline23"),
 }
 N_DRUGS, N_NULL, N_CELLS = 24, 8, 50  # of the drugs so many do nothing; cells of each

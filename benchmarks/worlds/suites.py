@@ -114,7 +114,8 @@ def planted(seeds: Sequence[int]) -> list[Job]:
     """Targets planted in cells of three screens, 100 genes of the largest mean; with features of drugs that say nothing; and none.
 
     Expected: target AUPRC at least 0.85 (Papalexi, whose genes have few counts) and 0.92 (Zhao), a calibration error of at most 0.02, and at most
-    0.1 genes called for a drug that does nothing.
+    0.1 genes called for a drug that does nothing. Of treated cells (Zhao) as of those that are not; less of the cells of McFaline-Figueroa, whose genes
+    have fewest counts.
     """
     rows = [
         ("papalexi", "planted"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -136,9 +138,10 @@ def test_steps_of_counts_are_bounded(make_module, likelihood, furthest, sign):
     np.testing.assert_allclose(module.knowledge.response_precision[SEEN], 1e-3)
 
 
-def test_a_cell_of_many_counts_makes_an_effect_uncertain(make_module, make_cells, load):
-    """In its context and gene alone; the effect is the mean of the counts, as before."""
-    module, cells = make(make_module, make_cells, "nb")
+@pytest.mark.parametrize("likelihood", ["nb", "poisson"])
+def test_a_cell_of_many_counts_makes_an_effect_uncertain(make_module, make_cells, load, likelihood):
+    """In its context and gene alone; the effect is that of the likelihood."""
+    module, cells = make(make_module, make_cells, likelihood)
     before = gather_information(module, load(cells))
     cell, gene = int(np.flatnonzero(cells.context == 4)[0]), 3
     cells.x[cell, gene] = 2000
@@ -150,6 +153,22 @@ def test_a_cell_of_many_counts_makes_an_effect_uncertain(make_module, make_cells
     infer_targets(module, information, None)
     expected = (information.information / information.overdispersion)[SEEN]
     np.testing.assert_allclose(module.knowledge.response_precision[SEEN], expected, rtol=1e-6)
+    step = (information.score / information.information)[SEEN]
+    shift = (module.shift.detach()[SEEN].double() + step).clamp(-15, 15)
+    np.testing.assert_allclose(module.knowledge.response[SEEN], shift, rtol=1e-6)
+
+
+def test_an_effect_of_which_nearly_nothing_is_known_has_the_least_precision(make_module):
+    module, information = make_module("nb"), told(information=0.01)
+    infer_targets(module, replace(information, overdispersion=100 * information.overdispersion), None)
+    np.testing.assert_allclose(module.knowledge.response_precision[SEEN], 1e-3)
+
+
+def test_hard_targets_are_as_certain_as_their_likelihood_says(make_module):
+    """By the evidence that parents are cut, whose scores do not tell how cells vary where they are not."""
+    module, information = make_module("nb", intervention="hard"), told(information=20.0, evidence=3.0)
+    infer_targets(module, replace(information, overdispersion=9 * information.overdispersion), None)
+    np.testing.assert_allclose(module.knowledge.response_precision[SEEN], 20.0)
 
 
 def test_continuous_values_are_as_certain_as_their_variance_says(make_module, make_cells, load):

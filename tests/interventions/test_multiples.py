@@ -87,23 +87,37 @@ def test_departures_stay_where_they_are_likelier_than_variances_of_their_own(mon
 
     monkeypatch.setattr(_effects, "_fit", fit)
     data = _effects._Data(*[None] * 6, passage="passage", member=None)
-    found = _effects._fit_own_variances(data, ShiftPrior(0.1, 1.0), 0)
+    before = _effects._Fit(0.0, ShiftPrior(0.1, 1.0), "before", None, None)
+    found = _effects._fit_own_variances(data, ShiftPrior(0.1, 1.0), 0, before)
     assert (found.beside == "passage") == passage
     assert tried == [True, False]
-    _effects._fit_own_variances(data._replace(passage=None), ShiftPrior(0.1, 1.0), 0)
+    _effects._fit_own_variances(data._replace(passage=None), ShiftPrior(0.1, 1.0), 0, before)
     assert tried == [True, False, False]
 
 
 @pytest.mark.parametrize(
-    ("of_departures", "of_variances", "passage"), [(0.2, 0.3, True), (0.3, 0.3, False), (0.3, 0.2, False)]
+    ("of_departures", "of_variances", "of_before", "taken"),
+    [
+        (0.2, 0.3, 0.1, "departures"),
+        (0.3, 0.2, 0.1, "variances"),
+        (0.3, 0.3, 0.1, "before"),
+        (0.3, 0.3, 0.3, "variances"),
+        (0.2, 0.2, 0.1, "variances"),
+    ],
 )
-def test_what_leaves_targets_without_end_is_not_taken_however_likely(monkeypatch, of_departures, of_variances, passage):
-    """Variances of their own are likelier here; 0.3 is the most that the prior of a target can be."""
+def test_what_leaves_targets_without_end_is_not_taken_however_likely(
+    monkeypatch, of_departures, of_variances, of_before, taken
+):
+    """Fits without departures are likelier here; 0.3 is the most that the prior of a target can be."""
 
     def fit(data, prior, n_programmes):
-        evidence, prob = (1.0, of_departures) if data.passage is not None else (2.0, of_variances)
-        return _effects._Fit(evidence, ShiftPrior(prob, 1.0), data.passage, data.variance, None)
+        has_departures = data.passage is not None
+        evidence, prob, name = (
+            (1.0, of_departures, "departures") if has_departures else (2.0, of_variances, "variances")
+        )
+        return _effects._Fit(evidence, ShiftPrior(prob, 1.0), name, data.variance, None)
 
     monkeypatch.setattr(_effects, "_fit", fit)
     data = _effects._Data(*[None] * 6, passage="passage", member=None)
-    assert (_effects._fit_own_variances(data, ShiftPrior(0.1, 1.0), 0).beside == "passage") == passage
+    before = _effects._Fit(0.0, ShiftPrior(of_before, 1.0), "before", None, None)
+    assert _effects._fit_own_variances(data, ShiftPrior(0.1, 1.0), 0, before).beside == taken

@@ -106,6 +106,17 @@ def test_overdispersion_is_the_variance_of_scores_over_information_shrunk_to_one
     )
 
 
+@pytest.mark.parametrize("n_batches", [1, 3])
+def test_overdispersion_of_contexts_is_that_of_their_cells(n_batches):
+    found, (context, h, x, log_size, log_scale, shift, weight, _) = accumulate("nb", n_batches)
+    score, information = score_and_information("nb", x, shift[context] + h @ weight, log_size, log_scale)
+    for k in range(K):
+        own, n = context == k, int((context == k).sum())
+        varies = score[own].var(0, correction=0) / information[own].mean(0)
+        expected = ((_CELLS_WORTH + n * varies) / (_CELLS_WORTH + n)).clamp_min(1.0)
+        torch.testing.assert_close(found.overdispersion[k], expected)
+
+
 def test_overdispersion_is_never_below_one():
     """Nor where there are no cells, or one, whose score says nothing of how scores vary."""
     score, squares = torch.tensor([[0.0], [5.0], [0.0]]), torch.tensor([[0.0], [25.0], [1e-3]])

@@ -122,11 +122,13 @@ def infer_targets(
     """
     treated = module.treated.cpu()
     seen = treated & (information.information.amax(1) > NO_PRECISION)  # not those without training cells
-    precision = information.information[seen].clamp_min(_MIN_PRECISION)
-    shift = module.shift.detach().double().cpu()[seen] + information.score[seen] / precision
+    step = information.score[seen] / information.information[seen].clamp_min(_MIN_PRECISION)
+    shift = module.shift.detach().double().cpu()[seen] + step
     are_counts = module.likelihood != "normal"
-    if are_counts:
-        precision = (precision / information.overdispersion[seen]).clamp_min(_MIN_PRECISION)
+    # of hard interventions the evidence decides, whose scores are those of a mechanism that is cut
+    are_shifts_of_counts = are_counts and module.intervention == "shift"
+    certain = information.information / (information.overdispersion if are_shifts_of_counts else 1.0)
+    precision = certain[seen].clamp_min(_MIN_PRECISION)
     if module.states.n:  # cells of a context have other states by chance, which move its mean
         moving = (module.states.variance - module.states.open_var).clamp_min(0.0).double().cpu()
         precision = 1 / (1 / precision + moving / information.n_cells[seen][:, None])
@@ -135,7 +137,7 @@ def infer_targets(
     level = module.knowledge.context_level()
     if level is not None:  # baselines of levels rest on the controls of each, which are a sample as well
         of_controls = torch.zeros(module.knowledge.n_levels, precision.shape[1], dtype=torch.float64)
-        of_controls.index_add_(0, level[~treated], information.information[~treated])
+        of_controls.index_add_(0, level[~treated], certain[~treated])
         precision = 1 / (1 / precision + 1 / of_controls.clamp_min(_MIN_PRECISION)[level[seen]])
     evidence, passage = None, None
     if module.intervention == "hard":

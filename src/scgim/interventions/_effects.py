@@ -134,7 +134,7 @@ def estimate_interventions(
             break
         fit, n_programmes = trial, n_programmes + 1
     # last, as variances of their own would make up for mechanisms and programmes that are left out
-    fit = _fit_own_variances(data, prior, n_programmes) or fit
+    fit = _fit_own_variances(data, prior, n_programmes, fit)
     variance, prior, programme = fit.variance, fit.prior, fit.beside
     found = _summaries(shift - programme, variance, group, log_dosage.double(), grid, prior, member)
     return Estimate(found, prior, programme, fit.evidence, variance, fit.support, n_programmes)
@@ -282,18 +282,25 @@ def _fit(data: _Data, prior: ShiftPrior, n_programmes: int) -> _Fit | None:
     return _Fit(evidence, prior, programme + transported, widened, support)
 
 
-def _fit_own_variances(data: _Data, prior: ShiftPrior, n_programmes: int) -> _Fit | None:
+def _fit_own_variances(data: _Data, prior: ShiftPrior, n_programmes: int, before: _Fit) -> _Fit:
     """Fit in which genes and perturbations have variances of their own, which may explain what departures were found for.
 
-    Not where they leave so many targets as no screen has, as many as the prior can say, and departures do not.
+    `before` is the fit without. Of those with and without departures the likelier is taken, but none that leaves as many genes for targets as the
+    prior can say, as no screen has, if another or `before` does not.
     """
     data = data._replace(are_alike=False)
     fits = [_fit(data, prior, n_programmes)]
     if data.passage is not None:
         fits.append(_fit(data._replace(passage=None), prior, n_programmes))
     found = [fit for fit in fits if fit is not None]
-    sparse = [fit for fit in found if fit.prior.target_prob < _MAX_TARGET_PROB]
-    return max(sparse or found, key=lambda fit: fit.evidence, default=None)
+    sparse = [fit for fit in found if _is_sparse(fit)]
+    if not sparse and _is_sparse(before):
+        return before
+    return max(sparse or found, key=lambda fit: fit.evidence, default=before)
+
+
+def _is_sparse(fit: _Fit) -> bool:
+    return fit.prior.target_prob < _MAX_TARGET_PROB
 
 
 def _fit_prior(

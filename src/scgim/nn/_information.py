@@ -9,7 +9,7 @@ from torch import Tensor
 
 _TINY = 1e-12  # guard of a quotient
 _BLOCK_VALUES = 2**24  # 64 MB at a time: for memory
-# Cells of a context that the likelihood is worth, where it says how scores vary: convention; half and double are in the tables `sensitivity-*`.
+# Cells of a context that the likelihood is worth, where it says how scores vary: convention; suites of benchmarks/sensitivity have half and double.
 _CELLS_WORTH = 100.0
 
 
