@@ -164,6 +164,17 @@ def test_an_effect_of_which_nearly_nothing_is_known_has_the_least_precision(make
     np.testing.assert_allclose(module.knowledge.response_precision[SEEN], 1e-3)
 
 
+def test_a_cell_of_many_counts_in_controls_of_a_level_makes_all_its_effects_uncertain(make_module):
+    """Contexts 0 and 1 are the controls of two levels, of which the second has such a cell."""
+    group, dosage = np.array([-1, -1, 0, 0, 1]), np.array([0.0, 0.0, 1.0, 1.0, 1.0])
+    module = make_module("nb", group=group, dosage=dosage, level=np.array([0, 1, 0, 0, 1]))
+    information = told(information=20.0)
+    information.overdispersion[1] = 4.0
+    infer_targets(module, information, None)
+    np.testing.assert_allclose(module.knowledge.response_precision[2], 1 / (1 / 20 + 1 / 20))
+    np.testing.assert_allclose(module.knowledge.response_precision[4], 1 / (1 / 20 + 4 / 20))
+
+
 def test_hard_targets_are_as_certain_as_their_likelihood_says(make_module):
     """By the evidence that parents are cut, whose scores do not tell how cells vary where they are not."""
     module, information = make_module("nb", intervention="hard"), told(information=20.0, evidence=3.0)

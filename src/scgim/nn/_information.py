@@ -98,18 +98,10 @@ class InformationAccumulator:
     def finalise(self) -> FitInformation:
         """All sums, in double precision on the CPU."""
         means = self.sums / self.n_cells.clamp_min(1)[:, None]
-        overdispersion = overdispersion_of(self.score, self.squares, self.information, self.n_cells)
-        sums = (
-            self.score,
-            self.information,
-            self.edges,
-            self.cross,
-            self.evidence,
-            means,
-            self.n_cells,
-            overdispersion,
-        )
-        return FitInformation(*(t.double().cpu() for t in sums))
+        sums = (self.score, self.information, self.edges, self.cross, self.evidence, means, self.n_cells)
+        of_fit = [t.double().cpu() for t in sums]
+        overdispersion = overdispersion_of(of_fit[0], self.squares.double().cpu(), of_fit[1], of_fit[-1])
+        return FitInformation(*of_fit, overdispersion=overdispersion)
 
 
 def overdispersion_of(score: Tensor, squares: Tensor, information: Tensor, n_cells: Tensor) -> Tensor:
