@@ -100,8 +100,8 @@ class InformationAccumulator:
         means = self.sums / self.n_cells.clamp_min(1)[:, None]
         sums = (self.score, self.information, self.edges, self.cross, self.evidence, means, self.n_cells)
         of_fit = [t.double().cpu() for t in sums]
-        overdispersion = overdispersion_of(of_fit[0], self.squares.double().cpu(), of_fit[1], of_fit[-1])
-        return FitInformation(*of_fit, overdispersion)
+        of_fit.append(overdispersion_of(of_fit[0], self.squares.double().cpu(), of_fit[1], of_fit[-1]))
+        return FitInformation(*of_fit)
 
 
 def overdispersion_of(score: Tensor, squares: Tensor, information: Tensor, n_cells: Tensor) -> Tensor:
