@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scgim._priors import ShiftPrior
-from scgim.structure import _out_degree
+from scgim.structure import _moves, _out_degree
 from scgim.structure._climb import HillClimb
 from scgim.structure._graph import topological_order
 from scgim.structure._out_degree import OutDegreePrior
@@ -138,6 +138,24 @@ def test_children_of_a_gene_that_stands_in_for_a_regulator_are_handed_over(simul
         monkeypatch.setattr(search, other, lambda *arguments: False)
     search.escape(1, 10_000)
     np.testing.assert_array_equal(search.adjacency, hub(d - 1) != 0)
+
+
+def test_no_climb_starts_where_a_move_has_lost_too_much(simulate, monkeypatch):
+    d = 6
+    search = StructureSearch(simulate(hub(d - 1), np.eye(d), n_cells=2000).statistics, PRIOR)
+    search.adjacency = hub(d - 1) != 0
+    search.refresh(range(d))
+    score, climbs = search.score, []
+    monkeypatch.setattr(search, "climb", lambda: climbs.append(search.score) or search.score)
+    assert not search.remove_and_return(0)
+    assert not climbs
+    assert search.score == score
+    np.testing.assert_array_equal(search.adjacency, hub(d - 1) != 0)
+    # each edge is worth more than that: had it been allowed, the climb would have begun 500 nats lower for each
+    monkeypatch.setattr(_moves, "_MAX_LOSS", np.inf)
+    assert not search.remove_and_return(0)
+    assert climbs[0] < score - 500 * (d - 1)
+    assert search.score == score
 
 
 def test_handing_over_closes_no_cycle(simulate):
