@@ -8,8 +8,9 @@ import torch
 from scipy.stats import norm
 
 from scgim._priors import ShiftPrior
+from scgim.interventions._curve_posterior import effects_left_out, summaries
 from scgim.interventions._curves import NO_DOSE, CurveGrid, hill_curve
-from scgim.interventions._effects import _summaries, effects_left_out, estimate_interventions
+from scgim.interventions._effects import estimate_interventions
 from scgim.interventions._interventions import DIRECT_FIELDS
 
 DOSES = np.array([0.1, 0.3, 1.0, 3.0, 10.0])
@@ -199,7 +200,7 @@ def test_effects_left_out_are_those_of_a_refit_without_that_dose(fitted):
     left = left[rest.repeat(3)]
     arguments = (part[left] for part in (shift, information, group, log_dosage))
     measured, weight, *where = arguments
-    known = _summaries(measured, 1 / weight, *where, grid, prior)
+    known = summaries(measured, 1 / weight, *where, grid, prior)
     at = torch.full((3,), log_dosage[2])
     torch.testing.assert_close(found[torch.tensor([2, 7, 12])], known.direct(at))
     truth = torch.as_tensor(data[0])
@@ -226,7 +227,7 @@ def test_perturbations_of_different_numbers_of_contexts_do_not_depend_on_each_ot
     grid, prior = CurveGrid.over(-1.0, 1.0), ShiftPrior(0.1, 1.0, 0.01)
     arguments = (torch.full_like(shift, 50.0), group, log_dosage, grid, prior)
     together, prior_together, *_ = estimate_interventions(shift, *arguments)
-    monkeypatch.setattr("scgim.interventions._effects._BLOCK_VALUES", 1)
+    monkeypatch.setattr("scgim.interventions._curve_posterior._BLOCK_VALUES", 1)
     apart, prior_apart, *_ = estimate_interventions(shift, *arguments)
     assert prior_together.slab_var == pytest.approx(prior_apart.slab_var)
     for name, values in vars(together).items():

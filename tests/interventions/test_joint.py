@@ -10,6 +10,7 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from scgim._priors import ShiftPrior
+from scgim.interventions import _effects
 from scgim.interventions._curves import CurveGrid
 from scgim.interventions._effects import estimate_interventions
 from scgim.interventions._joint import Screen, estimate_jointly, informed_prior
@@ -49,6 +50,24 @@ def test_informative_features_find_targets_that_noise_hides():
     assert found.evidence > without.evidence + 2.0
     assert auprc(without, targets) < 0.8
     assert auprc(found, targets) > auprc(without, targets) + 0.15
+
+
+def test_what_there_is_beside_direct_effects_is_chosen_without_features(monkeypatch):
+    data, _ = screen(0.5, informative=True)
+    programme = torch.as_tensor(np.random.default_rng(1).normal(size=(2 * N_DRUGS, 1))) * torch.linspace(-1, 1, N_GENES)
+    data = replace(data, shift=data.shift + programme)
+    first, forms = alone(data), []
+    assert first.form.n_programmes == 1
+    fit = _effects._fit
+    monkeypatch.setattr(_effects, "_fit", lambda *asked: forms.append(fit(*asked).form) or fit(*asked))
+    again = data.estimate(PRIOR, first.form)
+    assert forms == [first.form]  # one fit, where the evidence asks for several
+    assert again.evidence == first.evidence
+    torch.testing.assert_close(again.interventions.target_probs, first.interventions.target_probs, rtol=0, atol=0)
+    forms.clear()
+    found = estimate_jointly(data, PRIOR)
+    assert found.prior.known is not None
+    assert found.form == first.form
 
 
 def test_shuffled_features_cost_nothing():

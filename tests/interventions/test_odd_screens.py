@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scgim._priors import ShiftPrior
+from scgim.interventions._curve_posterior import effects_left_out
 from scgim.interventions._curves import NO_DOSE, CurveGrid, dose_grid
-from scgim.interventions._effects import effects_left_out
 from scgim.interventions._interventions import Interventions
 from scgim.interventions._stacking import _LEEWAY, DrugGenerator, Responses, measured_background
 

@@ -15,7 +15,7 @@ from scgim._priors import ShiftPrior
 from scgim.fit._shrinkage import shrunken
 from scgim.fit._statistics import to_device
 from scgim.interventions._combinations import share, together
-from scgim.interventions._effects import effects_left_out
+from scgim.interventions._curve_posterior import effects_left_out
 from scgim.interventions._interventions import Interventions
 from scgim.interventions._joint import Screen, estimate_jointly
 from scgim.interventions._levels import with_programmes, with_targets

@@ -126,7 +126,7 @@ def _share_programmes(module: GIMModule, statistics: ContextStatistics, result: 
         Passage(moved, weights_of(result, fit), parents, mask),
         None if member is None else member[treated],
     )
-    return found.n_programmes > 0
+    return found.form.n_programmes > 0
 
 
 def _informed_search(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from scgim.interventions._effects import Estimate, estimate_interventions
+from scgim.interventions._effects import Estimate, Form, estimate_interventions
 from scgim.interventions._generator import FeatureGenerator
 
 if TYPE_CHECKING:
@@ -67,14 +67,17 @@ class Screen:
     passage: Passage | None = None
     member: Tensor | None = None
 
-    def estimate(self, prior: ShiftPrior) -> Estimate:
-        """Interventions under a prior."""
+    def estimate(self, prior: ShiftPrior, form: Form | None = None) -> Estimate:
+        """Interventions under a prior, and of a form, or of that which the evidence is for."""
         of_contexts = self.shift, self.information, self.group, self.log_dosage
-        return estimate_interventions(*of_contexts, self.curves, prior, self.passage, self.member)
+        return estimate_interventions(*of_contexts, self.curves, prior, self.passage, self.member, form)
 
 
 def estimate_jointly(screen: Screen, prior: ShiftPrior) -> Estimate:
-    """Interventions of the measured drugs and the prior that their features give, as long as the evidence rises."""
+    """Interventions of the measured drugs and the prior that their features give, as long as the evidence rises.
+
+    What there is beside direct effects is chosen without the features.
+    """
     best = screen.estimate(prior)
     if screen.features is None or len(screen.features) < _MIN_DRUGS:
         return best
@@ -82,7 +85,7 @@ def estimate_jointly(screen: Screen, prior: ShiftPrior) -> Estimate:
         return best
     for _ in range(_MAX_ROUNDS):
         informed = informed_prior(screen, best, prior)
-        trial = screen.estimate(informed)
+        trial = screen.estimate(informed, best.form)
         if trial.evidence < best.evidence + _MIN_GAIN:
             break
         best = trial
