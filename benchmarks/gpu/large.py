@@ -25,7 +25,10 @@ _DISPERSION = 0.1
 _CHUNK = 50_000  # cells made at once: for memory
 SIZES = {"gpu": (1_000_000, 2000), "cpu": (100_000, 200)}
 _FEATURES = 16
-_EPOCHS, _BATCH = {"gpu": 10, "cpu": 2}, 8192
+_EPOCHS, _BATCH = (
+    {"gpu": 10, "cpu": 8},
+    {"gpu": 8192, "cpu": 2048},
+)  # at least 400 steps, as a fit makes, for edges to settle
 _SEARCH_SECONDS = 120  # the search runs on the processor, and the whole is to end within nine minutes
 
 
@@ -101,7 +104,7 @@ def main() -> None:
         model.train(
             _EPOCHS[options.device],
             accelerator=options.device,
-            batch_size=_BATCH,
+            batch_size=_BATCH[options.device],
             max_search_seconds=_SEARCH_SECONDS,
             enable_progress_bar=False,
         )
