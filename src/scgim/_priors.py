@@ -14,6 +14,7 @@ MIN_SPIKE_VAR = 4e-4
 # Prior log odds of an edge among up to this number of genes. Convention: sparse, 0.12 * 19 or about two parents a gene.
 # What other values do is in the tables `sensitivity-*` of docs/benchmarks.md.
 EDGE_LOG_ODDS, _EDGE_GENES = -2.0, 20
+MAX_TARGET_PROB = 0.3  # of a fitted prior, as many targets as no screen has: convention
 CELLS_A_GENE = 12  # cells, or wells, for each gene; fewer say little of a graph: convention
 
 

@@ -158,6 +158,23 @@ def test_no_climb_starts_where_a_move_has_lost_too_much(simulate, monkeypatch):
     assert search.score == score
 
 
+def test_no_parents_are_chosen_anew_where_a_reversal_has_lost_too_much(simulate, monkeypatch):
+    weights = np.zeros((3, 3))
+    weights[0, 1] = weights[0, 2] = weights[1, 2] = 1.0
+    search = StructureSearch(simulate(weights, np.eye(3), n_cells=200, effect=3.0).statistics, PRIOR)
+    search.adjacency = weights != 0
+    search.refresh(range(3))
+    choose, chosen = search.select_parents, []
+    monkeypatch.setattr(search, "select_parents", lambda *asked: chosen.append(asked) or choose(*asked))
+    monkeypatch.setattr(_moves, "_MAX_LOSS", 1.0)
+    assert not search.reverse_and_reselect(0, 2)
+    assert not chosen
+    monkeypatch.setattr(_moves, "_MAX_LOSS", np.inf)
+    assert not search.reverse_and_reselect(0, 2)
+    assert chosen
+    np.testing.assert_array_equal(search.adjacency, weights != 0)
+
+
 def test_handing_over_closes_no_cycle(simulate):
     weights = np.zeros((4, 4))
     weights[0, 1] = weights[0, 2] = weights[1, 3] = weights[2, 3] = 0.5

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from scgim._departures import MAX_DEPARTURE_VAR, MIN_GAIN, likeliest_misfit
+from scgim._priors import MAX_TARGET_PROB
 from scgim.interventions._curve_posterior import blocks_of, moments, summaries
 from scgim.interventions._levels import LEVEL_SHARES
 from scgim.interventions._levels import MIN_GAIN as MIN_LEVEL_GAIN
@@ -38,7 +39,7 @@ _MIN_GENES = 5.0  # effective number of genes of a programme; fewer are shared t
 _MARGIN = 10.0
 # Limits of the fitted prior, far from what is usual: conventions. A target has a standard deviation of at least 0.2 and
 # twice that of other genes, else it could not be told from them.
-_MIN_TARGET_PROB, _MAX_TARGET_PROB = 1e-4, 0.3
+_MIN_TARGET_PROB = 1e-4
 _MIN_SLAB, _MAX_SPIKE = 0.04, 0.25
 # Hyperpriors, weak and conventions: one target among the genes of two drugs, of this number where genes are fewer; and
 # so many targets that have the slab as it was before.
@@ -265,7 +266,7 @@ def _fit_own_variances(data: _Data, prior: ShiftPrior, n_programmes: int, before
 
 
 def _is_sparse(fit: _Fit) -> bool:
-    return fit.prior.target_prob < _MAX_TARGET_PROB
+    return fit.prior.target_prob < MAX_TARGET_PROB
 
 
 def _fit_prior(
@@ -309,7 +310,7 @@ def _update(prior: ShiftPrior, target_probs: Tensor, mean_square: Tensor, misfit
     spike = float(((off * misfit).sum(0) / off.sum(0).clamp_min(_TINY)).median().clamp_min(0.0))
     return replace(
         prior,
-        target_prob=min(max(target_prob, _MIN_TARGET_PROB), _MAX_TARGET_PROB),
+        target_prob=min(max(target_prob, _MIN_TARGET_PROB), MAX_TARGET_PROB),
         slab_var=max(slab, _MIN_SLAB),
         spike_var=min(spike, _MAX_SPIKE * slab),
     )

@@ -18,8 +18,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from scgim._priors import CELLS_A_GENE
-from scgim.structure._score import MAX_TARGET_PROB
+from scgim._priors import CELLS_A_GENE, MAX_TARGET_PROB
 from scgim.structure._search import cells_a_gene, search_structure, usual_budget
 
 if TYPE_CHECKING:

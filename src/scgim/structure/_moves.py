@@ -75,6 +75,10 @@ class StructureSearch(HillClimb):
         trial = self.adjacency.copy()
         children = [t for t in between if trial[i, t]]
         trial[i, between] = False
+        turned = trial.copy()
+        turned[j, i] = True
+        if self._is_hopeless(turned):
+            return False
         steps = np.diff(self.bonus, append=-np.inf)
         for gene in [*children, i]:
             allowed = ~descendants(trial, gene)
@@ -119,7 +123,7 @@ class StructureSearch(HillClimb):
         return better
 
     def _is_hopeless(self, trial: NDArray[np.bool_]) -> bool:
-        """Whether a graph is so much worse, for each edge in which it differs, that a climb from there leads back."""
+        """Whether a graph is so much worse, for each edge in which it differs, that nothing better is to be found from there."""
         edges = trial != self.adjacency
         changed = np.flatnonzero(edges.any(0)).tolist()
         own = self.scores([(j, self.parents(j, trial)) for j in changed])

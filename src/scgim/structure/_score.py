@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from scgim._departures import MAX_DEPARTURE_VAR, N_BENDS, bends, likeliest_misfit
+from scgim._priors import MAX_TARGET_PROB
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,10 +32,9 @@ _MIN_NOISE = 1e-6  # of the spread in controls; genes that do not vary, or copie
 _RIDGE = 1e-8  # of normal equations, so that parents that are copies of each other can be solved for
 _TINY = 1e-9  # sums of squares and of weights must not be zero
 _N_ITERATIONS = 10  # of expectation-maximisation where nothing else is said: convention
-# Limits of the fitted prior, far from what is usual, for screens where hardly anything is a target, or everything: a
-# quarter of a target a drug, 0.3 of the genes, and effects of 0.3 control standard deviations to 30, as knock-outs have of genes that
-# hardly vary in controls. Conventions.
-_MIN_TARGETS, MAX_TARGET_PROB = 0.25, 0.3
+# Limits of the fitted prior, far from what is usual, for screens where hardly anything is a target: a quarter of a target a drug, and effects of
+# 0.3 control standard deviations to 30, as knock-outs have of genes that hardly vary in controls. Conventions.
+_MIN_TARGETS = 0.25
 _SLAB_LIMITS = (0.1, 1000.0)
 _MIN_DEPARTURE_VAR = 1e-4  # less does not show: of a parent that moves by 20 standard deviations, a fifth of one
 _INTERCEPT_PRECISION = 1e-2  # a prior standard deviation of 10: means of standardised values are hardly shrunk
