@@ -25,7 +25,7 @@ _DISPERSION = 0.1
 _CHUNK = 50_000  # cells made at once: for memory
 SIZES = {"gpu": (1_000_000, 2000), "cpu": (100_000, 200)}
 _FEATURES = 16
-_EPOCHS = {"gpu": 10, "cpu": 8}
+_EPOCHS = {"gpu": 10, "cpu": 9}
 _BATCH = {"gpu": 8192, "cpu": 2048}  # at least 400 steps, as a fit makes, for edges without support to be cut
 _SEARCH_SECONDS = 120  # the search runs on the processor, and the whole is to end within nine minutes
 

@@ -140,39 +140,29 @@ def test_children_of_a_gene_that_stands_in_for_a_regulator_are_handed_over(simul
     np.testing.assert_array_equal(search.adjacency, hub(d - 1) != 0)
 
 
-def test_no_climb_starts_where_a_move_has_lost_too_much(simulate, monkeypatch):
-    d = 6
-    search = StructureSearch(simulate(hub(d - 1), np.eye(d), n_cells=2000).statistics, PRIOR)
+def test_children_are_not_handed_over_where_too_much_is_lost(simulate, monkeypatch):
+    d, n_cells = 6, 2000
+    screen = simulate(hub(d - 1), np.eye(d), n_cells=n_cells, n_controls=n_cells)
+    search = StructureSearch(screen.statistics, PRIOR)
     search.adjacency = hub(d - 1) != 0
     search.refresh(range(d))
-    score, climbs = search.score, []
-    monkeypatch.setattr(search, "climb", lambda: climbs.append(search.score) or search.score)
+    score, starts = search.score, []
+    monkeypatch.setattr(search, "climb", lambda: starts.append(search.score) or search.score)
+    monkeypatch.setattr(_moves, "_MIN_MAX_LOSS", 1.0)
+    n = n_cells * (1 + 2 * d)
+    edges = 2 * (d - 1)  # children of one are those of another but for itself, and the one is its child
+    for a_cell, is_tried in ((1e-3, False), (1.0, True)):
+        monkeypatch.setattr(_moves, "_MAX_LOSS_A_CELL", a_cell)
+        assert not search.hand_over(0, 1)
+        assert bool(starts) is is_tried
+        assert search.score == score
+        np.testing.assert_array_equal(search.adjacency, hub(d - 1) != 0)
+    assert -1.0 < (starts[0] - score) / n / edges < -1e-3
+    # other moves lose as much in graphs that are wrong altogether, and are tried
+    monkeypatch.setattr(_moves, "_MAX_LOSS_A_CELL", 1e-3)
+    starts.clear()
     assert not search.remove_and_return(0)
-    assert not climbs
-    assert search.score == score
-    np.testing.assert_array_equal(search.adjacency, hub(d - 1) != 0)
-    # each edge is worth more than that: had it been allowed, the climb would have begun 500 nats lower for each
-    monkeypatch.setattr(_moves, "_MAX_LOSS", np.inf)
-    assert not search.remove_and_return(0)
-    assert climbs[0] < score - 500 * (d - 1)
-    assert search.score == score
-
-
-def test_no_parents_are_chosen_anew_where_a_reversal_has_lost_too_much(simulate, monkeypatch):
-    weights = np.zeros((3, 3))
-    weights[0, 1] = weights[0, 2] = weights[1, 2] = 1.0
-    search = StructureSearch(simulate(weights, np.eye(3), n_cells=200, effect=3.0).statistics, PRIOR)
-    search.adjacency = weights != 0
-    search.refresh(range(3))
-    choose, chosen = search.select_parents, []
-    monkeypatch.setattr(search, "select_parents", lambda *asked: chosen.append(asked) or choose(*asked))
-    monkeypatch.setattr(_moves, "_MAX_LOSS", 1.0)
-    assert not search.reverse_and_reselect(0, 2)
-    assert not chosen
-    monkeypatch.setattr(_moves, "_MAX_LOSS", np.inf)
-    assert not search.reverse_and_reselect(0, 2)
-    assert chosen
-    np.testing.assert_array_equal(search.adjacency, weights != 0)
+    assert (starts[0] - score) / n / (d - 1) < -1e-3
 
 
 def test_handing_over_closes_no_cycle(simulate):

@@ -37,7 +37,7 @@ def effects_left_out(
 ) -> Tensor:
     """Expected direct effect in each context, from the curves that the other doses of its drug give, shape (K, d).
 
-    The doses of each drug are left out in turn, several drugs at once; arguments are those of :func:`estimate_interventions`,
+    The doses of each drug are left out in turn, several drugs at once; arguments are those of :func:`~scgim.interventions._effects.estimate_interventions`,
     programmes taken out. NaN where a drug has one dose.
     """
     log_dosage = log_dosage.double()

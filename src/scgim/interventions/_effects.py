@@ -48,7 +48,7 @@ _TINY, _MIN_INFORMATION = 1e-9, 1e-6  # guards of quotients
 
 
 class Form(NamedTuple):
-    """What the evidence is for, beside direct effects.
+    """What there is beside direct effects.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ class Estimate(NamedTuple):
     support
         Log evidence for edges by what passes between contexts beside the mechanism, (d, d); None without :class:`Passage`.
     form
-        What the evidence is for.
+        What there is beside direct effects.
     """
 
     interventions: Interventions
@@ -128,7 +128,7 @@ def estimate_interventions(
     member
         Level of the effect modifier of each context as 0/1, shape (K, L); None if effects are the same in all.
     form
-        What there is beside direct effects; None to choose by the evidence.
+        What there is beside direct effects; None to choose by the evidence, as is done where it has a programme of too few genes.
     """
     shift, variance = shift.double(), 1 / information.double().clamp_min(_MIN_INFORMATION)
     coarse = grid.coarse()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from scgim._priors import MAX_TARGET_PROB
 from scgim.interventions._effects import Estimate, Form, estimate_interventions
 from scgim.interventions._generator import FeatureGenerator
 
@@ -31,7 +32,7 @@ _MAX_ROUNDS = 3  # each costs a fit of the generator: convention, for time
 _MAX_TARGETS = 12.0
 _SURPRISE = 0.1  # share of the prior that features do not touch: a drug may be unlike all others: convention
 _MIN_GAIN = 2.0  # nats that features must bring: a factor of seven; convention
-_USUAL_LIMITS = (1e-4, 0.3)  # of the mean probability of a target, as of the fitted prior
+_USUAL_LIMITS = (1e-4, MAX_TARGET_PROB)  # of the mean probability of a target, as of the fitted prior
 _LIMITS = (1e-5, 1 - 1e-2)  # of what features may say beforehand: cells can overrule them either way
 
 
@@ -76,7 +77,7 @@ class Screen:
 def estimate_jointly(screen: Screen, prior: ShiftPrior) -> Estimate:
     """Interventions of the measured drugs and the prior that their features give, as long as the evidence rises.
 
-    What there is beside direct effects is chosen without the features.
+    What there is beside direct effects is chosen without the features, unless they leave a programme with too few genes.
     """
     best = screen.estimate(prior)
     if screen.features is None or len(screen.features) < _MIN_DRUGS:
